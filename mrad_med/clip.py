@@ -1,0 +1,165 @@
+"""The frozen image encoder: open_clip's vision transformer with the V-V branch. METHOD: arXiv 2602.00522, section 1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+from mrad_med.types import BackboneCard, ImageFeatures
+
+__all__ = ["CLIP", "CLIPImageEncoder"]
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class CLIPImageEncoder(nn.Module):
+    """Encode normalized images into a class feature and V-V patch tokens.
+
+    The standard path is CLIP's own. The V-V path starts after the first block and adds, in every further block,
+    attention of the block's values over themselves. Both paths share one computation of the values. The tower's own
+    modules do the work; nothing is copied and no parameter is ever written.
+
+    Args:
+        tower: open_clip's vision transformer with weights loaded. Frozen and put in evaluation mode.
+        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``, the type of the matrix products inside the blocks. The residual
+            streams, layer norms, final projection and the features that come out are float32 whatever it is.
+
+    Raises:
+        ValueError: the tower is of a kind that has no V-V branch, or the precision is unknown.
+    """
+
+    def __init__(self, tower: VisionTransformer, *, precision: str = "fp32") -> None:
+        super().__init__()
+        _check_tower(tower)
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is one of {', '.join(PRECISIONS)}; got {precision!r}")
+        self.tower = tower.eval().requires_grad_(False)
+        self.precision = precision
+        for block in tower.transformer.resblocks:
+            block.attn.to(PRECISIONS[precision])
+            block.mlp.to(PRECISIONS[precision])
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return int(self.tower.patch_size[0])
+
+    def forward(self, images: Tensor) -> ImageFeatures:
+        """Return the features of a batch of any size.
+
+        Args:
+            images: (B, 3, H, W) normalized with the card's constants, H and W multiples of the patch size.
+
+        Returns:
+            Features before the neighbor average, all float32.
+
+        Raises:
+            ValueError: the shape does not fit.
+        """
+        _check_images(images, self.patch_size)
+        grid_size = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
+        hidden = self._embed(images, grid_size)  # (B, 1 + N, D)
+        vv_tokens = hidden
+        blocks = self.tower.transformer.resblocks
+        for index, block in enumerate(blocks):
+            first, last = index == 0, index == len(blocks) - 1
+            hidden, vv_update = _run_block(block, hidden, class_only=last and not first, with_vv=not first)
+            vv_tokens = hidden if vv_update is None else vv_tokens + vv_update
+        patches = self.tower.ln_post(vv_tokens)[:, 1:]  # (B, N, D)
+        image = hidden[:, 0] @ self.tower.proj  # no ln_post on the class token: parity with the published code
+        return ImageFeatures(image, patches, patches @ self.tower.proj, grid_size)
+
+    def _embed(self, images: Tensor, grid_size: tuple[int, int]) -> Tensor:
+        """Return (B, 1 + N, D) tokens with positions resized to this grid, after the first layer norm."""
+        tokens = self.tower.conv1(images.float()).flatten(2).transpose(1, 2)  # (B, N, D)
+        classes = self.tower.class_embedding.expand(len(tokens), 1, -1)
+        tokens = torch.cat([classes, tokens], dim=1) + self._positions(grid_size)
+        return self.tower.ln_pre(tokens)  # type: ignore[no-any-return]
+
+    def _positions(self, grid_size: tuple[int, int]) -> Tensor:
+        """Return the (1 + N, D) position table, its patch part bilinearly resized from the native grid."""
+        table: Tensor = self.tower.positional_embedding
+        native: tuple[int, int] = self.tower.grid_size
+        if native == grid_size:
+            return table
+        grid = table[1:].T.reshape(1, -1, *native)
+        resized = F.interpolate(grid, size=grid_size, mode="bilinear", align_corners=False)
+        return torch.cat([table[:1], resized[0].flatten(1).T])
+
+
+def _run_block(
+    block: ResidualAttentionBlock, hidden: Tensor, *, class_only: bool, with_vv: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the block's output on the standard path and what it adds to the V-V path.
+
+    ``class_only`` computes the standard path for the class row alone: enough in the last block.
+    """
+    attention = block.attn
+    heads, dtype = attention.num_heads, attention.in_proj_weight.dtype
+    width = hidden.shape[-1]
+    normed = block.ln_1(hidden).to(dtype)
+    hidden = hidden[:, :1] if class_only else hidden
+    query_rows = normed[:, :1] if class_only else normed
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    query = _split_heads(F.linear(query_rows, weight[:width], bias[:width]), heads)
+    key, value = (
+        _split_heads(part, heads) for part in F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
+    )
+    hidden = hidden + block.ls_1(_attend(attention.out_proj, query, key, value))
+    hidden = hidden + block.ls_2(block.mlp(block.ln_2(hidden).to(dtype)).float())
+    return hidden, block.ls_1(_attend(attention.out_proj, value, value, value)) if with_vv else None
+
+
+def _split_heads(tokens: Tensor, heads: int) -> Tensor:
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, heads, T, D / heads)
+
+
+def _attend(out_projection: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return fused attention, heads joined and projected, as float32 (B, T, D)."""
+    joined = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    return out_projection(joined).float()  # type: ignore[no-any-return]
+
+
+def _check_tower(tower: nn.Module) -> None:
+    """Refuse towers whose blocks or pooling the V-V branch is not defined for."""
+    reason = ""
+    if not isinstance(tower, VisionTransformer):
+        reason = f"it is a {type(tower).__name__}"
+    elif not all(isinstance(block, ResidualAttentionBlock) for block in tower.transformer.resblocks):
+        reason = "it has custom attention blocks"
+    elif tower.attn_pool is not None:
+        reason = "it pools by attention"
+    elif tower.patch_size[0] != tower.patch_size[1]:
+        reason = "its patches are not square"
+    if reason:
+        raise ValueError(
+            f"the V-V branch needs open_clip's own vision transformer with a class token, but {reason}; "
+            "choose a model such as ViT-L-14-336-quickgelu, ViT-B-16 or ViT-H-14"
+        )
+
+
+def _check_images(images: Tensor, patch_size: int) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] < patch_size or images.shape[3] < patch_size:
+        raise ValueError(f"expected images of shape (B, 3, H, W) with H, W >= {patch_size}, got {tuple(images.shape)}")
+    if images.shape[2] % patch_size or images.shape[3] % patch_size:
+        raise ValueError(
+            f"height and width must be multiples of the patch size {patch_size}, got {images.shape[2]} x "
+            f"{images.shape[3]}; resize to for example {37 * patch_size} x {37 * patch_size}"
+        )
+
+
+@dataclass(frozen=True)
+class CLIP:
+    """A frozen backbone: its encoder and its card.
+
+    Attributes:
+        image_encoder: (B, 3, H, W) normalized images to `ImageFeatures`.
+        card: name, widths, sizes, normalization constants and the hash of the image tower.
+    """
+
+    image_encoder: CLIPImageEncoder
+    card: BackboneCard

@@ -1,0 +1,295 @@
+"""The two-level memory bank: build, extend, merge, save, load, check. METHOD: arXiv 2602.00522, section 2."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.utils import convert_to_tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mrad_med.clip import CLIP
+from mrad_med.files import atomic_path
+from mrad_med.retrieval import average_neighbors
+from mrad_med.types import AnomalyKeys, BackboneCard, BankCard, ImageFeatures
+
+__all__ = ["MemoryBank", "MemoryBankError", "build_memory_bank", "load_memory_bank", "merge_memory_banks"]
+
+logger = logging.getLogger(__name__)
+
+_TENSORS = ("image_keys", "image_labels", "patch_keys", "patch_labels")
+_FORMAT = "mrad_med memory bank"
+
+
+class MemoryBankError(ValueError):
+    """A memory bank that is damaged, empty, or does not belong to the backbone at hand."""
+
+
+@dataclass(frozen=True)
+class MemoryBank:
+    """Features of labelled images as keys, their labels as values, at image and at patch level. Never changed in place.
+
+    Attributes:
+        image_keys: (K, E) float32, L2-normalized image features.
+        image_labels: (K,) int64, 0 normal and 1 anomalous.
+        patch_keys: (K', D) float32, L2-normalized mean patch features of one region each.
+        patch_labels: (K',) int64.
+        card: where the entries come from and which backbone made them.
+
+    Raises:
+        MemoryBankError: shapes, types or values are not those of a memory bank.
+    """
+
+    image_keys: Tensor
+    image_labels: Tensor
+    patch_keys: Tensor
+    patch_labels: Tensor
+    card: BankCard
+
+    def __post_init__(self) -> None:
+        for level, keys, labels in (
+            ("image", self.image_keys, self.image_labels),
+            ("patch", self.patch_keys, self.patch_labels),
+        ):
+            if keys.ndim != 2 or labels.ndim != 1 or len(keys) != len(labels):
+                raise MemoryBankError(
+                    f"{level} level: expected keys (K, width) and labels (K,), "
+                    f"got {tuple(keys.shape)} and {tuple(labels.shape)}"
+                )
+            if keys.dtype != torch.float32 or labels.dtype != torch.int64:
+                raise MemoryBankError(
+                    f"{level} level: expected float32 keys and int64 labels, got {keys.dtype} and {labels.dtype}"
+                )
+            if not torch.isfinite(keys).all():
+                raise MemoryBankError(f"{level} level: some keys are NaN or infinite; build the bank again")
+            if not torch.isin(labels, torch.tensor([0, 1])).all():
+                raise MemoryBankError(f"{level} level: labels must be 0 (normal) or 1 (anomalous)")
+        object.__setattr__(self, "card", replace(self.card, counts=self._counts()))
+
+    def _counts(self) -> dict[str, int]:
+        return {
+            f"{level}_{name}": int((labels == value).sum())
+            for level, labels in (("image", self.image_labels), ("patch", self.patch_labels))
+            for value, name in enumerate(("normal", "anomalous"))
+        }
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name}={count}" for name, count in self.card.counts.items())
+        return f"MemoryBank(backbone={self.card.backbone!r}, {counts})"
+
+    @property
+    def sha256(self) -> str:
+        """Hash of keys and labels: two banks with the same hash give the same scores."""
+        digest = hashlib.sha256()
+        for name in _TENSORS:
+            digest.update(getattr(self, name).contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def check(self, backbone: BackboneCard) -> None:
+        """Refuse a backbone that did not make these keys, and a bank that cannot tell anomalous from normal.
+
+        Raises:
+            MemoryBankError: says what was expected and what was given.
+        """
+        made_by, given = self.card.backbone_sha256, backbone.sha256
+        if made_by is not None and made_by != given:
+            raise MemoryBankError(
+                f"this memory bank was built with backbone {self.card.backbone!r} (sha256 {made_by[:12]}), but the "
+                f"backbone at hand is {backbone.name!r} (sha256 {given[:12]}): load that backbone or build a new bank"
+            )
+        for level, keys, expected in (
+            ("image", self.image_keys, backbone.embed_dim),
+            ("patch", self.patch_keys, backbone.width),
+        ):
+            if keys.shape[1] != expected:
+                raise MemoryBankError(
+                    f"{level} keys of this memory bank are {keys.shape[1]} wide, but backbone {backbone.name!r} makes "
+                    f"features of width {expected}: load the backbone the bank was built with ({self.card.backbone})"
+                )
+        lacking = [name.replace("_", " ") for name, count in self.card.counts.items() if count == 0]
+        if lacking:
+            raise MemoryBankError(
+                f"this memory bank has no {' and no '.join(lacking)} entry: retrieval needs both labels at both "
+                "levels; extend it with such images (and masks)"
+            )
+
+    def extend(self, clip: CLIP, loader: Iterable[Mapping[str, Any]], **keywords: Any) -> MemoryBank:
+        """Return this bank with the entries of further labelled images added: results change at once, no training.
+
+        Args:
+            clip: the backbone that made this bank.
+            loader: as for `build_memory_bank`.
+            **keywords: as for `build_memory_bank`.
+
+        Raises:
+            MemoryBankError: another backbone made this bank.
+        """
+        return merge_memory_banks([self, build_memory_bank(clip, loader, **keywords)])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file with the card in its header: all of it or nothing."""
+        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        card = json.dumps(self.card.to_dict(), sort_keys=True)
+        with atomic_path(path) as partial:
+            save_file(tensors, partial, metadata={"format": _FORMAT, "card": card})
+
+
+def load_memory_bank(path: str | os.PathLike[str]) -> MemoryBank:
+    """Return the memory bank saved in a file. Nothing in the file is executed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        MemoryBankError: the file is damaged or something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no memory bank {path}; `mrad-med bank build` makes one, and the project's "
+            "bundles/memory_banks folder holds the bank of the embedded backbone"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise MemoryBankError(
+                    f"{path.name} is a safetensors file, but no memory bank of mrad_med; published banks are read by "
+                    "load_official_bank(image_file, patch_file)"
+                )
+            tensors = {name: file.get_tensor(name) for name in _TENSORS}
+            card = BankCard.from_dict(json.loads(metadata["card"]))
+    except MemoryBankError:
+        raise
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise MemoryBankError(f"{path.name} is damaged or no memory bank ({error}); copy or build it again") from error
+    return MemoryBank(**tensors, card=card)
+
+
+def merge_memory_banks(banks: Sequence[MemoryBank]) -> MemoryBank:
+    """Return one bank with the entries of all, in their order.
+
+    Raises:
+        MemoryBankError: there is no bank, or they were made by different backbones.
+    """
+    if not banks:
+        raise MemoryBankError("nothing to merge: give at least one memory bank")
+    first = banks[0]
+    for bank in banks[1:]:
+        hashes = {first.card.backbone_sha256, bank.card.backbone_sha256} - {None}
+        widths = [(b.image_keys.shape[1], b.patch_keys.shape[1]) for b in (first, bank)]
+        if len(hashes) > 1 or widths[0] != widths[1]:
+            raise MemoryBankError(
+                f"banks of different backbones cannot be merged: {first.card.backbone!r} (widths {widths[0]}) and "
+                f"{bank.card.backbone!r} (widths {widths[1]})"
+            )
+    known = next((bank.card for bank in banks if bank.card.backbone_sha256), first.card)
+    sizes = {bank.card.image_size for bank in banks}
+    card = BankCard(
+        backbone=known.backbone,
+        backbone_sha256=known.backbone_sha256,
+        image_size=sizes.pop() if len(sizes) == 1 else None,
+        sources=tuple(source for bank in banks for source in bank.card.sources),
+        created=_today(),
+        version=version("mrad-med"),
+        notes=first.card.notes if len(banks) == 1 else {},
+    )
+    return MemoryBank(**{name: torch.cat([getattr(bank, name) for bank in banks]) for name in _TENSORS}, card=card)
+
+
+def build_memory_bank(
+    clip: CLIP,
+    loader: Iterable[Mapping[str, Any]],
+    *,
+    sources: Sequence[Mapping[str, Any]] = (),
+    notes: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> MemoryBank:
+    """Return the bank of a labelled set: both levels in one pass.
+
+    Args:
+        clip: the backbone.
+        loader: yields batches, dictionaries of ``image`` (B, 3, H, W) normalized, ``label`` (B,) 0 or 1, and ``mask``
+            (B, 1, H, W) in [0, 1]. Without masks, normal images count as normal everywhere and anomalous images give no
+            patch entry.
+        sources: one mapping per source set for the card: name, license, ...
+        notes: free values for the card.
+        progress: whether to show a progress bar.
+
+    Raises:
+        MemoryBankError: the loader yields nothing, or a batch lacks images or labels.
+    """
+    entries: dict[str, list[Tensor]] = {name: [] for name in _TENSORS}
+    sizes: set[tuple[int, int]] = set()
+    device = next(clip.image_encoder.parameters()).device
+    for batch in tqdm(loader, desc="memory bank", unit="batch", disable=not progress):
+        if AnomalyKeys.IMAGE not in batch or AnomalyKeys.LABEL not in batch:
+            raise MemoryBankError(f"each batch needs 'image' and 'label'; this one has {sorted(map(str, batch))}")
+        images = convert_to_tensor(batch[AnomalyKeys.IMAGE], track_meta=False).to(device)
+        labels = torch.as_tensor(batch[AnomalyKeys.LABEL]).reshape(-1).long().cpu()
+        masks = _masks(batch.get(AnomalyKeys.MASK), images, labels)
+        features = clip.image_encoder(images)
+        sizes.add((images.shape[-2], images.shape[-1]))
+        entries["image_keys"].append(F.normalize(features.image, dim=-1).cpu())
+        entries["image_labels"].append(labels)
+        keys, key_labels = _region_keys(features, masks)
+        entries["patch_keys"].append(keys.cpu())
+        entries["patch_labels"].append(key_labels.cpu())
+    if not sizes:
+        raise MemoryBankError("the loader yielded no image: a memory bank needs labelled images")
+    card = BankCard(
+        backbone=clip.card.name,
+        backbone_sha256=clip.card.sha256,
+        image_size=sizes.pop() if len(sizes) == 1 else None,
+        sources=tuple(sources),
+        created=_today(),
+        version=version("mrad-med"),
+        notes=notes or {},
+    )
+    return MemoryBank(**{name: torch.cat(parts) for name, parts in entries.items()}, card=card)
+
+
+def _masks(masks: Any, images: Tensor, labels: Tensor) -> Tensor:
+    """Return (B, 1, H, W) binary masks; an image without a mask is all 0.5 if anomalous, which fits neither region."""
+    if masks is None:
+        return (labels * 0.5).float().view(-1, 1, 1, 1).expand(-1, 1, *images.shape[-2:]).to(images.device)
+    masks = convert_to_tensor(masks, track_meta=False).to(images)
+    if masks.shape != (len(images), 1, *images.shape[-2:]):
+        raise MemoryBankError(
+            f"masks must be (B, 1, H, W) like their images {tuple(images.shape)}, got {tuple(masks.shape)}"
+        )
+    empty = int(((masks > 0.5).flatten(1).sum(1).cpu() == 0).logical_and(labels == 1).sum())
+    if empty:
+        logger.warning("%d anomalous image(s) have an empty mask: they add a normal patch entry only", empty)
+    return (masks > 0.5).float()
+
+
+def _region_keys(features: ImageFeatures, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return one key per image and region, the anomalous region first; mixed patches belong to neither."""
+    patches = average_neighbors(features.patches, features.grid_size)
+    coverage = F.interpolate(masks, size=features.grid_size, mode="bilinear", align_corners=False).flatten(1)  # (B, N)
+    keys, labels = [], []
+    for tokens, share in zip(patches, coverage, strict=True):
+        for label in (1, 0):
+            inside = share == label
+            if inside.any():
+                keys.append(F.normalize(tokens[inside].mean(0), dim=0))
+                labels.append(label)
+    if not keys:
+        return patches.new_empty(0, patches.shape[-1]), torch.empty(0, dtype=torch.int64)
+    return torch.stack(keys), torch.tensor(labels)
+
+
+def _today() -> str:
+    return datetime.now(timezone.utc).date().isoformat()

@@ -1,0 +1,61 @@
+"""Read the files of the published implementation, without running any code in them. METHOD 9."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mrad_med.memory import MemoryBank, MemoryBankError
+from mrad_med.types import BankCard
+
+__all__ = ["load_official_bank"]
+
+
+def load_official_bank(image_file: str | os.PathLike[str], patch_file: str | os.PathLike[str]) -> MemoryBank:
+    """Return the memory bank kept in the two published files.
+
+    The files do not say which backbone made them (it was OpenAI's ViT-L/14@336px), so the card has no hash and only the
+    widths are checked against a backbone.
+
+    Args:
+        image_file: ``cache_model_<set>.pt``, the image level.
+        patch_file: ``cache_patch_model_<set>.pt``, the patch level.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        MemoryBankError: a file is damaged or of another layout.
+    """
+    image_keys, image_labels = _load_level(Path(image_file))
+    patch_keys, patch_labels = _load_level(Path(patch_file))
+    card = BankCard(
+        backbone="ViT-L-14-336-quickgelu:openai (as published; the files do not record it)",
+        backbone_sha256=None,
+        image_size=(518, 518),
+        sources=({"name": Path(image_file).name}, {"name": Path(patch_file).name}),
+    )
+    return MemoryBank(image_keys, image_labels, patch_keys, patch_labels, card)
+
+
+def _load_level(path: Path) -> tuple[Tensor, Tensor]:
+    """Return keys (K, width) and labels (K,) of one file ``{"keys", "values"}``."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no published memory bank {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise MemoryBankError(f"{path.name} is damaged or no plain tensor file: {error}") from error
+    if not isinstance(content, dict) or not {"keys", "values"} <= content.keys():
+        found = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise MemoryBankError(f"{path.name}: expected a dictionary with 'keys' and 'values', found {found}")
+    keys, values = content["keys"], content["values"]
+    one_hot = values.ndim == 2 and values.shape[1] == 2 and bool((values.sum(1) == 1).all())
+    if not one_hot or keys.ndim != 2 or len(keys) != len(values):
+        raise MemoryBankError(
+            f"{path.name}: expected keys (K, width) and one-hot values (K, 2), "
+            f"got {tuple(keys.shape)} and {tuple(values.shape)}"
+        )
+    return keys.float(), values.argmax(1)

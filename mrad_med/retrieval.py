@@ -1,0 +1,92 @@
+"""Retrieval from a memory: pure functions on features. METHOD: arXiv 2602.00522, section 3."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["average_neighbors", "retrieve"]
+
+# Scores of one chunk of keys: 16 M floats are 64 MB, large enough for fast matrix products on any machine.
+_SCORES_PER_CHUNK = 2**24
+
+
+def average_neighbors(patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """Return each patch averaged with its neighbors on the patch grid.
+
+    The mean of 1x1, 3x3 and 5x5 average pooling with stride 1, where zero padding counts in the divisor, is one
+    5x5 kernel applied to every channel.
+
+    Args:
+        patches: (B, N, D) tokens, row by row.
+        grid_size: rows and columns of the grid.
+
+    Returns:
+        (B, N, D) averaged tokens.
+
+    Raises:
+        ValueError: N is not ``rows * columns``.
+
+    Reference:
+        METHOD 1, "neighbour average" of the published code.
+    """
+    batch, count, width = patches.shape
+    rows, columns = grid_size
+    if count != rows * columns:
+        raise ValueError(f"{count} patches do not fill a grid of {rows} x {columns}; pass the grid of these features")
+    kernel = patches.new_zeros(5, 5)
+    kernel += 1 / 25
+    kernel[1:4, 1:4] += 1 / 9
+    kernel[2, 2] += 1
+    kernel /= 3
+    grid = patches.reshape(batch, rows, columns, width).permute(0, 3, 1, 2)  # (B, D, rows, columns)
+    averaged = F.conv2d(grid, kernel.expand(width, 1, 5, 5), padding=2, groups=width)
+    return averaged.permute(0, 2, 3, 1).reshape(batch, count, width)
+
+
+def retrieve(
+    queries: Tensor,
+    keys: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Return the probability that each query is anomalous: softmax over all keys, summed over the anomalous ones.
+
+    Computed as ``sigmoid(logsumexp(anomalous scores) - logsumexp(normal scores))`` over chunks of keys, so that the
+    matrix of all scores never exists. Always in float32: probabilities may span no more than 0.01.
+
+    Args:
+        queries: (..., C) features; the train-free method passes L2-normalized ones.
+        keys: (K, C) features.
+        labels: (K,) integers, 0 normal and 1 anomalous.
+        temperature: scores are divided by it. The published code uses 1, the paper writes 0.07.
+        chunk_size: keys scored at once; None chooses it so that one chunk of scores takes 64 MB.
+
+    Returns:
+        (...) probabilities in [0, 1].
+
+    Raises:
+        ValueError: the widths differ, there is no key, or the temperature is not positive.
+
+    Reference:
+        METHOD 3; METHOD 7 for the streamed form.
+    """
+    if queries.shape[-1] != keys.shape[-1]:
+        raise ValueError(f"queries are {queries.shape[-1]} wide and keys {keys.shape[-1]}: they must agree")
+    if len(keys) == 0 or labels.shape != keys.shape[:1]:
+        raise ValueError(f"expected at least one key and one label for each, got {len(keys)} and {len(labels)}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    flat = queries.reshape(-1, queries.shape[-1]).float() / temperature  # (Q, C)
+    step = chunk_size or max(1, _SCORES_PER_CHUNK // max(1, len(flat)))
+    anomalous, normal = [], []
+    for start in range(0, len(keys), step):
+        scores = flat @ keys[start : start + step].float().T  # (Q, chunk)
+        is_anomalous = labels[start : start + step].bool()
+        anomalous.append(torch.logsumexp(scores[:, is_anomalous], dim=1))
+        normal.append(torch.logsumexp(scores[:, ~is_anomalous], dim=1))
+    odds = torch.stack(anomalous).logsumexp(0) - torch.stack(normal).logsumexp(0)  # (Q,)
+    return odds.sigmoid().reshape(queries.shape[:-1])

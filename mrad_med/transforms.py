@@ -1,0 +1,358 @@
+"""Transforms that MONAI lacks, as ``X`` / ``Xd`` pairs, and the preprocessing made of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import (
+    Compose,
+    InvertibleTransform,
+    MapTransform,
+    NormalizeIntensityd,
+    Orientation,
+    ScaleIntensityRanged,
+    Transform,
+)
+from monai.utils import TraceKeys
+from PIL import Image
+
+from mrad_med.readers import MAX_PIXELS, ImageFileError, read_image_file
+from mrad_med.types import AnomalyKeys, BackboneCard
+
+__all__ = [
+    "LoadMaskd",
+    "LoadMedicalImage",
+    "LoadMedicalImaged",
+    "ResizeBicubic",
+    "ResizeBicubicd",
+    "ResizeMask",
+    "ResizeMaskd",
+    "ScaleToBytes",
+    "ScaleToBytesd",
+    "ToDisplayOrientation",
+    "ToDisplayOrientationd",
+    "ToRGB",
+    "ToRGBd",
+    "build_preprocessing",
+    "load_picture",
+]
+
+IMAGE_SIZE = 518  # side of the network's input as published: 37 patches of 14 pixels
+INTENSITY_PERCENTILES = (0.5, 99.5)  # of images deeper than 8 bits: the range that becomes black to white
+MASK_THRESHOLD = 127  # JPEG compression leaves small values beside a mask's 0 and 255
+
+
+class LoadMedicalImage(Transform):  # type: ignore[misc]
+    """Load a photograph, DICOM file or NIfTI volume as (C, W, H) or (C, X, Y, Z); see `read_image_file`."""
+
+    def __init__(self, max_pixels: int = MAX_PIXELS) -> None:
+        self.max_pixels = max_pixels
+
+    def __call__(self, path: str | os.PathLike[str]) -> MetaTensor:
+        """Return the image in ``path``.
+
+        Raises:
+            ImageFileError: the file cannot be used.
+        """
+        return read_image_file(path, max_pixels=self.max_pixels)
+
+
+class ToDisplayOrientation(InvertibleTransform):  # type: ignore[misc]
+    """Turn an array as MONAI reads it into upright pictures: rows run down, columns run right.
+
+    (C, W, H) becomes (C, H, W). A volume is first brought to LPS, so that an axial slice lies as radiologists see it
+    (patient's right at the left, anterior up), then becomes (C, rows, columns, slices).
+    """
+
+    def __init__(self) -> None:
+        self._orientation = Orientation(axcodes="LPS")
+
+    def __call__(self, image: MetaTensor) -> MetaTensor:
+        """Return the upright image."""
+        if image.ndim == 4:
+            image = self._orientation(image)
+        return self.push_transform(_swap_rows_and_columns(image), extra_info={})
+
+    def inverse(self, image: MetaTensor) -> MetaTensor:
+        """Return a map on the upright grid as the file stores it."""
+        self.pop_transform(image)
+        image = _swap_rows_and_columns(image)
+        return self._orientation.inverse(image) if image.ndim == 4 else image
+
+
+def _swap_rows_and_columns(image: MetaTensor) -> MetaTensor:
+    return image.transpose(1, 2).contiguous()
+
+
+class ScaleToBytes(Transform):  # type: ignore[misc]
+    """Bring intensities to uint8: 8-bit images as they are, deeper ones from black to white between two percentiles.
+
+    The percentiles are taken over the whole image or volume. A constant deep image becomes black.
+    """
+
+    def __init__(self, percentiles: tuple[float, float] = INTENSITY_PERCENTILES) -> None:
+        self.percentiles = percentiles
+
+    def __call__(self, image: MetaTensor) -> MetaTensor:
+        """Return the scaled image.
+
+        Raises:
+            ImageFileError: no value is finite.
+        """
+        if image.dtype == torch.uint8:
+            return image
+        values = image.numpy()
+        finite = values[np.isfinite(values)]
+        if finite.size == 0:
+            raise ImageFileError("the image has no finite value (all NaN or infinite); export it again")
+        low, high = (float(value) for value in np.percentile(finite, self.percentiles))
+        scaled = (torch.nan_to_num(image, nan=low, posinf=high, neginf=low) - low) / max(high - low, 1e-12)
+        return (scaled.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+class ToRGB(Transform):  # type: ignore[misc]
+    """Repeat a grey image in three channels; three channels stay."""
+
+    def __call__(self, image: MetaTensor) -> MetaTensor:
+        """Return (3, ...).
+
+        Raises:
+            ImageFileError: another number of channels.
+        """
+        if image.shape[0] not in (1, 3):
+            raise ImageFileError(f"{image.shape[0]} channels; grey (1) and RGB (3) images can be scored")
+        return image if image.shape[0] == 3 else image.repeat(3, *[1] * (image.ndim - 1))
+
+
+class ResizeBicubic(InvertibleTransform):  # type: ignore[misc]
+    """Resize rows and columns of bytes with Pillow's antialiased bicubic filter; the aspect ratio is not kept.
+
+    The inverse brings a map back to the size before, bilinearly (or as ``nearest_interp`` of MONAI's `Invertd` says).
+    Slices of a volume are resized one by one.
+
+    Args:
+        size: rows and columns, or one number for both.
+    """
+
+    def __init__(self, size: int | tuple[int, int] = IMAGE_SIZE) -> None:
+        self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    def __call__(self, image: MetaTensor) -> MetaTensor:
+        """Return uint8 (C, rows, columns[, slices]) of uint8 (C, H, W[, slices])."""
+        original = tuple(image.shape[1:])
+        resized = _resize_bytes(image, self.size, Image.Resampling.BICUBIC)
+        return self.push_transform(resized, orig_size=original, extra_info={"mode": "bilinear"})
+
+    def inverse(self, image: MetaTensor) -> MetaTensor:
+        """Return a map (C, rows, columns[, slices]) at the size before."""
+        applied = self.pop_transform(image)
+        size, mode = applied[TraceKeys.ORIG_SIZE][:2], applied[TraceKeys.EXTRA_INFO]["mode"]
+        slices = _slices(image.as_tensor())
+        restored = F.interpolate(slices, size=size, mode=mode, antialias=mode != "nearest")
+        return MetaTensor(_restack(restored, image.ndim)).copy_meta_from(image)
+
+
+class ResizeMask(Transform):  # type: ignore[misc]
+    """Resize a binary mask with Pillow's antialiased bilinear filter, then cut at one half, as the published code."""
+
+    def __init__(self, size: int | tuple[int, int] = IMAGE_SIZE) -> None:
+        self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    def __call__(self, mask: MetaTensor) -> MetaTensor:
+        """Return float32 (1, rows, columns[, slices]) of 0 and 1."""
+        grey = (mask * 255).to(torch.uint8)
+        return (_resize_bytes(grey, self.size, Image.Resampling.BILINEAR) > MASK_THRESHOLD).float()
+
+
+def _resize_bytes(image: MetaTensor, size: tuple[int, int], resample: Image.Resampling) -> MetaTensor:
+    """Return uint8 (C, rows, columns[, slices]) with each slice resized by Pillow itself: it is its own referee."""
+    slices = _slices(image.as_tensor()).permute(0, 2, 3, 1).numpy()  # (D, H, W, C)
+    resized = [
+        np.asarray(Image.fromarray(item[..., 0] if item.shape[-1] == 1 else item).resize(size[::-1], resample))
+        for item in slices
+    ]
+    stacked = torch.from_numpy(np.stack(resized)).reshape(len(resized), *size, -1).permute(0, 3, 1, 2)
+    return MetaTensor(_restack(stacked, image.ndim)).copy_meta_from(image)
+
+
+def _slices(image: torch.Tensor) -> torch.Tensor:
+    """Return (D, C, H, W) of (C, H, W[, D])."""
+    return image[None] if image.ndim == 3 else image.permute(3, 0, 1, 2)
+
+
+def _restack(slices: torch.Tensor, ndim: int) -> torch.Tensor:
+    """Return (C, H, W[, D]), ``ndim`` axes, of (D, C, H, W)."""
+    return slices[0] if ndim == 3 else slices.permute(1, 2, 3, 0)
+
+
+class _Eachd(MapTransform):  # type: ignore[misc]
+    """Apply one array transform to every key."""
+
+    transform: Any
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the dictionary with the values of the keys transformed."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = self.transform(result[key])
+        return result
+
+
+class _InvertibleEachd(_Eachd, InvertibleTransform):  # type: ignore[misc]
+    """The same for a transform that can be undone."""
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the dictionary with the transform of the keys undone."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = self.transform.inverse(result[key])
+        return result
+
+
+class LoadMedicalImaged(_Eachd):
+    """Dictionary version of `LoadMedicalImage`."""
+
+    def __init__(self, keys: KeysCollection, max_pixels: int = MAX_PIXELS, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = LoadMedicalImage(max_pixels)
+
+
+class ToDisplayOrientationd(_InvertibleEachd):
+    """Dictionary version of `ToDisplayOrientation`."""
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = ToDisplayOrientation()
+
+
+class ScaleToBytesd(_Eachd):
+    """Dictionary version of `ScaleToBytes`."""
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        percentiles: tuple[float, float] = INTENSITY_PERCENTILES,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = ScaleToBytes(percentiles)
+
+
+class ToRGBd(_Eachd):
+    """Dictionary version of `ToRGB`."""
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = ToRGB()
+
+
+class ResizeBicubicd(_InvertibleEachd):
+    """Dictionary version of `ResizeBicubic`."""
+
+    def __init__(
+        self, keys: KeysCollection, size: int | tuple[int, int] = IMAGE_SIZE, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = ResizeBicubic(size)
+
+
+class ResizeMaskd(_Eachd):
+    """Dictionary version of `ResizeMask`."""
+
+    def __init__(
+        self, keys: KeysCollection, size: int | tuple[int, int] = IMAGE_SIZE, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = ResizeMask(size)
+
+
+class LoadMaskd(MapTransform):  # type: ignore[misc]
+    """Load the mask that belongs to an image already loaded; no mask (absent or None) means an all-zero one.
+
+    Args:
+        keys: of the masks.
+        image_key: of the image each must agree with in size.
+        threshold: pixels above it are anomalous. A mask whose largest value is 1 is taken as it is.
+        allow_missing_keys: as in MONAI.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        image_key: str = AnomalyKeys.IMAGE,
+        threshold: float = MASK_THRESHOLD,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.image_key = image_key
+        self.threshold = threshold
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the dictionary with masks (1, ...) of 0 and 1 as float32, indexed like their image.
+
+        Raises:
+            ImageFileError: the file cannot be used, or its size is not the image's.
+        """
+        result = dict(data)
+        image = result[self.image_key]
+        for key in self.keys:
+            path = result.get(key)
+            if path is None:
+                result[key] = torch.zeros_like(image[:1], dtype=torch.float32)
+                continue
+            mask = read_image_file(path).amax(0, keepdim=True).float()
+            if mask.shape[1:] != image.shape[1:]:
+                sizes = [" x ".join(map(str, item.shape[1:])) for item in (mask, image)]
+                raise ImageFileError(f"its mask is {sizes[0]} and the image {sizes[1]}: they must have the same size")
+            result[key] = (mask > (0 if mask.max() <= 1 else self.threshold)).float()
+        return result
+
+
+def build_preprocessing(
+    card: BackboneCard, *, image_size: int = IMAGE_SIZE, with_mask: bool = False, max_pixels: int = MAX_PIXELS
+) -> Compose:
+    """Return what stands between a case ``{"image": path, ...}`` and the network, in MONAI's transforms.
+
+    Args:
+        card: of the backbone, for its normalization constants.
+        image_size: side of the square input in pixels, a multiple of the patch size.
+        with_mask: also load ``"mask"`` (a path, None or absent) as (1, H, W).
+        max_pixels: photographs with more pixels are refused.
+
+    Returns:
+        A transform that makes ``"image"`` (3, H, W), or (3, H, W, D) for a volume. Its inverse brings maps back onto
+        the file's own grid.
+
+    Raises:
+        ValueError: ``image_size`` is not a multiple of the patch size.
+    """
+    if image_size < card.patch_size or image_size % card.patch_size:
+        raise ValueError(f"image_size must be a multiple of the patch size {card.patch_size}, got {image_size}")
+    image, mask = [AnomalyKeys.IMAGE.value], [AnomalyKeys.MASK.value] * with_mask
+    return Compose(
+        [
+            LoadMedicalImaged(image, max_pixels),
+            *([LoadMaskd(mask)] if with_mask else []),
+            ToDisplayOrientationd(image + mask),
+            ScaleToBytesd(image),
+            ToRGBd(image),
+            ResizeBicubicd(image, image_size),
+            *([ResizeMaskd(mask, image_size)] if with_mask else []),
+            ScaleIntensityRanged(image, a_min=0, a_max=255, b_min=0, b_max=1),
+            NormalizeIntensityd(image, subtrahend=card.mean, divisor=card.std, channel_wise=True),
+        ]
+    )
+
+
+def load_picture(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> np.ndarray[Any, Any]:
+    """Return what the network sees of a file at the file's own size: uint8 (H, W, 3), or (H, W, D, 3) for a volume."""
+    steps = Compose([LoadMedicalImage(max_pixels), ToDisplayOrientation(), ScaleToBytes(), ToRGB()])
+    picture: np.ndarray[Any, Any] = steps(path).numpy()
+    return np.moveaxis(picture, 0, -1)
