@@ -207,7 +207,7 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], bool]:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         elif _is_torchscript(path):
-            content = torch.jit.load(path, map_location="cpu").state_dict()
+            content = torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError) as error:
@@ -252,5 +252,5 @@ def _head_width(width: int, layers: int, patch_size: int) -> int:
     for model in open_clip.list_models():
         vision = CLIPVisionCfg(**open_clip.get_model_config(model)["vision_cfg"])
         if (vision.width, vision.layers, vision.patch_size) == (width, layers, patch_size):
-            return vision.head_width
-    return CLIPVisionCfg().head_width
+            return int(vision.head_width)
+    return int(CLIPVisionCfg().head_width)

@@ -106,16 +106,14 @@ def _run_block(
     query_rows = normed[:, :1] if class_only else normed
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     query = _split_heads(F.linear(query_rows, weight[:width], bias[:width]), heads)
-    key, value = (
-        _split_heads(part, heads) for part in F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
-    )
+    key, value = (_split_heads(part, heads) for part in F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1))
     hidden = hidden + block.ls_1(_attend(attention.out_proj, query, key, value))
     hidden = hidden + block.ls_2(block.mlp(block.ln_2(hidden).to(dtype)).float())
     return hidden, block.ls_1(_attend(attention.out_proj, value, value, value)) if with_vv else None
 
 
 def _split_heads(tokens: Tensor, heads: int) -> Tensor:
-    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, heads, T, D / heads)
+    return tokens.reshape(*tokens.shape[:-1], heads, -1).transpose(1, 2)  # (B, heads, T, D / heads)
 
 
 def _attend(out_projection: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -23,6 +23,9 @@ class Head(Protocol):
     def image_probability(self, features: ImageFeatures) -> Tensor:
         """Return the (B, 1) probability that each image is anomalous."""
 
+    def with_bank(self, bank: MemoryBank) -> Head:
+        """Return the same head over another memory bank."""
+
 
 class TrainFreeHead(nn.Module):
     """MRAD-TF: retrieval by cosine similarity, nothing learned.
@@ -53,3 +56,7 @@ class TrainFreeHead(nn.Module):
         """Return the (B, 1) probability that each image is anomalous."""
         queries = F.normalize(features.image, dim=-1)[:, None]
         return retrieve(queries, self.image_keys, self.image_labels, temperature=self.temperature)
+
+    def with_bank(self, bank: MemoryBank) -> TrainFreeHead:
+        """Return the same head over another memory bank."""
+        return TrainFreeHead(bank, temperature=self.temperature)

@@ -60,6 +60,7 @@ class MemoryBank:
     card: BankCard
 
     def __post_init__(self) -> None:
+        """Check every field and count the entries."""
         for level, keys, labels in (
             ("image", self.image_keys, self.image_labels),
             ("patch", self.patch_keys, self.patch_labels),
@@ -87,6 +88,7 @@ class MemoryBank:
         }
 
     def __repr__(self) -> str:
+        """Return backbone and counts instead of the keys."""
         counts = ", ".join(f"{name}={count}" for name, count in self.card.counts.items())
         return f"MemoryBank(backbone={self.card.backbone!r}, {counts})"
 
@@ -264,7 +266,7 @@ def _masks(masks: Any, images: Tensor, labels: Tensor) -> Tensor:
     """Return (B, 1, H, W) binary masks; an image without a mask is all 0.5 if anomalous, which fits neither region."""
     if masks is None:
         return (labels * 0.5).float().view(-1, 1, 1, 1).expand(-1, 1, *images.shape[-2:]).to(images.device)
-    masks = convert_to_tensor(masks, track_meta=False).to(images)
+    masks = torch.as_tensor(convert_to_tensor(masks, track_meta=False), dtype=torch.float32, device=images.device)
     if masks.shape != (len(images), 1, *images.shape[-2:]):
         raise MemoryBankError(
             f"masks must be (B, 1, H, W) like their images {tuple(images.shape)}, got {tuple(masks.shape)}"
@@ -272,7 +274,7 @@ def _masks(masks: Any, images: Tensor, labels: Tensor) -> Tensor:
     empty = int(((masks > 0.5).flatten(1).sum(1).cpu() == 0).logical_and(labels == 1).sum())
     if empty:
         logger.warning("%d anomalous image(s) have an empty mask: they add a normal patch entry only", empty)
-    return (masks > 0.5).float()
+    return torch.as_tensor(masks > 0.5, dtype=torch.float32)
 
 
 def _region_keys(features: ImageFeatures, masks: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,11 @@ class MRAD(nn.Module):
         patch_maps = probability.reshape(-1, 1, *features.grid_size)
         return upsample_and_blur(patch_maps, image_size, sigma=self.sigma)
 
+    def with_bank(self, bank: MemoryBank) -> MRAD:
+        """Return the same network over another memory bank, for example an extended one; the encoder is shared."""
+        device = next(self.image_encoder.parameters()).device
+        return MRAD(self.image_encoder, self.head.with_bank(bank), sigma=self.sigma).to(device).eval()
+
     def forward(self, images: Tensor) -> Tensor:
         """Return (B, 1, H, W) anomaly maps in [0, 1] of (B, 3, H, W) normalized images."""
         return self.anomaly_map(self.encode(images), (images.shape[-2], images.shape[-1]))

@@ -33,7 +33,7 @@ class ImageFileError(ValueError):
     """An image file that cannot be used. The message says why and what to do, and never quotes the file's content."""
 
 
-class PhotographReader(ImageReader):  # type: ignore[misc]
+class PhotographReader(ImageReader):
     """Read photographs and endoscopy frames with Pillow, upright and without surprises.
 
     8-bit images come out as uint8, grey or RGB; deeper grey images as float32 in their own units. The EXIF rotation is
@@ -68,7 +68,9 @@ class PhotographReader(ImageReader):  # type: ignore[misc]
                 self._check_header(picture)
                 return _plain_mode(ImageOps.exif_transpose(picture))
         except UnidentifiedImageError as error:
-            raise ImageFileError("not an image in any known format; is the name right and the copy complete?") from error
+            raise ImageFileError(
+                "not an image in any known format; is the name right and the copy complete?"
+            ) from error
         except ImageFileError:
             raise
         except (OSError, SyntaxError, ValueError, EOFError) as error:
@@ -156,7 +158,7 @@ def read_image_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXEL
     image.meta = {
         key: image.meta[key] for key in ("affine", "original_affine", "spatial_shape", "space") if key in image.meta
     }
-    image.meta[ImageMetaKey.FILENAME_OR_OBJ] = path.name
+    image.meta[ImageMetaKey.FILENAME_OR_OBJ] = str(path)
     if image.ndim not in (3, 4):
         raise ImageFileError(f"{image.ndim - 1}-D data; 2-D images and 3-D volumes can be scored: split it first")
     if min(image.shape[1:3]) < MIN_SIDE:

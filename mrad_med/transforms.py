@@ -49,7 +49,7 @@ INTENSITY_PERCENTILES = (0.5, 99.5)  # of images deeper than 8 bits: the range t
 MASK_THRESHOLD = 127  # JPEG compression leaves small values beside a mask's 0 and 255
 
 
-class LoadMedicalImage(Transform):  # type: ignore[misc]
+class LoadMedicalImage(Transform):
     """Load a photograph, DICOM file or NIfTI volume as (C, W, H) or (C, X, Y, Z); see `read_image_file`."""
 
     def __init__(self, max_pixels: int = MAX_PIXELS) -> None:
@@ -64,7 +64,7 @@ class LoadMedicalImage(Transform):  # type: ignore[misc]
         return read_image_file(path, max_pixels=self.max_pixels)
 
 
-class ToDisplayOrientation(InvertibleTransform):  # type: ignore[misc]
+class ToDisplayOrientation(InvertibleTransform):
     """Turn an array as MONAI reads it into upright pictures: rows run down, columns run right.
 
     (C, W, H) becomes (C, H, W). A volume is first brought to LPS, so that an axial slice lies as radiologists see it
@@ -91,7 +91,7 @@ def _swap_rows_and_columns(image: MetaTensor) -> MetaTensor:
     return image.transpose(1, 2).contiguous()
 
 
-class ScaleToBytes(Transform):  # type: ignore[misc]
+class ScaleToBytes(Transform):
     """Bring intensities to uint8: 8-bit images as they are, deeper ones from black to white between two percentiles.
 
     The percentiles are taken over the whole image or volume. A constant deep image becomes black.
@@ -117,7 +117,7 @@ class ScaleToBytes(Transform):  # type: ignore[misc]
         return (scaled.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-class ToRGB(Transform):  # type: ignore[misc]
+class ToRGB(Transform):
     """Repeat a grey image in three channels; three channels stay."""
 
     def __call__(self, image: MetaTensor) -> MetaTensor:
@@ -131,7 +131,7 @@ class ToRGB(Transform):  # type: ignore[misc]
         return image if image.shape[0] == 3 else image.repeat(3, *[1] * (image.ndim - 1))
 
 
-class ResizeBicubic(InvertibleTransform):  # type: ignore[misc]
+class ResizeBicubic(InvertibleTransform):
     """Resize rows and columns of bytes with Pillow's antialiased bicubic filter; the aspect ratio is not kept.
 
     The inverse brings a map back to the size before, bilinearly (or as ``nearest_interp`` of MONAI's `Invertd` says).
@@ -159,7 +159,7 @@ class ResizeBicubic(InvertibleTransform):  # type: ignore[misc]
         return MetaTensor(_restack(restored, image.ndim)).copy_meta_from(image)
 
 
-class ResizeMask(Transform):  # type: ignore[misc]
+class ResizeMask(Transform):
     """Resize a binary mask with Pillow's antialiased bilinear filter, then cut at one half, as the published code."""
 
     def __init__(self, size: int | tuple[int, int] = IMAGE_SIZE) -> None:
@@ -192,7 +192,7 @@ def _restack(slices: torch.Tensor, ndim: int) -> torch.Tensor:
     return slices[0] if ndim == 3 else slices.permute(1, 2, 3, 0)
 
 
-class _Eachd(MapTransform):  # type: ignore[misc]
+class _Eachd(MapTransform):
     """Apply one array transform to every key."""
 
     transform: Any
@@ -205,7 +205,7 @@ class _Eachd(MapTransform):  # type: ignore[misc]
         return result
 
 
-class _InvertibleEachd(_Eachd, InvertibleTransform):  # type: ignore[misc]
+class _InvertibleEachd(_Eachd, InvertibleTransform):
     """The same for a transform that can be undone."""
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -273,7 +273,7 @@ class ResizeMaskd(_Eachd):
         self.transform = ResizeMask(size)
 
 
-class LoadMaskd(MapTransform):  # type: ignore[misc]
+class LoadMaskd(MapTransform):
     """Load the mask that belongs to an image already loaded; no mask (absent or None) means an all-zero one.
 
     Args:

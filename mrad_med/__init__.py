@@ -1,0 +1,76 @@
+"""mrad_med: zero-shot anomaly detection for medical images, on MONAI.
+
+MRAD (Memory-Retrieval Anomaly Detection, arXiv 2602.00522) keeps features of labelled industrial images in a memory
+bank and scores medical images nobody labelled by retrieving from it.
+"""
+
+from importlib.metadata import version
+
+from mrad_med.backbones import BackboneError, load_clip
+from mrad_med.clip import CLIP, CLIPImageEncoder
+from mrad_med.datasets import DatasetError, find_cases, load_labelled_folder
+from mrad_med.detector import AnomalyDetector, build_postprocessing
+from mrad_med.handlers import ResultCollector, ResultSaver
+from mrad_med.inferers import AnomalyInferer, SliceAnomalyInferer
+from mrad_med.loaders import CaseDataset, CaseLoader
+from mrad_med.memory import (
+    MemoryBank,
+    MemoryBankError,
+    build_memory_bank,
+    load_memory_bank,
+    merge_memory_banks,
+)
+from mrad_med.networks import MRAD, build_mrad_tf
+from mrad_med.official import load_official_bank
+from mrad_med.readers import ImageFileError, PhotographReader
+from mrad_med.results import CaseResult, FailedCasesError, OutputError, Results, ResultWriter, describe_run
+from mrad_med.samples import make_phantom, write_sample_images
+from mrad_med.transforms import build_preprocessing
+from mrad_med.types import AnomalyKeys, BackboneCard, BankCard, FailedCase, ImageFeatures
+from mrad_med.workflow import BundleWorkflow, find_bundle
+
+__version__ = version("mrad-med")
+
+__all__ = [
+    "CLIP",
+    "MRAD",
+    "AnomalyDetector",
+    "AnomalyInferer",
+    "AnomalyKeys",
+    "BackboneCard",
+    "BackboneError",
+    "BankCard",
+    "BundleWorkflow",
+    "CLIPImageEncoder",
+    "CaseDataset",
+    "CaseLoader",
+    "CaseResult",
+    "DatasetError",
+    "FailedCase",
+    "FailedCasesError",
+    "ImageFeatures",
+    "ImageFileError",
+    "MemoryBank",
+    "MemoryBankError",
+    "OutputError",
+    "PhotographReader",
+    "ResultCollector",
+    "ResultSaver",
+    "ResultWriter",
+    "Results",
+    "SliceAnomalyInferer",
+    "build_memory_bank",
+    "build_mrad_tf",
+    "build_postprocessing",
+    "build_preprocessing",
+    "describe_run",
+    "find_bundle",
+    "find_cases",
+    "load_clip",
+    "load_labelled_folder",
+    "load_memory_bank",
+    "load_official_bank",
+    "make_phantom",
+    "merge_memory_banks",
+    "write_sample_images",
+]

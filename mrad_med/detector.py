@@ -1,0 +1,212 @@
+"""A path in, results out: the whole toolkit behind one class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from monai.bundle import ConfigParser
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
+from monai.inferers import Inferer
+from monai.transforms import Compose, FlattenSubKeysd, Invertd
+from monai.utils import CommonKeys
+
+from mrad_med.clip import CLIP
+from mrad_med.datasets import find_cases
+from mrad_med.handlers import ResultCollector
+from mrad_med.inferers import SliceAnomalyInferer
+from mrad_med.loaders import CaseDataset, CaseLoader
+from mrad_med.memory import MemoryBank
+from mrad_med.networks import MRAD
+from mrad_med.readers import MAX_PIXELS
+from mrad_med.results import CaseResult, Results, describe_run
+from mrad_med.transforms import IMAGE_SIZE, build_preprocessing
+from mrad_med.types import AnomalyKeys, FailedCase
+from mrad_med.workflow import find_bundle
+
+__all__ = ["AnomalyDetector", "build_postprocessing"]
+
+
+def build_postprocessing(preprocessing: Compose) -> Compose:
+    """Return what brings an inferer's output back onto the file's own grid, in MONAI's transforms.
+
+    Args:
+        preprocessing: of the images; it is inverted.
+    """
+    maps = AnomalyKeys.ANOMALY_MAP.value
+    return Compose(
+        [
+            FlattenSubKeysd(keys=CommonKeys.PRED, delete_keys=True),
+            Invertd(keys=maps, transform=preprocessing, orig_keys=AnomalyKeys.IMAGE.value, nearest_interp=False),
+        ]
+    )
+
+
+class AnomalyDetector:
+    """Find what does not belong in the images below a path.
+
+    Args:
+        clip: the backbone.
+        bank: the memory the network retrieves from.
+        network: any variant of MRAD, built from the two.
+        inferer: how images and volumes pass through the network.
+        image_size: side of the network's square input in pixels.
+        batch_size: images that are encoded together.
+        num_workers: processes that read ahead; 0 reads in this one.
+        max_pixels: photographs with more pixels are refused.
+        settings: further values to record in results.
+
+    Attributes:
+        bank: the memory bank in use; `extend_bank` gives a detector with a larger one.
+    """
+
+    def __init__(
+        self,
+        clip: CLIP,
+        bank: MemoryBank,
+        network: MRAD,
+        *,
+        inferer: Inferer | None = None,
+        image_size: int = IMAGE_SIZE,
+        batch_size: int = 4,
+        num_workers: int = 0,
+        max_pixels: int = MAX_PIXELS,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.clip = clip
+        self.bank = bank
+        self.network = network
+        self.inferer = inferer or SliceAnomalyInferer()
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.settings = {"image_size": image_size, **(settings or {})}
+        self.max_pixels = max_pixels
+        self.preprocessing = build_preprocessing(clip.card, image_size=image_size, max_pixels=max_pixels)
+
+    @classmethod
+    def from_bundle(cls, bundle: str | os.PathLike[str] = "mrad_tf", **overrides: Any) -> AnomalyDetector:
+        """Return the detector a bundle describes.
+
+        Args:
+            bundle: a bundle directory, or the name of one of the project's bundles.
+            **overrides: values of the bundle's ``configs/inference.json``, for example ``backbone``, ``memory_bank``,
+                ``temperature``, ``device``, ``precision``, ``batch_size``.
+
+        Raises:
+            FileNotFoundError: there is no such bundle.
+            KeyError: an override that the bundle does not know.
+        """
+        root = find_bundle(bundle)
+        parser = ConfigParser()
+        parser.read_config(str(root / "configs" / "inference.json"))
+        parser.read_meta(str(root / "configs" / "metadata.json"))
+        unknown = [name for name in overrides if name not in parser]
+        if unknown:
+            raise KeyError(f"bundle {root.name} has no value named {', '.join(unknown)}; it has {sorted(parser.get())}")
+        parser.update({"bundle_root": str(root), **overrides})
+        part = parser.get_parsed_content
+        return cls(
+            part("clip"),
+            part("bank"),
+            part("network_def"),
+            inferer=part("inferer"),
+            image_size=part("image_size"),
+            batch_size=part("batch_size"),
+            num_workers=part("num_workers"),
+            max_pixels=part("max_pixels"),
+            settings={"bundle": root.name, **part("settings")},
+        )
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What results record of this detector: cards, hashes and settings."""
+        return describe_run(self.clip, self.bank, **self.settings)
+
+    def detect(self, path: str | os.PathLike[str], *, progress: bool = True) -> Results:
+        """Score a file, or every image below a folder, and return all results at once.
+
+        The maps of large sets may not fit in memory: `stream` hands them on one by one.
+
+        Args:
+            path: a photograph, DICOM file or NIfTI volume, or a folder of them.
+            progress: whether to show a progress bar.
+
+        Raises:
+            DatasetError: the path does not exist, or no image is below it.
+        """
+        results = Results(provenance=self.provenance)
+        results.failures = self.stream(find_cases(path), results.cases.append, progress=progress)
+        return results
+
+    def stream(
+        self,
+        cases: Sequence[dict[str, Any]],
+        receive: Callable[[CaseResult], None],
+        *,
+        progress: bool = True,
+    ) -> list[FailedCase]:
+        """Score cases and hand each result on as it comes.
+
+        Args:
+            cases: a datalist, ``{"image": path, "case_id": name}`` each.
+            receive: called with each result.
+            progress: whether to show a progress bar.
+
+        Returns:
+            The cases that could not be scored.
+        """
+        dataset = CaseDataset(cases, self.preprocessing)
+        loader = CaseLoader(dataset, batch_size=self.batch_size, num_workers=self.num_workers, progress=progress)
+        evaluator = SupervisedEvaluator(
+            device=next(self.network.parameters()).device,
+            val_data_loader=loader,
+            network=self.network,
+            inferer=self.inferer,
+            postprocessing=build_postprocessing(self.preprocessing),
+            val_handlers=[ResultCollector(receive)],
+        )
+        evaluator.run()
+        return list(loader.failures)
+
+    def extend_bank(self, cases: Sequence[Mapping[str, Any]], *, source: str = "local cases") -> AnomalyDetector:
+        """Return a detector that also remembers these labelled cases. Nothing is trained; this one is unchanged.
+
+        Args:
+            cases: ``{"image": path, "label": 0 or 1, "mask": path or None}`` each; the mask marks what is anomalous.
+            source: their name in the bank's card.
+
+        Raises:
+            ImageFileError: an image or mask cannot be used.
+        """
+        if not cases:
+            raise ValueError("give at least one case to remember")
+        steps = build_preprocessing(
+            self.clip.card, image_size=self.image_size, with_mask=True, max_pixels=self.max_pixels
+        )
+        data = [{key: case.get(key) for key in ("image", "label", "mask")} for case in cases]
+        loader = DataLoader(Dataset(data, steps), batch_size=1)
+        sources = [{"name": source, "images": len(data)}]
+        bank = self.bank.extend(self.clip, loader, sources=sources, progress=False)
+        return self.with_bank(bank)
+
+    def with_bank(self, bank: MemoryBank) -> AnomalyDetector:
+        """Return the same detector over another memory bank.
+
+        Raises:
+            MemoryBankError: another backbone made the bank.
+        """
+        bank.check(self.clip.card)
+        return AnomalyDetector(
+            self.clip,
+            bank,
+            self.network.with_bank(bank),
+            inferer=self.inferer,
+            image_size=self.image_size,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            max_pixels=self.max_pixels,
+            settings=self.settings,
+        )

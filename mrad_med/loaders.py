@@ -1,0 +1,100 @@
+"""Cases in batches, where a bad file costs only itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from monai.data import Dataset, list_data_collate
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from mrad_med.readers import ImageFileError
+from mrad_med.types import AnomalyKeys, FailedCase
+
+__all__ = ["CaseDataset", "CaseLoader"]
+
+logger = logging.getLogger(__name__)
+
+
+class CaseDataset(Dataset):
+    """A MONAI dataset that answers a case which cannot be loaded with a `FailedCase` instead of an exception.
+
+    Args:
+        data: a datalist; each item has ``"case_id"`` and ``"image"``.
+        transform: the preprocessing.
+    """
+
+    def __init__(self, data: Sequence[dict[str, Any]], transform: Callable[[Any], Any]) -> None:
+        super().__init__(data, transform)
+
+    def __getitem__(self, index: int) -> dict[str, Any] | FailedCase:
+        """Return the preprocessed case, or why there is none."""
+        case = self.data[index]
+        try:
+            result: dict[str, Any] = self.transform(dict(case))
+        except Exception as error:  # whatever a damaged file makes a library raise, the other cases go on
+            return FailedCase(case[AnomalyKeys.CASE_ID], _reason(error))
+        return result
+
+
+def _reason(error: BaseException) -> str:
+    """Return the project's own message at the root of MONAI's chain, or the kind of an unforeseen error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ImageFileError):
+            return str(cause)
+        error, cause = cause, cause.__cause__
+    return f"unforeseen {type(error).__name__} while loading; please report it"
+
+
+class CaseLoader:
+    """Iterate over batches of equally shaped cases; keep the failed ones for the end.
+
+    Images of one shape are batched; a volume makes a batch of its own. It has no length: how many batches there are
+    depends on what can be read.
+
+    Args:
+        dataset: usually a `CaseDataset`; items that are a `FailedCase` are set aside.
+        batch_size: images in a batch, at most.
+        num_workers: processes that read ahead; 0 reads in this one.
+        progress: whether to show a progress bar over cases.
+
+    Attributes:
+        failures: the failed cases of the last pass; one list object, filled while iterating.
+    """
+
+    def __init__(self, dataset: Dataset, *, batch_size: int = 4, num_workers: int = 0, progress: bool = True) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.progress = progress
+        self.failures: list[FailedCase] = []
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield collated batches in the order of the dataset."""
+        self.failures.clear()
+        single = DataLoader(self.dataset, batch_size=None, num_workers=self.num_workers, collate_fn=_unchanged)
+        batch: list[dict[str, Any]] = []
+        for case in tqdm(single, total=len(self.dataset), desc="cases", unit="case", disable=not self.progress):
+            if isinstance(case, FailedCase):
+                logger.warning("%s: left out: %s", case.case_id, case.reason)
+                self.failures.append(case)
+                continue
+            image = case[AnomalyKeys.IMAGE]
+            if batch and (image.ndim == 4 or image.shape != batch[0][AnomalyKeys.IMAGE].shape):
+                yield list_data_collate(batch)
+                batch = []
+            batch.append(case)
+            if image.ndim == 4 or len(batch) == self.batch_size:
+                yield list_data_collate(batch)
+                batch = []
+        if batch:
+            yield list_data_collate(batch)
+
+
+def _unchanged(case: Any) -> Any:
+    return case

@@ -1,0 +1,55 @@
+"""MONAI's bundle workflow that also takes a bundle directory, and where the project's bundles are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+
+__all__ = ["BundleWorkflow", "find_bundle"]
+
+
+def find_bundle(name: str | os.PathLike[str]) -> Path:
+    """Return the directory of a bundle.
+
+    Args:
+        name: a directory with ``configs/``, or the name of one of the project's bundles such as ``"mrad_tf"``.
+
+    Raises:
+        FileNotFoundError: there is no such bundle; lists the project's.
+    """
+    package = Path(__file__).parent
+    # Installed packages carry the bundles inside; in a checkout they lie beside the package.
+    folders = (Path(), package / "bundles", package.parent / "bundles")
+    for folder in folders:
+        if (folder / name / "configs").is_dir():
+            return folder / name
+    known = sorted({path.parent.name for folder in folders[1:] for path in folder.glob("*/configs")})
+    raise FileNotFoundError(f"{name} is no bundle directory (it has no configs/); the project's are {', '.join(known)}")
+
+
+class BundleWorkflow(ConfigWorkflow):
+    """A `monai.bundle.ConfigWorkflow` whose ``config_file`` may be a bundle directory.
+
+    A directory stands for its ``configs/inference.json``, and becomes the ``bundle_root`` unless one is given.
+
+    Args:
+        config_file: a bundle directory, a config file, or several config files.
+        workflow_type: as in MONAI; inference by default.
+        **keywords: as in MONAI, and values that override the config's.
+
+    Raises:
+        FileNotFoundError: there is no such directory or file.
+    """
+
+    def __init__(
+        self, config_file: str | Sequence[str], *, workflow_type: str | None = "infer", **keywords: Any
+    ) -> None:
+        if isinstance(config_file, (str, os.PathLike)) and not Path(config_file).is_file():
+            root = find_bundle(config_file)
+            config_file = str(root / "configs" / "inference.json")
+            keywords.setdefault("bundle_root", str(root))
+        super().__init__(config_file=config_file, workflow_type=workflow_type, **keywords)
