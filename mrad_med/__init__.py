@@ -10,9 +10,9 @@ from mrad_med.backbones import BackboneError, load_clip
 from mrad_med.clip import CLIP, CLIPImageEncoder
 from mrad_med.datasets import DatasetError, find_cases, load_labelled_folder
 from mrad_med.detector import AnomalyDetector, build_postprocessing
-from mrad_med.handlers import ResultCollector, ResultSaver
+from mrad_med.handlers import MetricsSaver, ResultCollector, ResultSaver
 from mrad_med.inferers import AnomalyInferer, SliceAnomalyInferer
-from mrad_med.loaders import CaseDataset, CaseLoader
+from mrad_med.loaders import CaseDataset, CaseLoader, FailedCasesError
 from mrad_med.memory import (
     MemoryBank,
     MemoryBankError,
@@ -20,11 +20,12 @@ from mrad_med.memory import (
     load_memory_bank,
     merge_memory_banks,
 )
+from mrad_med.metrics import PixelMetrics, image_metrics
 from mrad_med.networks import MRAD, build_mrad_tf
 from mrad_med.official import load_official_bank
 from mrad_med.readers import ImageFileError, PhotographReader
-from mrad_med.results import CaseResult, FailedCasesError, OutputError, Results, ResultWriter, describe_run
-from mrad_med.samples import make_phantom, write_sample_images
+from mrad_med.results import CaseResult, OutputError, Results, ResultWriter, describe_run
+from mrad_med.samples import make_phantom, write_sample_dataset, write_sample_images
 from mrad_med.transforms import build_preprocessing
 from mrad_med.types import AnomalyKeys, BackboneCard, BankCard, FailedCase, ImageFeatures
 from mrad_med.workflow import BundleWorkflow, find_bundle
@@ -52,7 +53,9 @@ __all__ = [
     "ImageFileError",
     "MemoryBank",
     "MemoryBankError",
+    "MetricsSaver",
     "OutputError",
+    "PixelMetrics",
     "PhotographReader",
     "ResultCollector",
     "ResultSaver",
@@ -66,11 +69,13 @@ __all__ = [
     "describe_run",
     "find_bundle",
     "find_cases",
+    "image_metrics",
     "load_clip",
     "load_labelled_folder",
     "load_memory_bank",
     "load_official_bank",
     "make_phantom",
     "merge_memory_banks",
+    "write_sample_dataset",
     "write_sample_images",
 ]

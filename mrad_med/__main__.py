@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.data import DataLoader, Dataset
-
 import mrad_med
 from mrad_med.backbones import BackboneError
 from mrad_med.datasets import DatasetError
+from mrad_med.loaders import CaseDataset, CaseLoader, FailedCasesError
 from mrad_med.memory import MemoryBankError
-from mrad_med.results import FailedCasesError, OutputError, ResultWriter
+from mrad_med.results import OutputError, ResultWriter
 
 __all__ = ["main"]
 
@@ -140,30 +139,30 @@ def _run(options: argparse.Namespace) -> int:
     return ALL_WELL
 
 
-def _labelled_loader(options: argparse.Namespace, clip: mrad_med.CLIP) -> DataLoader:
+def _labelled_loader(options: argparse.Namespace, clip: mrad_med.CLIP) -> CaseLoader:
     steps = mrad_med.build_preprocessing(clip.card, image_size=options.image_size, with_mask=True)
-    return DataLoader(Dataset(mrad_med.load_labelled_folder(options.folder), steps), batch_size=4)
+    return CaseLoader(CaseDataset(mrad_med.load_labelled_folder(options.folder), steps))
 
 
 def _bank_build(options: argparse.Namespace) -> int:
     clip = mrad_med.load_clip(options.backbone)
-    sources = [{"name": options.folder.name}]
-    bank = mrad_med.build_memory_bank(clip, _labelled_loader(options, clip), sources=sources)
-    return _save_bank(bank, options.out)
+    loader = _labelled_loader(options, clip)
+    bank = mrad_med.build_memory_bank(clip, loader, sources=[{"name": options.folder.name}], progress=False)
+    return _save_bank(bank, options.out, loader)
 
 
 def _bank_extend(options: argparse.Namespace) -> int:
     clip = mrad_med.load_clip(options.backbone)
     bank = mrad_med.load_memory_bank(options.bank)
     bank.check(clip.card)
-    sources = [{"name": options.folder.name}]
-    return _save_bank(bank.extend(clip, _labelled_loader(options, clip), sources=sources), options.out)
+    loader = _labelled_loader(options, clip)
+    extended = bank.extend(clip, loader, sources=[{"name": options.folder.name}], progress=False)
+    return _save_bank(extended, options.out, loader)
 
 
 def _bank_merge(options: argparse.Namespace) -> int:
-    return _save_bank(
-        mrad_med.merge_memory_banks([mrad_med.load_memory_bank(path) for path in options.banks]), options.out
-    )
+    banks = [mrad_med.load_memory_bank(path) for path in options.banks]
+    return _save_bank(mrad_med.merge_memory_banks(banks), options.out)
 
 
 def _bank_show(options: argparse.Namespace) -> int:
@@ -172,9 +171,11 @@ def _bank_show(options: argparse.Namespace) -> int:
     return ALL_WELL
 
 
-def _save_bank(bank: mrad_med.MemoryBank, path: Path) -> int:
+def _save_bank(bank: mrad_med.MemoryBank, path: Path, loader: CaseLoader | None = None) -> int:
     bank.save(path)
     _say(f"{path}: {bank}")
+    if loader is not None:
+        loader.raise_for_failures()
     return ALL_WELL
 
 

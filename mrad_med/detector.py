@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from monai.bundle import ConfigParser
-from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 from monai.transforms import Compose, FlattenSubKeysd, Invertd
@@ -179,17 +178,18 @@ class AnomalyDetector:
             source: their name in the bank's card.
 
         Raises:
-            ImageFileError: an image or mask cannot be used.
+            FailedCasesError: an image or mask cannot be used.
         """
         if not cases:
             raise ValueError("give at least one case to remember")
         steps = build_preprocessing(
             self.clip.card, image_size=self.image_size, with_mask=True, max_pixels=self.max_pixels
         )
-        data = [{key: case.get(key) for key in ("image", "label", "mask")} for case in cases]
-        loader = DataLoader(Dataset(data, steps), batch_size=1)
+        data = [{"case_id": str(case["image"]), "mask": None, **case} for case in cases]
+        loader = CaseLoader(CaseDataset(data, steps), batch_size=self.batch_size, progress=False)
         sources = [{"name": source, "images": len(data)}]
         bank = self.bank.extend(self.clip, loader, sources=sources, progress=False)
+        loader.raise_for_failures()
         return self.with_bank(bank)
 
     def with_bank(self, bank: MemoryBank) -> AnomalyDetector:

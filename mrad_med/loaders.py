@@ -13,9 +13,13 @@ from tqdm.auto import tqdm
 from mrad_med.readers import ImageFileError
 from mrad_med.types import AnomalyKeys, FailedCase
 
-__all__ = ["CaseDataset", "CaseLoader"]
+__all__ = ["CaseDataset", "CaseLoader", "FailedCasesError"]
 
 logger = logging.getLogger(__name__)
+
+
+class FailedCasesError(RuntimeError):
+    """Some cases of a finished run failed; everything else is done."""
 
 
 class CaseDataset(Dataset):
@@ -94,6 +98,18 @@ class CaseLoader:
                 batch = []
         if batch:
             yield list_data_collate(batch)
+
+    def raise_for_failures(self) -> None:
+        """Say at the end of a run that cases failed, in a way that reaches the exit status.
+
+        Raises:
+            FailedCasesError: names the cases.
+        """
+        if self.failures:
+            names = "\n".join(f"  {failure.case_id}: {failure.reason}" for failure in self.failures)
+            raise FailedCasesError(
+                f"{len(self.failures)} of {len(self.dataset)} case(s) failed, the others are done:\n{names}"
+            )
 
 
 def _unchanged(case: Any) -> Any:

@@ -30,7 +30,7 @@ from mrad_med.report import draw_overlay, most_suspicious_slice, save_overlay
 from mrad_med.transforms import ToDisplayOrientation, load_picture
 from mrad_med.types import AnomalyKeys, FailedCase
 
-__all__ = ["CaseResult", "FailedCasesError", "OutputError", "ResultWriter", "Results", "describe_run"]
+__all__ = ["CaseResult", "OutputError", "ResultWriter", "Results", "describe_run"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +40,6 @@ _RECORDED_PACKAGES = ("mrad-med", "monai", "torch", "open_clip_torch", "numpy")
 
 class OutputError(OSError):
     """Results cannot be written where they should be."""
-
-
-class FailedCasesError(RuntimeError):
-    """Some cases of a finished run failed; everything else is written."""
 
 
 def describe_run(clip: CLIP, bank: MemoryBank, **settings: Any) -> dict[str, Any]:

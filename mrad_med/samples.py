@@ -15,19 +15,20 @@ from scipy.ndimage import gaussian_filter
 
 from mrad_med.files import atomic_path
 
-__all__ = ["make_phantom", "write_sample_images"]
+__all__ = ["make_phantom", "write_sample_dataset", "write_sample_images"]
 
 _PHANTOM_SEED = 20260202
 
 
 def make_phantom(
-    size: tuple[int, int] = (360, 480), *, seed: int = _PHANTOM_SEED
+    size: tuple[int, int] = (360, 480), *, lesion_radius: float = 0.11, seed: int = _PHANTOM_SEED
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return a picture of tissue-like texture with one raised lesion, and the lesion's mask.
 
     Args:
         size: rows and columns.
-        seed: of the texture.
+        lesion_radius: share of the rows; 0 leaves the lesion out.
+        seed: of the texture and of the lesion's place.
 
     Returns:
         uint8 (H, W, 3) and uint8 (H, W) of 0 and 255.
@@ -37,9 +38,11 @@ def make_phantom(
     noise = [gaussian_filter(state.standard_normal(size), sigma) * sigma for sigma in (1.5, 6.0, 30.0)]
     light = 1 - 0.45 * np.hypot(rows / size[0] - 0.5, columns / size[1] - 0.5)
     tissue = (0.62 + 0.05 * noise[0] + 0.05 * noise[1] + 0.08 * noise[2]) * light
-    center_row, center_column, radius = 0.62 * size[0], 0.34 * size[1], 0.11 * size[0]
-    distance = np.hypot(rows - center_row, (columns - center_column) / 1.25) / radius
-    distance = distance + 0.12 * noise[1]
+    center_row, center_column = state.uniform(0.3, 0.7, 2) * size
+    radius = max(lesion_radius * size[0], 1e-3)
+    distance = np.hypot(rows - center_row, (columns - center_column) / 1.25) / radius + 0.12 * noise[1]
+    if lesion_radius == 0:
+        distance = np.full(size, 2.0)
     bump = 1 / (1 + np.exp(12 * (distance - 1)))
     shade = np.clip((rows - center_row + columns - center_column) / (2 * radius), -1, 1)
     red = tissue * (1 + bump * (0.25 - 0.25 * shade))
@@ -67,6 +70,29 @@ def write_sample_images(folder: str | os.PathLike[str]) -> str:
     for name, source in sources.items():
         with atomic_path(folder / name) as partial:
             shutil.copyfile(str(source), partial)
-    with atomic_path(folder / "phantom.png") as partial:
-        Image.fromarray(make_phantom()[0]).save(partial, format="PNG")
+    _save_png(folder / "phantom.png", make_phantom()[0])
     return str(folder)
+
+
+def write_sample_dataset(folder: str | os.PathLike[str], *, count: int = 3) -> str:
+    """Fill a folder with a labelled set of phantoms (``normal/``, ``defect/``, ``mask/``) and return it.
+
+    Good for trying the evaluation and the building of memory banks; its numbers say nothing about medicine.
+
+    Args:
+        folder: made if absent.
+        count: phantoms with a lesion, and as many without.
+    """
+    folder = Path(folder)
+    for index in range(count):
+        name = f"phantom_{index}.png"
+        picture, mask = make_phantom(seed=index)
+        _save_png(folder / "defect" / name, picture)
+        _save_png(folder / "mask" / name, mask)
+        _save_png(folder / "normal" / name, make_phantom(seed=count + index, lesion_radius=0)[0])
+    return str(folder)
+
+
+def _save_png(path: Path, picture: NDArray[np.uint8]) -> None:
+    with atomic_path(path) as partial:
+        Image.fromarray(picture).save(partial, format="PNG")

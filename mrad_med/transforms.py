@@ -72,7 +72,8 @@ class ToDisplayOrientation(InvertibleTransform):
     """
 
     def __init__(self) -> None:
-        self._orientation = Orientation(axcodes="LPS")
+        # The default labels are announced to change; these are those of RAS affines, which MONAI's readers give.
+        self._orientation = Orientation(axcodes="LPS", labels=(("L", "R"), ("P", "A"), ("I", "S")))
 
     def __call__(self, image: MetaTensor) -> MetaTensor:
         """Return the upright image."""
