@@ -13,6 +13,7 @@ from mrad_med.detector import AnomalyDetector, build_postprocessing
 from mrad_med.handlers import MetricsSaver, ResultCollector, ResultSaver
 from mrad_med.inferers import AnomalyInferer, SliceAnomalyInferer
 from mrad_med.loaders import CaseDataset, CaseLoader, FailedCasesError
+from mrad_med.maps import fuse_scores, top_fraction_mean, upsample_and_blur
 from mrad_med.memory import (
     MemoryBank,
     MemoryBankError,
@@ -25,6 +26,7 @@ from mrad_med.networks import MRAD, build_mrad_tf
 from mrad_med.official import load_official_bank
 from mrad_med.readers import ImageFileError, PhotographReader
 from mrad_med.results import CaseResult, OutputError, Results, ResultWriter, describe_run
+from mrad_med.retrieval import average_neighbors, retrieve
 from mrad_med.samples import make_phantom, write_sample_dataset, write_sample_images
 from mrad_med.transforms import build_preprocessing
 from mrad_med.types import AnomalyKeys, BackboneCard, BankCard, FailedCase, ImageFeatures
@@ -62,6 +64,7 @@ __all__ = [
     "ResultWriter",
     "Results",
     "SliceAnomalyInferer",
+    "average_neighbors",
     "build_memory_bank",
     "build_mrad_tf",
     "build_postprocessing",
@@ -69,6 +72,7 @@ __all__ = [
     "describe_run",
     "find_bundle",
     "find_cases",
+    "fuse_scores",
     "image_metrics",
     "load_clip",
     "load_labelled_folder",
@@ -76,6 +80,9 @@ __all__ = [
     "load_official_bank",
     "make_phantom",
     "merge_memory_banks",
+    "retrieve",
+    "top_fraction_mean",
+    "upsample_and_blur",
     "write_sample_dataset",
     "write_sample_images",
 ]

@@ -55,8 +55,7 @@ class PixelMetrics:
         for anomaly_map, mask in zip(maps.cpu().numpy()[:, 0], masks.cpu().numpy()[:, 0] > 0.5, strict=True):
             regions, count = label_regions(mask, _EIGHT_CONNECTED)
             sizes = np.bincount(regions.ravel())
-            weights = 1 / sizes.astype(np.float32)
-            weights[0] = 0
+            weights = np.append(np.float32(0), 1 / sizes[1:].astype(np.float32))
             self._scores.append(anomaly_map.astype(np.float32).ravel())
             self._weights.append(weights[regions].ravel())
             self._regions += count

@@ -1,0 +1,173 @@
+"""The bundles as MONAI sees them: metadata, properties, network, and whole runs on small inputs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from monai.bundle import ConfigParser, run, verify_metadata, verify_net_in_out
+from PIL import Image
+
+import mrad_med
+
+ROOT = Path(__file__).parent.parent
+BUNDLE = ROOT / "bundles" / "mrad_tf"
+CONFIGS = BUNDLE / "configs"
+# Where there is no network, a copy of MONAI's schema may be named here.
+SCHEMA = os.environ.get("MRAD_MED_METADATA_SCHEMA", "")
+SMALL = {"image_size": 126, "batch_size": 2}  # 9 x 9 patches: fast, and enough to see that everything is joined up
+
+
+def values(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def rows(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "scores.csv").open(newline="", encoding="utf-8") as stream:
+        return {row["case_id"]: row for row in csv.DictReader(stream)}
+
+
+def test_metadata_has_what_the_schema_requires():
+    metadata = values(CONFIGS / "metadata.json")
+    required = {"schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version"}
+    required |= {"task", "description", "authors", "copyright", "network_data_format", "changelog"}
+    assert required <= metadata.keys()
+    assert metadata["version"] in metadata["changelog"]
+    assert metadata["version"] == mrad_med.__version__
+    assert {"inputs", "outputs"} <= metadata["network_data_format"].keys()
+
+
+@pytest.mark.skipif(not Path(SCHEMA).is_file(), reason="needs MONAI's metadata schema, which is downloaded")
+def test_metadata_is_valid_by_the_schema(tmp_path: Path):
+    verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=SCHEMA)
+
+
+@pytest.mark.parametrize("n", [9, 13])
+def test_network_takes_and_gives_what_the_metadata_says(n: int):
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.json"),
+        bundle_root=str(BUNDLE),
+        device="cpu",
+        n=n,
+    )
+
+
+def test_the_zoo_finds_every_property(tmp_path: Path):
+    workflow = mrad_med.BundleWorkflow(str(BUNDLE), output_dir=str(tmp_path), **SMALL)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    assert isinstance(workflow.network_def, mrad_med.MRAD)
+    assert workflow.bundle_root == str(BUNDLE)
+
+
+def test_inference_runs_on_the_samples_and_finds_the_phantoms_lesion(tmp_path: Path):
+    run(config_file=str(CONFIGS / "inference.json"), bundle_root=str(BUNDLE), output_dir=str(tmp_path), **SMALL)
+    written = rows(tmp_path)
+    assert set(written) == {"ct_slice", "mr_slice", "retina", "retina_closeup", "histology", "phantom"}
+    assert {row["status"] for row in written.values()} == {"ok"}
+    for row in written.values():
+        anomaly_map = tifffile.imread(tmp_path / row["map"])
+        assert anomaly_map.dtype == np.float32
+        assert 0 <= anomaly_map.min() <= anomaly_map.max() <= 1
+        with Image.open(tmp_path / row["overlay"]) as overlay:
+            assert min(overlay.size) > 200
+    lesion = mrad_med.make_phantom()[1] > 0
+    phantom_map = tifffile.imread(tmp_path / "maps" / "phantom.tiff")
+    assert phantom_map.shape == lesion.shape
+    assert lesion[np.unravel_index(phantom_map.argmax(), lesion.shape)]
+    record = values(tmp_path / "run.json")
+    assert record["cases"] == {"total": 6, "ok": 6, "failed": 0}
+    assert record["backbone"]["name"] == "embedded ViT-S/14"
+    assert record["settings"]["variant"] == "MRAD-TF"
+
+
+def test_evaluation_measures_the_sample_set(tmp_path: Path):
+    configs = [str(CONFIGS / "inference.json"), str(CONFIGS / "evaluate.json")]
+    run(config_file=configs, bundle_root=str(BUNDLE), output_dir=str(tmp_path), **SMALL)
+    record = values(tmp_path / "metrics.json")
+    assert record["images"] == {"normal": 3, "anomalous": 3}
+    assert record["pixel"]["auroc"] > 0.9
+    assert set(record["image"]) == {"auroc", "ap"}
+    assert record["failures"] == []
+
+
+def test_a_bank_is_built_and_used(tmp_path: Path):
+    bank_file = tmp_path / "bank.safetensors"
+    common = {"bundle_root": str(BUNDLE), "output_dir": str(tmp_path), **SMALL}
+    run(config_file=str(CONFIGS / "build_bank.json"), memory_bank=str(bank_file), **common)
+    bank = mrad_med.load_memory_bank(bank_file)
+    assert bank.card.counts == {"image_normal": 3, "image_anomalous": 3, "patch_normal": 6, "patch_anomalous": 3}
+    folder = mrad_med.write_sample_dataset(tmp_path / "set", count=1)
+    run(
+        config_file=str(CONFIGS / "inference.json"),
+        memory_bank=str(bank_file),
+        dataset_dir=folder + "/defect",
+        **common,
+    )
+    assert values(tmp_path / "run.json")["memory_bank"]["sha256"] == bank.sha256
+
+
+def test_every_config_works_from_any_directory_and_any_value_is_overridden(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image_folder: Path
+):
+    monkeypatch.chdir(tmp_path)
+    parser = ConfigParser()
+    parser.read_config(str(CONFIGS / "inference.json"))
+    overrides = {"backbone": "embedded", "temperature": 0.3, "device": "cpu", "dataset_dir": str(image_folder)}
+    parser.update({"bundle_root": str(BUNDLE), "output_dir": str(tmp_path / "out"), **overrides, **SMALL})
+    network = parser.get_parsed_content("network_def")
+    assert network.head.temperature == 0.3
+    assert len(parser.get_parsed_content("dataset")) == 3
+
+
+def test_monai_runs_the_bundle_directory_and_a_bad_file_reaches_the_exit_status(tmp_path: Path, image_folder: Path):
+    (image_folder / "broken.png").write_bytes(b"not an image")
+    arguments = ["--config_file", str(BUNDLE), "--workflow_name", "mrad_med.BundleWorkflow"]
+    arguments += ["--dataset_dir", str(image_folder), "--output_dir", str(tmp_path / "out")]
+    arguments += ["--image_size", "126", "--device", "cpu"]
+    finished = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "run", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert finished.returncode != 0
+    assert "1 of 4 case(s) failed" in finished.stderr
+    assert {name: row["status"] for name, row in rows(tmp_path / "out").items()} == {
+        "a": "ok",
+        "b": "ok",
+        "c": "ok",
+        "broken": "failed",
+    }
+
+
+def test_the_shared_bank_belongs_to_the_embedded_backbone_and_says_how_it_was_made():
+    bank = mrad_med.load_memory_bank(ROOT / "bundles" / "memory_banks" / "embedded_industrial.safetensors")
+    bank.check(mrad_med.load_clip("embedded").card)
+    notes = bank.card.notes
+    assert {"temperature", "how_chosen", "held_out_results"} <= notes.keys()
+    assert notes["temperature"] == values(CONFIGS / "inference.json")["temperature"]
+    for result in notes["held_out_results"]:
+        assert {"held_out", "pixel_auroc", "pro", "image_auroc", "images"} <= result.keys()
+    assert all({"name", "license"} <= source.keys() for source in bank.card.sources)
+
+
+def test_network_scripts_run_under_torch_no_grad(tmp_path: Path):
+    parser = ConfigParser()
+    parser.read_config(str(CONFIGS / "inference.json"))
+    parser.update({"bundle_root": str(BUNDLE), "device": "cpu"})
+    network = parser.get_parsed_content("network_def")
+    maps = network(torch.zeros(1, 3, 126, 126))
+    assert maps.shape == (1, 1, 126, 126)
+    assert not maps.requires_grad

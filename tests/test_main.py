@@ -1,0 +1,115 @@
+"""The `mrad-med` command."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+import mrad_med
+from mrad_med.__main__ import main
+
+SMALL = ["--image_size", "126", "--device", "cpu"]
+
+
+def test_detect_writes_everything_and_says_so(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["detect", str(image_folder), "--out", str(tmp_path / "out"), *SMALL]) == 0
+    printed = capsys.readouterr().out
+    assert "3 of 3 case(s) scored" in printed
+    scores = [float(line.split()[-1]) for line in printed.splitlines()[1:4]]
+    assert scores == sorted(scores, reverse=True)
+    names = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert names == {
+        "scores.csv",
+        "run.json",
+        *(f"maps/{name}.tiff" for name in "abc"),
+        *(f"overlays/{name}.png" for name in "abc"),
+    }
+
+
+def test_detect_finishes_the_folder_and_fails_for_the_bad_file(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (image_folder / "a_text.png").write_text("hello", encoding="utf-8")
+    assert main(["detect", str(image_folder), "--out", str(tmp_path / "out"), "--no-overlays", *SMALL]) == 1
+    captured = capsys.readouterr()
+    assert "3 of 4 case(s) scored" in captured.out
+    assert "left out a_text: not an image" in captured.err
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["cases"]["failed"] == 1
+
+
+def test_results_may_lie_inside_the_input_folder_and_are_not_scored_again(image_folder: Path):
+    out = image_folder / "results"
+    for _ in range(2):
+        assert main(["detect", str(image_folder), "--out", str(out), *SMALL]) == 0
+    with (out / "scores.csv").open(newline="") as stream:
+        assert [row["case_id"] for row in csv.DictReader(stream)] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--bundle", "nothing"], "nothing is no bundle directory"),
+        (["--temprature", "1"], "no value named temprature"),
+        (["--backbone", "no-such-model"], "neither a file nor a backbone"),
+        (["--memory_bank", "missing.safetensors"], "there is no memory bank"),
+        (["--image_size", "100"], "multiple of the patch size"),
+        (["--temperature", "0"], "temperature must be positive"),
+        (["stray"], "cannot understand 'stray'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+):
+    assert main(["detect", str(image_folder), "--out", str(tmp_path / "out"), *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_path_without_images_and_an_output_that_is_a_file_are_refused(
+    tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "empty").mkdir()
+    assert main(["detect", str(tmp_path / "empty"), "--out", str(tmp_path / "out")]) == 2
+    assert "no image below" in capsys.readouterr().err
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert main(["detect", str(image_folder), "--out", str(tmp_path / "file"), *SMALL]) == 2
+    assert "cannot write to" in capsys.readouterr().err
+
+
+def test_run_executes_a_bundle_directory(image_folder: Path, tmp_path: Path):
+    words = ["run", "mrad_tf", "--dataset_dir", str(image_folder), f"--output_dir={tmp_path / 'out'}", *SMALL]
+    assert main(words) == 0
+    assert (tmp_path / "out" / "scores.csv").is_file()
+    (image_folder / "bad.png").write_bytes(b"")
+    assert main(words) == 1
+
+
+def test_banks_are_built_extended_merged_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = mrad_med.write_sample_dataset(tmp_path / "set", count=1)
+    first, second, both = (str(tmp_path / f"{name}.safetensors") for name in ("first", "second", "both"))
+    assert main(["bank", "build", folder, "--out", first, "--image-size", "126"]) == 0
+    assert main(["bank", "extend", first, folder, "--out", second, "--image-size", "126"]) == 0
+    assert main(["bank", "merge", first, second, "--out", both]) == 0
+    assert main(["bank", "show", both]) == 0
+    card = json.loads(capsys.readouterr().out.split("\n", 3)[3])
+    assert card["counts"] == {"image_normal": 3, "image_anomalous": 3, "patch_normal": 6, "patch_anomalous": 3}
+    assert [source["name"] for source in card["sources"]] == ["set"] * 3
+
+
+def test_a_bank_is_saved_and_the_bad_file_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = mrad_med.write_sample_dataset(tmp_path / "set", count=2)
+    (Path(folder) / "normal" / "phantom_2.png").write_bytes(b"")
+    (Path(folder) / "normal" / "phantom_1.png").write_bytes(b"")
+    assert main(["bank", "build", folder, "--out", str(tmp_path / "bank.safetensors"), "--image-size", "126"]) == 1
+    assert "normal/phantom_1" in capsys.readouterr().err
+    assert mrad_med.load_memory_bank(tmp_path / "bank.safetensors").card.counts["image_anomalous"] == 2
+
+
+def test_version_is_told(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert mrad_med.__version__ in capsys.readouterr().out

@@ -1,0 +1,88 @@
+"""The public surface of the package: what others may rely on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import mrad_med
+
+PUBLIC = {
+    "AnomalyDetector",
+    "AnomalyInferer",
+    "AnomalyKeys",
+    "BackboneCard",
+    "BackboneError",
+    "BankCard",
+    "BundleWorkflow",
+    "CLIP",
+    "CLIPImageEncoder",
+    "CaseDataset",
+    "CaseLoader",
+    "CaseResult",
+    "DatasetError",
+    "FailedCase",
+    "FailedCasesError",
+    "ImageFeatures",
+    "ImageFileError",
+    "MRAD",
+    "MemoryBank",
+    "MemoryBankError",
+    "MetricsSaver",
+    "OutputError",
+    "PhotographReader",
+    "PixelMetrics",
+    "ResultCollector",
+    "ResultSaver",
+    "ResultWriter",
+    "Results",
+    "SliceAnomalyInferer",
+    "average_neighbors",
+    "build_memory_bank",
+    "build_mrad_tf",
+    "build_postprocessing",
+    "build_preprocessing",
+    "describe_run",
+    "find_bundle",
+    "find_cases",
+    "fuse_scores",
+    "image_metrics",
+    "load_clip",
+    "load_labelled_folder",
+    "load_memory_bank",
+    "load_official_bank",
+    "make_phantom",
+    "merge_memory_banks",
+    "retrieve",
+    "top_fraction_mean",
+    "upsample_and_blur",
+    "write_sample_dataset",
+    "write_sample_images",
+}
+
+
+def test_public_names_are_these_and_no_others():
+    assert set(mrad_med.__all__) == PUBLIC
+    assert all(hasattr(mrad_med, name) for name in PUBLIC)
+
+
+def test_every_public_name_is_documented():
+    undocumented = [name for name in PUBLIC if not (getattr(mrad_med, name).__doc__ or "").strip()]
+    assert undocumented == []
+
+
+def test_importing_touches_no_network_and_changes_no_global_state():
+    program = (
+        "import socket\n"
+        "def refuse(*arguments, **keywords): raise AssertionError('network')\n"
+        "socket.socket.connect = refuse\n"
+        "import random, numpy, torch\n"
+        "before = (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist())\n"
+        "threads = torch.get_num_threads()\n"
+        "import mrad_med\n"
+        "after = (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist())\n"
+        "assert before == after and threads == torch.get_num_threads()\n"
+        "assert not torch.cuda.is_initialized()\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
