@@ -23,7 +23,7 @@ from mrad_med.readers import MAX_PIXELS
 from mrad_med.results import CaseResult, Results, describe_run
 from mrad_med.transforms import IMAGE_SIZE, build_preprocessing
 from mrad_med.types import AnomalyKeys, FailedCase
-from mrad_med.workflow import find_bundle
+from mrad_med.workflow import find_bundle, plain_errors
 
 __all__ = ["AnomalyDetector", "build_postprocessing"]
 
@@ -106,18 +106,11 @@ class AnomalyDetector:
         if unknown:
             raise KeyError(f"bundle {root.name} has no value named {', '.join(unknown)}; it has {sorted(parser.get())}")
         parser.update({"bundle_root": str(root), **overrides})
-        part = parser.get_parsed_content
-        return cls(
-            part("clip"),
-            part("bank"),
-            part("network_def"),
-            inferer=part("inferer"),
-            image_size=part("image_size"),
-            batch_size=part("batch_size"),
-            num_workers=part("num_workers"),
-            max_pixels=part("max_pixels"),
-            settings={"bundle": root.name, **part("settings")},
-        )
+        names = ("clip", "bank", "network_def", "inferer", "image_size", "batch_size", "num_workers", "max_pixels")
+        with plain_errors():
+            clip, bank, network, *values = (parser.get_parsed_content(name) for name in names)
+            settings = {"bundle": root.name, **parser.get_parsed_content("settings")}
+        return cls(clip, bank, network, **dict(zip(names[3:], values, strict=True)), settings=settings)
 
     @property
     def provenance(self) -> dict[str, Any]:

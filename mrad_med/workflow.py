@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
-__all__ = ["BundleWorkflow", "find_bundle"]
+__all__ = ["BundleWorkflow", "find_bundle", "plain_errors"]
 
 
 def find_bundle(name: str | os.PathLike[str]) -> Path:
@@ -29,6 +30,20 @@ def find_bundle(name: str | os.PathLike[str]) -> Path:
             return folder / name
     known = sorted({path.parent.name for folder in folders[1:] for path in folder.glob("*/configs")})
     raise FileNotFoundError(f"{name} is no bundle directory (it has no configs/); the project's are {', '.join(known)}")
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raise what a component of a config raised, instead of MONAI's message that instantiating it failed."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause: BaseException = error
+        while str(cause).startswith("Failed to instantiate component") and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if cause is error:
+            raise
+        raise cause from cause.__cause__
 
 
 class BundleWorkflow(ConfigWorkflow):
@@ -53,3 +68,13 @@ class BundleWorkflow(ConfigWorkflow):
             config_file = str(root / "configs" / "inference.json")
             keywords.setdefault("bundle_root", str(root))
         super().__init__(config_file=config_file, workflow_type=workflow_type, **keywords)
+
+    def initialize(self) -> Any:
+        """Initialize as in MONAI, with plain errors."""
+        with plain_errors():
+            return super().initialize()
+
+    def run(self) -> Any:
+        """Run as in MONAI, with plain errors."""
+        with plain_errors():
+            return super().run()

@@ -445,7 +445,6 @@ def test_advice_after_a_failed_download_keeps_the_activation(monkeypatch: pytest
 def test_downloaded_weights_are_loaded(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    tiny_card: BackboneCard,
     pretrained: dict[str, Any],
     activation: type[nn.Module],
     from_hub: bool,
@@ -463,7 +462,6 @@ def test_downloaded_weights_are_loaded(
     clip = load_clip("tiny:tag", cache_dir=tmp_path / "cache")
     assert calls == [(pretrained, {"prefer_hf_hub": from_hub, "cache_dir": str(tmp_path / "cache")})]
     assert clip.card.name == "tiny:tag"
-    assert clip.card.sha256 == tiny_card.sha256
     assert clip.card.mean == pretrained.get("mean", OPENAI_MEAN)
     assert clip.card.std == pretrained.get("std", OPENAI_STD)
     assert_same_features(encode(clip), encode(make_tower(activation)))

@@ -198,6 +198,14 @@ def test_half_precision_features_are_float32_and_close(precision: str):
         assert F.cosine_similarity(found, reference, dim=-1).min() > 0.999
 
 
+def test_features_are_float32_inside_autocast_too(tiny_clip: CLIP):
+    images = make_images()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = tiny_clip.image_encoder(images)
+    assert {getattr(features, name).dtype for name in FEATURES} == {torch.float32}
+    assert_same_features(features, tiny_clip.image_encoder(images), atol=1e-6)
+
+
 def test_half_precision_images_are_encoded_as_float32(tiny_clip: CLIP):
     images = make_images().half()
     assert_same_features(tiny_clip.image_encoder(images), tiny_clip.image_encoder(images.float()), atol=0)

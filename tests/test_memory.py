@@ -357,24 +357,15 @@ def test_safetensors_file_of_something_else_is_refused(tmp_path: Path, metadata:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"card": None}, "'card'"),
-        ({"card": "{"}, "Expecting property name"),
-        ({"card": "{}"}, "lacks"),
-        ({"card": "[]"}, "card"),
-        ({"card": json.dumps({"backbone": "tiny", "backbone_sha256": None, "image_size": 56})}, "image_size"),
-    ],
+    "card",
+    [None, "{", "{}", "[]", json.dumps({"backbone": "tiny", "backbone_sha256": None, "image_size": 56})],
+    ids=["absent", "no JSON", "empty", "a list", "one size"],
 )
-def test_bank_with_a_damaged_card_is_refused(tmp_path: Path, change: dict[str, str | None], said: str):
-    metadata = {"format": "mrad_med memory bank", "card": json.dumps(make_card().to_dict())} | change
+def test_bank_with_a_damaged_card_is_refused(tmp_path: Path, card: str | None):
+    metadata = {"format": "mrad_med memory bank"} | ({} if card is None else {"card": card})
     bank = make_small_bank()
-    save_file(
-        {name: getattr(bank, name) for name in TENSORS},
-        tmp_path / "bank.safetensors",
-        metadata={name: value for name, value in metadata.items() if value is not None},
-    )
-    with pytest.raises(MemoryBankError, match=rf"bank\.safetensors is damaged or no memory bank \(.*{said}.*\)"):
+    save_file({name: getattr(bank, name) for name in TENSORS}, tmp_path / "bank.safetensors", metadata=metadata)
+    with pytest.raises(MemoryBankError, match=r"bank\.safetensors is damaged or no memory bank"):
         load_memory_bank(tmp_path / "bank.safetensors")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrad_med import CLIP, MRAD, BankCard, MemoryBank, MemoryBankError, build_mrad_tf
+from mrad_med import CLIP, MRAD, MemoryBank, MemoryBankError, build_mrad_tf
 from mrad_med.maps import upsample_and_blur
 from tests.conftest import make_labelled_batches, make_tiny_clip
 
@@ -31,19 +31,15 @@ def test_one_map_comes_out_for_each_image(network: MRAD, size: tuple[int, int]):
     assert 0 <= maps.min() < maps.max() <= 1
 
 
-@pytest.mark.parametrize("size", [(112, 112), (70, 42)])
-def test_map_stays_in_the_unit_interval_where_probabilities_saturate(tiny_clip: CLIP, size: tuple[int, int]):
-    images = make_images(1, *size)
-    patches = tiny_clip.image_encoder(images).patches
-    certain = MemoryBank(
-        image_keys=torch.eye(2, 24),
-        image_labels=torch.tensor([0, 1]),
-        patch_keys=torch.stack([patches[0, 0], -patches[0].mean(0)]),
-        patch_labels=torch.tensor([1, 0]),
-        card=BankCard(backbone="unknown", backbone_sha256=None, image_size=None),
-    )
-    maps = build_mrad_tf(tiny_clip, certain, temperature=1e-6)(images)
-    assert maps.max() > 0.99
+@pytest.mark.parametrize("sigma", [0.0, 4.0, 8.0])
+@pytest.mark.parametrize("certainty", [0.0, 1.0])
+def test_map_stays_in_the_unit_interval_where_probabilities_saturate(
+    tiny_clip: CLIP, tiny_bank: MemoryBank, monkeypatch: pytest.MonkeyPatch, certainty: float, sigma: float
+):
+    network = build_mrad_tf(tiny_clip, tiny_bank, sigma=sigma)
+    monkeypatch.setattr(network.head, "patch_probability", lambda _: torch.full((1, 25), certainty))
+    maps = network(make_images(1, 70, 70))
+    torch.testing.assert_close(maps, torch.full((1, 1, 70, 70), certainty), atol=1e-6, rtol=0)
     assert maps.min() >= 0
     assert maps.max() <= 1
 

@@ -222,6 +222,13 @@ def test_every_image_and_channel_is_averaged_on_its_own():
             torch.testing.assert_close(averaged[image, :, channel], alone[0, :, 0], atol=1e-6, rtol=0)
 
 
+def test_neighbor_average_is_float32_inside_autocast_too():
+    patches = torch.randn(1, 20, 4, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        averaged = average_neighbors(patches, (4, 5))
+    torch.testing.assert_close(averaged, average_neighbors(patches, (4, 5)), atol=1e-6, rtol=0)
+
+
 def test_patches_are_not_changed_by_the_average():
     patches = torch.randn(1, 9, 2, generator=torch.Generator().manual_seed(0))
     copy = patches.clone()

@@ -111,15 +111,15 @@ def test_input_of_a_transform_is_left_alone(tmp_path):
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "ASR", "PIL", "SAR", "IRP"])
 def test_axial_slice_lies_as_radiologists_see_it(tmp_path, codes):
-    quadrants = np.zeros((32, 40, SLICES), np.float32)  # x to the right, y to the front, z up
+    quadrants = np.zeros((32, 40, 18), np.float32)  # x to the right, y to the front, z up
     quadrants[16:, 20:] = 30  # patient's right, anterior
     quadrants[:16, 20:] = 20  # left, anterior
     quadrants[16:, :20] = 10  # right, posterior
     quadrants[:, :, -1] = 15  # the slice on top
     write_volume(tmp_path / "volume.nii.gz", quadrants, codes=codes)
     picture = load_picture(tmp_path / "volume.nii.gz")
-    assert picture.shape == (40, 32, SLICES, 3)
-    for index in range(SLICES - 1):
+    assert picture.shape == (40, 32, 18, 3)
+    for index in range(17):
         axial = picture[:, :, index, 0]
         assert [np.unique(part).tolist() for part in (axial[:20, :16], axial[:20, 16:])] == [[255], [170]]
         assert [np.unique(part).tolist() for part in (axial[20:, :16], axial[20:, 16:])] == [[85], [0]]
@@ -223,7 +223,7 @@ def test_resized_picture_is_pillows(size, pixels):
 
 def test_one_number_makes_a_square():
     assert ResizeBicubic(28)(channels_first(corner_pixels())).shape == (3, 28, 28)
-    assert ResizeMask(28)(torch.zeros(1, 40, 60)).shape == (1, 28, 28)
+    assert ResizeMask(28)(MetaTensor(torch.zeros(1, 40, 60))).shape == (1, 28, 28)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -320,9 +320,16 @@ def test_dictionary_version_is_undone_for_every_key(step):
 def test_dictionary_version_loads_what_the_array_version_loads(tmp_path):
     path = write_picture(tmp_path / "a.png", corner_pixels())
     assert torch.equal(LoadMedicalImaged("image")({"image": path})["image"], LoadMedicalImage()(path))
-    for load in (LoadMedicalImage(max_pixels=100), LoadMedicalImaged("image", max_pixels=100)):
-        with pytest.raises(ImageFileError, match="limit of 100"):
-            load(path if isinstance(load, LoadMedicalImage) else {"image": path})
+
+
+@pytest.mark.parametrize("form", ["array", "dictionary"])
+def test_both_versions_refuse_pictures_beyond_the_limit(tmp_path, form):
+    path = write_picture(tmp_path / "a.png", corner_pixels())
+    load, given = LoadMedicalImage(max_pixels=100), path
+    if form == "dictionary":
+        load, given = LoadMedicalImaged("image", max_pixels=100), {"image": path}
+    with pytest.raises(ImageFileError, match="limit of 100"):
+        load(given)
 
 
 @pytest.mark.parametrize("make", [LoadMedicalImaged, ToDisplayOrientationd, ScaleToBytesd, ToRGBd, ResizeBicubicd])
@@ -408,8 +415,7 @@ def test_values_are_normalized_as_the_card_says(tmp_path, pixels):
     expected = (np.broadcast_to(pixels[0, 0], 3) / 255 - np.array(CARD.mean)) / np.array(CARD.std)
     assert image.shape == (3, 56, 56)
     assert image.dtype == torch.float32
-    np.testing.assert_allclose(image.numpy().mean((1, 2)), expected, rtol=1e-5, atol=1e-6)
-    assert image.numpy().std((1, 2)).max() < 1e-6
+    np.testing.assert_allclose(image.numpy(), np.broadcast_to(expected[:, None, None], (3, 56, 56)), atol=1e-6)
 
 
 @pytest.mark.parametrize("image_size", [28, 56])
@@ -455,9 +461,9 @@ def test_image_size_that_patches_do_not_fill_is_refused(image_size):
 
 def test_preprocessing_refuses_pictures_beyond_the_limit(tmp_path):
     path = write_picture(tmp_path / "a.png", corner_pixels())
-    with pytest.raises(RuntimeError) as refusal:
+    with pytest.raises((ImageFileError, RuntimeError)) as refusal:  # MONAI's Compose wraps what a transform raises
         build_preprocessing(CARD, image_size=56, max_pixels=100)({"image": path})
-    assert isinstance(refusal.value.__cause__, ImageFileError)
+    assert "limit of 100" in f"{refusal.value} {refusal.value.__cause__}"
 
 
 # there and back again
@@ -541,6 +547,6 @@ def test_picture_of_a_grey_image_has_three_equal_channels(tmp_path):
 
 def test_picture_of_an_image_beyond_the_limit_is_refused(tmp_path):
     path = write_picture(tmp_path / "a.png", corner_pixels())
-    with pytest.raises(RuntimeError) as refusal:
+    with pytest.raises((ImageFileError, RuntimeError)) as refusal:
         load_picture(path, max_pixels=100)
-    assert "limit of 100" in str(refusal.value.__cause__)
+    assert "limit of 100" in f"{refusal.value} {refusal.value.__cause__}"
