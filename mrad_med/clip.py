@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from mrad_med.types import BackboneCard, ImageFeatures
+
+if TYPE_CHECKING:  # importing open_clip takes longer than the rest of this package: only where a backbone is built
+    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
 __all__ = ["CLIP", "CLIPImageEncoder"]
 
@@ -61,6 +64,10 @@ class CLIPImageEncoder(nn.Module):
             ValueError: the shape does not fit.
         """
         _check_images(images, self.patch_size)
+        with torch.autocast(images.device.type, enabled=False):  # `precision` decides, not the caller's context
+            return self._encode(images)
+
+    def _encode(self, images: Tensor) -> ImageFeatures:
         grid_size = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         hidden = self._embed(images, grid_size)  # (B, 1 + N, D)
         vv_tokens = hidden
@@ -124,6 +131,8 @@ def _attend(out_projection: nn.Module, query: Tensor, key: Tensor, value: Tensor
 
 def _check_tower(tower: nn.Module) -> None:
     """Refuse towers whose blocks or pooling the V-V branch is not defined for."""
+    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+
     reason = ""
     if not isinstance(tower, VisionTransformer):
         reason = f"it is a {type(tower).__name__}"

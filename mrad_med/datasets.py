@@ -80,7 +80,8 @@ def load_labelled_folder(root: str | os.PathLike[str]) -> Datalist:
         root: the folder; ``mask/`` may be absent (then there are labels only), and one of the others too.
 
     Returns:
-        ``{"image", "case_id", "label", "mask"}`` for each image; the mask of a normal image is None.
+        ``{"image", "case_id", "label", "mask"}`` for each image; the mask is None for a normal image, and for all without
+        ``mask/``.
 
     Raises:
         DatasetError: neither ``normal/`` nor ``defect/`` is there, or a defect image lacks its mask.
@@ -97,10 +98,10 @@ def load_labelled_folder(root: str | os.PathLike[str]) -> Datalist:
         if not folders[name].is_dir():
             continue
         for case in find_cases(folders[name]):
-            item = {"image": case["image"], "case_id": f"{name}/{case['case_id']}", "label": label}
-            if masks or label == 0:
-                item["mask"] = masks.get(case["case_id"]) if label else None
-            datalist.append(item)
+            mask = masks.get(case["case_id"]) if label else None
+            datalist.append(
+                {"image": case["image"], "case_id": f"{name}/{case['case_id']}", "label": label, "mask": mask}
+            )
     lacking = [item["case_id"] for item in datalist if masks and item["label"] and item["mask"] is None]
     if lacking:
         shown = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")

@@ -72,7 +72,7 @@ class SliceAnomalyInferer(AnomalyInferer):
 
     def __call__(self, inputs: Tensor, network: MRAD, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Return ``anomaly_map`` (B, 1, H, W[, D]) and ``anomaly_score`` (B, 1) of (B, 3, H, W[, D]) inputs."""
-        if inputs.ndim == 4:
+        if inputs.ndim != 5:
             return super().__call__(inputs, network, *args, **kwargs)
         volumes = convert_to_tensor(inputs, track_meta=False)
         slices = volumes.permute(0, 4, 1, 2, 3).flatten(0, 1)  # (B * D, 3, H, W)

@@ -38,7 +38,7 @@ class MemoryBankError(ValueError):
     """A memory bank that is damaged, empty, or does not belong to the backbone at hand."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MemoryBank:
     """Features of labelled images as keys, their labels as values, at image and at patch level. Never changed in place.
 
@@ -174,7 +174,7 @@ def load_memory_bank(path: str | os.PathLike[str]) -> MemoryBank:
             card = BankCard.from_dict(json.loads(metadata["card"]))
     except MemoryBankError:
         raise
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise MemoryBankError(f"{path.name} is damaged or no memory bank ({error}); copy or build it again") from error
     return MemoryBank(**tensors, card=card)
 
@@ -187,16 +187,16 @@ def merge_memory_banks(banks: Sequence[MemoryBank]) -> MemoryBank:
     """
     if not banks:
         raise MemoryBankError("nothing to merge: give at least one memory bank")
-    first = banks[0]
-    for bank in banks[1:]:
-        hashes = {first.card.backbone_sha256, bank.card.backbone_sha256} - {None}
+    first = next((bank for bank in banks if bank.card.backbone_sha256), banks[0])  # the one that knows its backbone
+    known = first.card
+    for bank in banks:
+        hashes = {known.backbone_sha256, bank.card.backbone_sha256} - {None}
         widths = [(b.image_keys.shape[1], b.patch_keys.shape[1]) for b in (first, bank)]
         if len(hashes) > 1 or widths[0] != widths[1]:
             raise MemoryBankError(
-                f"banks of different backbones cannot be merged: {first.card.backbone!r} (widths {widths[0]}) and "
+                f"banks of different backbones cannot be merged: {known.backbone!r} (widths {widths[0]}) and "
                 f"{bank.card.backbone!r} (widths {widths[1]})"
             )
-    known = next((bank.card for bank in banks if bank.card.backbone_sha256), first.card)
     sizes = {bank.card.image_size for bank in banks}
     card = BankCard(
         backbone=known.backbone,
@@ -224,7 +224,7 @@ def build_memory_bank(
         clip: the backbone.
         loader: yields batches, dictionaries of ``image`` (B, 3, H, W) normalized, ``label`` (B,) 0 or 1, and ``mask``
             (B, 1, H, W) in [0, 1]. Without masks, normal images count as normal everywhere and anomalous images give no
-            patch entry.
+            patch entry; NaN says that for a single image.
         sources: one mapping per source set for the card: name, license, ...
         notes: free values for the card.
         progress: whether to show a progress bar.
@@ -240,6 +240,8 @@ def build_memory_bank(
             raise MemoryBankError(f"each batch needs 'image' and 'label'; this one has {sorted(map(str, batch))}")
         images = convert_to_tensor(batch[AnomalyKeys.IMAGE], track_meta=False).to(device)
         labels = torch.as_tensor(batch[AnomalyKeys.LABEL]).reshape(-1).long().cpu()
+        if len(labels) != len(images):
+            raise MemoryBankError(f"each image needs one label, got {len(labels)} label(s) for {len(images)} image(s)")
         masks = _masks(batch.get(AnomalyKeys.MASK), images, labels)
         features = clip.image_encoder(images)
         sizes.add((images.shape[-2], images.shape[-1]))
@@ -263,7 +265,7 @@ def build_memory_bank(
 
 
 def _masks(masks: Any, images: Tensor, labels: Tensor) -> Tensor:
-    """Return (B, 1, H, W) binary masks; an image without a mask is all 0.5 if anomalous, which fits neither region."""
+    """Return (B, 1, H, W) masks of 0, 1, and 0.5 where it is not known what is anomalous: such fits neither region."""
     if masks is None:
         return (labels * 0.5).float().view(-1, 1, 1, 1).expand(-1, 1, *images.shape[-2:]).to(images.device)
     masks = torch.as_tensor(convert_to_tensor(masks, track_meta=False), dtype=torch.float32, device=images.device)
@@ -271,10 +273,11 @@ def _masks(masks: Any, images: Tensor, labels: Tensor) -> Tensor:
         raise MemoryBankError(
             f"masks must be (B, 1, H, W) like their images {tuple(images.shape)}, got {tuple(masks.shape)}"
         )
-    empty = int(((masks > 0.5).flatten(1).sum(1).cpu() == 0).logical_and(labels == 1).sum())
+    unknown = masks.isnan()
+    empty = int(((masks > 0.5) | unknown).flatten(1).any(1).cpu().logical_not().logical_and(labels == 1).sum())
     if empty:
         logger.warning("%d anomalous image(s) have an empty mask: they add a normal patch entry only", empty)
-    return torch.as_tensor(masks > 0.5, dtype=torch.float32)
+    return torch.where(unknown, 0.5, (masks > 0.5).float())
 
 
 def _region_keys(features: ImageFeatures, masks: Tensor) -> tuple[Tensor, Tensor]:

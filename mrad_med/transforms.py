@@ -167,7 +167,9 @@ class ResizeMask(Transform):
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
     def __call__(self, mask: MetaTensor) -> MetaTensor:
-        """Return float32 (1, rows, columns[, slices]) of 0 and 1."""
+        """Return float32 (1, rows, columns[, slices]) of 0 and 1; a mask of NaN (not known) stays one."""
+        if mask.isnan().any():
+            return mask.new_full((1, *self.size, *mask.shape[3:]), float("nan"))
         grey = (mask * 255).to(torch.uint8)
         return (_resize_bytes(grey, self.size, Image.Resampling.BILINEAR) > MASK_THRESHOLD).float()
 
@@ -275,7 +277,10 @@ class ResizeMaskd(_Eachd):
 
 
 class LoadMaskd(MapTransform):
-    """Load the mask that belongs to an image already loaded; no mask (absent or None) means an all-zero one.
+    """Load the mask that belongs to an image already loaded.
+
+    Where there is none (absent or None), all is normal, unless the case is labelled anomalous: then what is anomalous is
+    not known, and the mask is NaN.
 
     Args:
         keys: of the masks.
@@ -296,7 +301,7 @@ class LoadMaskd(MapTransform):
         self.threshold = threshold
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the dictionary with masks (1, ...) of 0 and 1 as float32, indexed like their image.
+        """Return the dictionary with masks (1, ...) of 0 and 1 (or NaN) as float32, indexed like their image.
 
         Raises:
             ImageFileError: the file cannot be used, or its size is not the image's.
@@ -306,7 +311,8 @@ class LoadMaskd(MapTransform):
         for key in self.keys:
             path = result.get(key)
             if path is None:
-                result[key] = torch.zeros_like(image[:1], dtype=torch.float32)
+                unknown = result.get(AnomalyKeys.LABEL) == 1
+                result[key] = torch.full_like(image[:1], float("nan") if unknown else 0.0, dtype=torch.float32)
                 continue
             mask = read_image_file(path).amax(0, keepdim=True).float()
             if mask.shape[1:] != image.shape[1:]:

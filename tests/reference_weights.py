@@ -62,7 +62,7 @@ def _block(draw: _Draws, prefix: str) -> dict[str, Tensor]:
     weights |= {
         "mlp.c_fc.weight": draw(4 * WIDTH, WIDTH, std=(2 * WIDTH) ** -0.5),
         "mlp.c_fc.bias": draw(4 * WIDTH, std=0.02),
-        "mlp.c_proj.weight": draw(WIDTH, 4 * WIDTH, std=WIDTH**-0.5),
+        "mlp.c_proj.weight": draw(WIDTH, 4 * WIDTH, std=(4 * WIDTH) ** -0.5),
         "mlp.c_proj.bias": draw(WIDTH, std=0.02),
     }
     return {prefix + name: tensor for name, tensor in weights.items()}

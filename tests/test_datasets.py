@@ -126,6 +126,14 @@ def test_output_folder_is_not_searched(tmp_path):
     assert len(case_ids(tmp_path, exclude=tmp_path / "not made yet")) == 4
 
 
+def test_output_folder_is_known_by_any_of_its_names(tmp_path, monkeypatch):
+    fill(tmp_path / "study", ["a.png", "out/overlays/a.png"])
+    (tmp_path / "link").symlink_to(tmp_path / "study", target_is_directory=True)
+    monkeypatch.chdir(tmp_path / "study")
+    for root, exclude in ((".", tmp_path / "study" / "out"), (tmp_path / "study", "out"), (tmp_path / "link", "out")):
+        assert case_ids(root, exclude=exclude) == ["a"]
+
+
 def test_link_to_a_parent_folder_is_not_followed(tmp_path):
     fill(tmp_path, ["sub/a.png"])
     (tmp_path / "sub" / "loop").symlink_to(tmp_path, target_is_directory=True)
