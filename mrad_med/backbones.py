@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mrad_med.checkpoints import BackboneError, infer_model_config, read_model_description, read_state_dict
 from mrad_med.clip import CLIP, CLIPImageEncoder
 from mrad_med.files import sha256_of_file
 from mrad_med.types import BackboneCard
@@ -33,10 +34,6 @@ EMBEDDED = "embedded"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's, RGB
 _WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 _ALIASES = {"openai": "ViT-L-14-336-quickgelu:openai"}
-
-
-class BackboneError(ValueError):
-    """A backbone that cannot be found, downloaded, or read."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +184,7 @@ def _downloaded_weights(name: str, cache_dir: str | os.PathLike[str] | None) -> 
             f"a network, get {where} , copy the file here and pass its path: load_clip('<file>', model={advised!r}), "
             "or --backbone <file> in a bundle. To try mrad_med without it, use load_clip('embedded')."
         ) from error
-    state, _ = _read_state(path)
+    state, _ = read_state_dict(path)
     return _Weights(
         name=name,
         state=state,
@@ -201,7 +198,7 @@ def _file_weights(path: Path, model: str | None) -> _Weights:
     """Return the weights of a local file, with the best description of its architecture that there is."""
     import open_clip
 
-    state, from_training = _read_state(path)
+    state, from_training = read_state_dict(path)
     if "visual.conv1.weight" not in state or "visual.proj" not in state:
         raise BackboneError(
             f"{path.name} holds no open_clip or OpenAI vision transformer: 'visual.conv1.weight' and 'visual.proj' "
@@ -214,85 +211,10 @@ def _file_weights(path: Path, model: str | None) -> _Weights:
         return _Weights(name=f"{model}:{path.name}", state=state, config=config)
     for beside in (path.with_suffix(".json"), path.with_name("open_clip_config.json")):
         if beside.is_file():
-            return _described_weights(path.name, state, _read_description(beside))
+            return _described_weights(path.name, state, read_model_description(beside))
     logger.info(
         "%s does not say which activation it uses: %s is assumed; pass model='<open_clip model>' if that is wrong",
         path.name,
         "GELU" if from_training else "QuickGELU, as OpenAI's weights",
     )
-    return _Weights(name=path.name, state=state, config=_infer_config(state, quick_gelu=not from_training))
-
-
-def _read_description(path: Path) -> dict[str, Any]:
-    from open_clip.model import CLIPVisionCfg
-
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        config = description.get("model_cfg", description)
-        CLIPVisionCfg(**config["vision_cfg"])
-        int(config["embed_dim"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BackboneError(
-            f"{path.name} beside the weights is no open_clip configuration ({error!r}); rename or remove it, or pass "
-            "model='<open_clip model>'"
-        ) from error
-    return description  # type: ignore[no-any-return]
-
-
-def _read_state(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """Return a state dict with open_clip's names, and whether the file is a training checkpoint of open_clip."""
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        elif _is_torchscript(path):
-            content = torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no pickle make the unpickler raise almost anything
-        raise BackboneError(f"{path.name} is damaged or no weights file: {error}") from error
-    from_training = isinstance(content, Mapping) and "state_dict" in content
-    state = content["state_dict"] if from_training else content
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise BackboneError(f"{path.name} holds no state dict (names and tensors); got a {type(content).__name__}")
-    return {key.removeprefix("module."): value for key, value in state.items()}, from_training
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Tell a TorchScript archive, which OpenAI published, from a plain torch file: only the first holds code."""
-    try:
-        names = torch._C.PyTorchFileReader(str(path)).get_all_records()
-    except RuntimeError:
-        return False  # not a zip archive: a legacy torch file, which weights_only loading judges
-    return any(name == "constants.pkl" for name in names)
-
-
-def _infer_config(state: Mapping[str, Tensor], *, quick_gelu: bool) -> dict[str, Any]:
-    """Return open_clip's model configuration read off the shapes of the weights."""
-    width, _, patch_size, _ = state["visual.conv1.weight"].shape
-    side = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
-    layers = len({key.split(".")[3] for key in state if key.startswith("visual.transformer.resblocks.")})
-    vision = {
-        "image_size": side * patch_size,
-        "layers": layers,
-        "width": width,
-        "patch_size": patch_size,
-        # open_clip rounds width * ratio down: half a unit more keeps it from falling one short.
-        "mlp_ratio": (len(state["visual.transformer.resblocks.0.mlp.c_fc.bias"]) + 0.5) / width,
-        "no_ln_pre": "visual.ln_pre.weight" not in state,
-        "head_width": _head_width(width, layers, patch_size),
-    }
-    if "visual.transformer.resblocks.0.ls_1.gamma" in state:
-        vision["ls_init_value"] = 1.0  # its value is overwritten by the weights
-    return {"embed_dim": state["visual.proj"].shape[1], "quick_gelu": quick_gelu, "vision_cfg": vision}
-
-
-def _head_width(width: int, layers: int, patch_size: int) -> int:
-    """Return the width of an attention head, which no weight tells: as in open_clip's model of the same shape."""
-    import open_clip
-    from open_clip.model import CLIPVisionCfg
-
-    for model in open_clip.list_models():
-        vision = CLIPVisionCfg(**open_clip.get_model_config(model)["vision_cfg"])
-        if (vision.width, vision.layers, vision.patch_size) == (width, layers, patch_size):
-            return int(vision.head_width)
-    return int(CLIPVisionCfg().head_width)
+    return _Weights(name=path.name, state=state, config=infer_model_config(state, quick_gelu=not from_training))

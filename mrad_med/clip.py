@@ -140,6 +140,8 @@ def _check_tower(tower: nn.Module) -> None:
         reason = "it has custom attention blocks"
     elif tower.attn_pool is not None:
         reason = "it pools by attention"
+    elif tower.pool_type != "tok":
+        reason = f"it pools by {tower.pool_type!r}"
     elif tower.patch_size[0] != tower.patch_size[1]:
         reason = "its patches are not square"
     if reason:

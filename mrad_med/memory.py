@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -128,25 +129,49 @@ class MemoryBank:
                 "levels; extend it with such images (and masks)"
             )
 
-    def extend(self, clip: CLIP, loader: Iterable[Mapping[str, Any]], **keywords: Any) -> MemoryBank:
+    def extend(
+        self, clip: CLIP, loader: Iterable[Mapping[str, Any]], *, share: float = 0.0, **keywords: Any
+    ) -> MemoryBank:
         """Return this bank with the entries of further labelled images added: results change at once, no training.
+
+        Every entry of a bank has the same say, so two cases among a thousand would hardly be heard. ``share`` repeats
+        the new entries until they are at least that share of the patch level.
 
         Args:
             clip: the backbone that made this bank.
             loader: as for `build_memory_bank`.
+            share: in [0, 1); 0 adds every entry once.
             **keywords: as for `build_memory_bank`.
 
         Raises:
             MemoryBankError: another backbone made this bank.
+            ValueError: ``share`` is not in [0, 1).
         """
-        return merge_memory_banks([self, build_memory_bank(clip, loader, **keywords)])
+        if not 0 <= share < 1:
+            raise ValueError(f"share must be in [0, 1), got {share}")
+        added = build_memory_bank(clip, loader, **keywords)
+        wanted = share / (1 - share) * len(self.patch_keys) / max(1, len(added.patch_keys))
+        return merge_memory_banks([self, added.repeat(max(1, math.ceil(wanted)))])
+
+    def repeat(self, copies: int) -> MemoryBank:
+        """Return this bank with every entry ``copies`` times: alone it scores alike, merged it has more say."""
+        tensors = {name: torch.cat([getattr(self, name)] * copies) for name in _TENSORS}
+        sources = tuple({**source, "copies": copies} if copies > 1 else source for source in self.card.sources)
+        return MemoryBank(**tensors, card=replace(self.card, sources=sources))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file with the card in its header: all of it or nothing."""
+        """Write a safetensors file with the card in its header: all of it or nothing.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written to.
+        """
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
         card = json.dumps(self.card.to_dict(), sort_keys=True)
         with atomic_path(path) as partial:
-            save_file(tensors, partial, metadata={"format": _FORMAT, "card": card})
+            try:
+                save_file(tensors, partial, metadata={"format": _FORMAT, "card": card})
+            except SafetensorError as error:
+                raise OSError(f"cannot write the memory bank to {path}: {error}") from error
 
 
 def load_memory_bank(path: str | os.PathLike[str]) -> MemoryBank:

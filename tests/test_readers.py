@@ -408,7 +408,7 @@ def test_dicom_is_known_by_its_first_bytes(tmp_path, name):
         ("rtplan.dcm", r"holds no image \(a report, plan or structure set\?\); leave it out"),
         ("test-SR.dcm", r"holds no image \(a report, plan or structure set\?\); leave it out"),
         ("waveform_ecg.dcm", r"holds no image \(a report, plan or structure set\?\); leave it out"),
-        ("MR_truncated.dcm", r"cannot be read \(.*less than expected.*\); copy or export it again"),
+        ("MR_truncated.dcm", r"cannot be read \(\w+\); copy or export it again"),
         ("no_meta.dcm", "the DICOM header cannot be read; copy or export the file again"),
         ("SC_rgb_small_odd.dcm", "3 x 3 pixels are too few"),
     ],
