@@ -6,10 +6,11 @@ bank and scores medical images nobody labelled by retrieving from it.
 
 from importlib.metadata import version
 
-from mrad_med.backbones import BackboneError, load_clip
+from mrad_med.backbones import load_clip
+from mrad_med.checkpoints import BackboneError
 from mrad_med.clip import CLIP, CLIPImageEncoder
 from mrad_med.datasets import DatasetError, find_cases, load_labelled_folder
-from mrad_med.detector import AnomalyDetector, build_postprocessing
+from mrad_med.detector import AnomalyDetector
 from mrad_med.handlers import MetricsSaver, ResultCollector, ResultSaver
 from mrad_med.inferers import AnomalyInferer, SliceAnomalyInferer
 from mrad_med.loaders import CaseDataset, CaseLoader, FailedCasesError
@@ -24,11 +25,11 @@ from mrad_med.memory import (
 from mrad_med.metrics import PixelMetrics, image_metrics
 from mrad_med.networks import MRAD, build_mrad_tf
 from mrad_med.official import load_official_bank
+from mrad_med.preprocessing import build_postprocessing, build_preprocessing
 from mrad_med.readers import ImageFileError, PhotographReader
 from mrad_med.results import CaseResult, OutputError, Results, ResultWriter, describe_run
 from mrad_med.retrieval import average_neighbors, retrieve
 from mrad_med.samples import make_phantom, write_sample_dataset, write_sample_images
-from mrad_med.transforms import build_preprocessing
 from mrad_med.types import AnomalyKeys, BackboneCard, BankCard, FailedCase, ImageFeatures
 from mrad_med.workflow import BundleWorkflow, find_bundle
 

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import mrad_med
-from mrad_med.backbones import BackboneError
-from mrad_med.datasets import DatasetError
 from mrad_med.loaders import CaseDataset, CaseLoader, FailedCasesError
-from mrad_med.memory import MemoryBankError
-from mrad_med.results import OutputError, ResultWriter
+from mrad_med.readers import MAX_PIXELS
+from mrad_med.results import ResultWriter
+from mrad_med.transforms import IMAGE_SIZE
 
 __all__ = ["main"]
 
-ALL_WELL, SOME_FAILED, NOTHING_DONE = 0, 1, 2
+logger = logging.getLogger(__name__)
+
+ALL_WELL, SOME_FAILED, NOTHING_DONE, STOPPED = 0, 1, 2, 130
 _SUMMARY_ROWS = 20
 
 
@@ -31,20 +32,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = parser.parse_known_args(arguments)
     try:
         options.overrides = _overrides(overrides)
+        if overrides and options.command not in (_detect, _run):
+            raise ValueError(f"unknown: {' '.join(overrides)}; see mrad-med bank --help")
         status: int = options.command(options)
     except FailedCasesError as error:
         _say(f"mrad-med: {error}", to_error=True)
         return SOME_FAILED
-    except (
-        BackboneError,
-        DatasetError,
-        MemoryBankError,
-        OutputError,
-        FileNotFoundError,
-        KeyError,
-        ValueError,
-    ) as error:
-        _say(f"mrad-med: {error.args[0] if isinstance(error, KeyError) else error}", to_error=True)
+    except KeyboardInterrupt:
+        _say("mrad-med: stopped; what is already written is whole", to_error=True)
+        return STOPPED
+    except Exception as error:  # whatever goes wrong, a person at a terminal is told in one line
+        logger.debug("", exc_info=True)
+        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        known = message and isinstance(error, (ValueError, OSError, KeyError))
+        _say(f"mrad-med: {message if known else f'{type(error).__name__}: {message}'}", to_error=True)
         return NOTHING_DONE
     return status
 
@@ -78,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     extend = bank.add_parser("extend", help="add the cases of such a folder to a bank")
     extend.add_argument("bank", type=Path)
     extend.add_argument("folder", type=Path)
+    extend.add_argument(
+        "--share", type=float, default=0.0, help="repeat the new cases until they are this share (default: %(default)s)"
+    )
     extend.set_defaults(command=_bank_extend)
     merge = bank.add_parser("merge", help="join banks of one backbone")
     merge.add_argument("banks", type=Path, nargs="+")
@@ -86,7 +90,11 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument("--out", type=Path, required=True, help="file to write, .safetensors")
     for action in (build, extend):
         action.add_argument("--backbone", default="embedded", help="as load_clip takes it (default: %(default)s)")
-        action.add_argument("--image-size", type=int, default=518, help="default: %(default)s")
+        action.add_argument("--image_size", type=int, help=f"default: the bank's own, or {IMAGE_SIZE}")
+        action.add_argument("--batch_size", type=int, default=4, help="default: %(default)s")
+        action.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="default: %(default)s")
+        action.add_argument("--device", default="cpu", help="for example cuda:0 (default: %(default)s)")
+        action.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16 (default: %(default)s)")
     show = bank.add_parser("show", help="print the card of a bank")
     show.add_argument("bank", type=Path)
     show.set_defaults(command=_bank_show)
@@ -116,7 +124,11 @@ def _detect(options: argparse.Namespace) -> int:
     cases = mrad_med.find_cases(options.path, exclude=options.out)
     detector = mrad_med.AnomalyDetector.from_bundle(options.bundle, **options.overrides)
     writer = ResultWriter(options.out, provenance=detector.provenance, overlays=not options.no_overlays)
-    failures = detector.stream(cases, writer.write)
+    try:
+        failures = detector.stream(cases, writer.write)
+    except BaseException:
+        writer.finish()  # the cases that are done stay in the tables
+        raise
     writer.finish(failures)
     ranked = sorted(writer.rows, key=lambda row: -float(row["anomaly_score"]))
     width = max([len("case"), *(len(row["case_id"]) for row in ranked[:_SUMMARY_ROWS])])
@@ -139,25 +151,39 @@ def _run(options: argparse.Namespace) -> int:
     return ALL_WELL
 
 
-def _labelled_loader(options: argparse.Namespace, clip: mrad_med.CLIP) -> CaseLoader:
-    steps = mrad_med.build_preprocessing(clip.card, image_size=options.image_size, with_mask=True)
-    return CaseLoader(CaseDataset(mrad_med.load_labelled_folder(options.folder), steps))
+def _backbone(options: argparse.Namespace) -> mrad_med.CLIP:
+    return mrad_med.load_clip(options.backbone, precision=options.precision, device=options.device)
+
+
+def _labelled_loader(options: argparse.Namespace, clip: mrad_med.CLIP, image_size: int) -> CaseLoader:
+    steps = mrad_med.build_preprocessing(
+        clip.card, image_size=options.image_size or image_size, with_mask=True, max_pixels=options.max_pixels
+    )
+    data = mrad_med.load_labelled_folder(options.folder)
+    return CaseLoader(CaseDataset(data, steps), batch_size=options.batch_size)
 
 
 def _bank_build(options: argparse.Namespace) -> int:
-    clip = mrad_med.load_clip(options.backbone)
-    loader = _labelled_loader(options, clip)
-    bank = mrad_med.build_memory_bank(clip, loader, sources=[{"name": options.folder.name}], progress=False)
-    return _save_bank(bank, options.out, loader)
+    clip = _backbone(options)
+    loader = _labelled_loader(options, clip, IMAGE_SIZE)
+    try:
+        bank = mrad_med.build_memory_bank(clip, loader, sources=[{"name": options.folder.name}], progress=False)
+        return _save_bank(bank, options.out)
+    finally:
+        loader.raise_for_failures()
 
 
 def _bank_extend(options: argparse.Namespace) -> int:
-    clip = mrad_med.load_clip(options.backbone)
+    clip = _backbone(options)
     bank = mrad_med.load_memory_bank(options.bank)
     bank.check(clip.card)
-    loader = _labelled_loader(options, clip)
-    extended = bank.extend(clip, loader, sources=[{"name": options.folder.name}], progress=False)
-    return _save_bank(extended, options.out, loader)
+    loader = _labelled_loader(options, clip, (bank.card.image_size or (IMAGE_SIZE,))[0])
+    try:
+        sources = [{"name": options.folder.name}]
+        extended = bank.extend(clip, loader, share=options.share, sources=sources, progress=False)
+        return _save_bank(extended, options.out)
+    finally:
+        loader.raise_for_failures()
 
 
 def _bank_merge(options: argparse.Namespace) -> int:
@@ -171,11 +197,9 @@ def _bank_show(options: argparse.Namespace) -> int:
     return ALL_WELL
 
 
-def _save_bank(bank: mrad_med.MemoryBank, path: Path, loader: CaseLoader | None = None) -> int:
+def _save_bank(bank: mrad_med.MemoryBank, path: Path) -> int:
     bank.save(path)
     _say(f"{path}: {bank}")
-    if loader is not None:
-        loader.raise_for_failures()
     return ALL_WELL
 
 

@@ -6,37 +6,34 @@ import hashlib
 import json
 import logging
 import os
-import pickle
 import urllib.error
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import open_clip
 import torch
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.model import CLIPVisionCfg, _build_vision_tower
-from open_clip.pretrained import download_pretrained
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mrad_med.checkpoints import BackboneError, infer_model_config, read_model_description, read_state_dict
 from mrad_med.clip import CLIP, CLIPImageEncoder
 from mrad_med.files import sha256_of_file
 from mrad_med.types import BackboneCard
+
+if TYPE_CHECKING:
+    from open_clip.model import CLIPVisionCfg
 
 __all__ = ["BackboneError", "load_clip"]
 
 logger = logging.getLogger(__name__)
 
+# open_clip is imported inside the functions: it takes longer than the rest of this package.
+
 EMBEDDED = "embedded"
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's, RGB
 _WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 _ALIASES = {"openai": "ViT-L-14-336-quickgelu:openai"}
-
-
-class BackboneError(ValueError):
-    """A backbone that cannot be found, downloaded, or read."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,8 @@ class _Weights:
     name: str
     state: Mapping[str, Tensor]
     config: Mapping[str, Any]  # open_clip's "model_cfg"
-    mean: tuple[float, float, float] = OPENAI_DATASET_MEAN
-    std: tuple[float, float, float] = OPENAI_DATASET_STD
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
 
 
 def load_clip(
@@ -87,14 +84,10 @@ def load_clip(
 
 
 def _build(weights: _Weights, *, precision: str, device: str | torch.device) -> CLIP:
+    from open_clip.model import _build_vision_tower
+
     state = {key[len("visual.") :]: value.float() for key, value in weights.state.items() if key.startswith("visual.")}
-    vision = CLIPVisionCfg(**weights.config["vision_cfg"])
-    if vision.timm_model_name or not isinstance(vision.layers, int):
-        kind = vision.timm_model_name or "ResNet"
-        raise BackboneError(
-            f"{weights.name} has a {kind} image tower; the V-V branch needs open_clip's own vision transformer, for "
-            "example ViT-L-14-336-quickgelu, ViT-B-16 or ViT-H-14"
-        )
+    vision = _vision_config(weights.name, weights.config)
     with torch.device("meta"):  # no random initialization of weights that are replaced at once
         tower = _build_vision_tower(weights.config["embed_dim"], vision, weights.config.get("quick_gelu", False))
     try:
@@ -103,7 +96,7 @@ def _build(weights: _Weights, *, precision: str, device: str | torch.device) -> 
         raise BackboneError(f"the weights of {weights.name} do not fit its architecture: {error}") from error
     card = BackboneCard(
         name=weights.name,
-        sha256=_sha256_of_state(state),
+        sha256=_sha256_of_state(state, quick_gelu=bool(weights.config.get("quick_gelu"))),
         width=vision.width,
         embed_dim=weights.config["embed_dim"],
         patch_size=int(tower.patch_size[0]),
@@ -114,8 +107,23 @@ def _build(weights: _Weights, *, precision: str, device: str | torch.device) -> 
     return CLIP(CLIPImageEncoder(tower, precision=precision).to(device), card)
 
 
-def _sha256_of_state(state: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _vision_config(name: str, config: Mapping[str, Any]) -> CLIPVisionCfg:
+    """Return the image tower's configuration; refuse the kinds that have no V-V branch."""
+    from open_clip.model import CLIPVisionCfg
+
+    vision = CLIPVisionCfg(**config["vision_cfg"])
+    if vision.timm_model_name or not isinstance(vision.layers, int):
+        kind = vision.timm_model_name or "ResNet"
+        raise BackboneError(
+            f"{name} has a {kind} image tower; the V-V branch needs open_clip's own vision transformer, for "
+            "example ViT-L-14-336-quickgelu, ViT-B-16 or ViT-H-14"
+        )
+    return vision
+
+
+def _sha256_of_state(state: Mapping[str, Tensor], *, quick_gelu: bool) -> str:
+    # The activation has no weight but changes every feature, so it belongs to the identity.
+    digest = hashlib.sha256(b"QuickGELU" if quick_gelu else b"")
     for key in sorted(state):
         digest.update(key.encode())
         digest.update(state[key].contiguous().numpy().tobytes())
@@ -123,7 +131,10 @@ def _sha256_of_state(state: Mapping[str, Tensor]) -> str:
 
 
 def _embedded_weights() -> _Weights:
-    description = json.loads((_WEIGHTS_FOLDER / "embedded.json").read_text(encoding="utf-8"))
+    description_file = _WEIGHTS_FOLDER / "embedded.json"
+    if not description_file.is_file():
+        raise BackboneError("embedded.json of this installation is missing or damaged; install mrad-med again")
+    description = json.loads(description_file.read_text(encoding="utf-8"))
     card = description["card"]
     path = _WEIGHTS_FOLDER / card["weights_file"]
     if not path.is_file() or sha256_of_file(path) != card["sha256"]:
@@ -138,13 +149,16 @@ def _described_weights(name: str, state: Mapping[str, Tensor], description: Mapp
         name=name,
         state=state,
         config=description.get("model_cfg", description),
-        mean=tuple(preprocessing.get("mean", OPENAI_DATASET_MEAN)),
-        std=tuple(preprocessing.get("std", OPENAI_DATASET_STD)),
+        mean=tuple(preprocessing.get("mean", CLIP_MEAN)),
+        std=tuple(preprocessing.get("std", CLIP_STD)),
     )
 
 
 def _downloaded_weights(name: str, cache_dir: str | os.PathLike[str] | None) -> _Weights:
     """Return weights of one of open_clip's models, downloading the file when it is not in the cache."""
+    import open_clip
+    from open_clip.pretrained import download_pretrained
+
     model, separator, tag = name.partition(":")
     config = open_clip.get_model_config(model) if separator else None
     if config is None:
@@ -152,6 +166,7 @@ def _downloaded_weights(name: str, cache_dir: str | os.PathLike[str] | None) -> 
             f"{name!r} is neither a file nor a backbone: use 'embedded', 'openai', '<open_clip model>:<tag>' "
             "(open_clip.list_pretrained() lists them) or the path of a weights file"
         )
+    _vision_config(name, config)  # before anything is downloaded
     pretrained = open_clip.get_pretrained_cfg(model, tag)
     if not pretrained:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
@@ -161,25 +176,29 @@ def _downloaded_weights(name: str, cache_dir: str | os.PathLike[str] | None) -> 
     try:
         path = Path(download_pretrained(pretrained, prefer_hf_hub=from_hub, cache_dir=str(cache_dir or "") or None))
     except (OSError, RuntimeError, urllib.error.URLError) as error:
+        quick = pretrained.get("quick_gelu", False) and not config.get("quick_gelu", False)
+        advised = f"{model}-quickgelu" if quick else model
         where = pretrained.get("url") or f"https://huggingface.co/{pretrained['hf_hub'].rstrip('/')}"
         raise BackboneError(
             f"the weights of {name} are not on this machine and could not be downloaded ({error}). On a machine with "
-            f"a network, get {where} , copy the file here and pass its path: load_clip('<file>', model={model!r}), or "
-            "--backbone <file> in a bundle. To try mrad_med without it, use load_clip('embedded')."
+            f"a network, get {where} , copy the file here and pass its path: load_clip('<file>', model={advised!r}), "
+            "or --backbone <file> in a bundle. To try mrad_med without it, use load_clip('embedded')."
         ) from error
-    state, _ = _read_state(path)
+    state, _ = read_state_dict(path)
     return _Weights(
         name=name,
         state=state,
         config=config | {"quick_gelu": config.get("quick_gelu", False) or pretrained.get("quick_gelu", False)},
-        mean=tuple(pretrained.get("mean", OPENAI_DATASET_MEAN)),
-        std=tuple(pretrained.get("std", OPENAI_DATASET_STD)),
+        mean=tuple(pretrained.get("mean", CLIP_MEAN)),
+        std=tuple(pretrained.get("std", CLIP_STD)),
     )
 
 
 def _file_weights(path: Path, model: str | None) -> _Weights:
     """Return the weights of a local file, with the best description of its architecture that there is."""
-    state, from_training = _read_state(path)
+    import open_clip
+
+    state, from_training = read_state_dict(path)
     if "visual.conv1.weight" not in state or "visual.proj" not in state:
         raise BackboneError(
             f"{path.name} holds no open_clip or OpenAI vision transformer: 'visual.conv1.weight' and 'visual.proj' "
@@ -192,65 +211,10 @@ def _file_weights(path: Path, model: str | None) -> _Weights:
         return _Weights(name=f"{model}:{path.name}", state=state, config=config)
     for beside in (path.with_suffix(".json"), path.with_name("open_clip_config.json")):
         if beside.is_file():
-            return _described_weights(path.name, state, json.loads(beside.read_text(encoding="utf-8")))
+            return _described_weights(path.name, state, read_model_description(beside))
     logger.info(
         "%s does not say which activation it uses: %s is assumed; pass model='<open_clip model>' if that is wrong",
         path.name,
         "GELU" if from_training else "QuickGELU, as OpenAI's weights",
     )
-    return _Weights(name=path.name, state=state, config=_infer_config(state, quick_gelu=not from_training))
-
-
-def _read_state(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """Return a state dict with open_clip's names, and whether the file is a training checkpoint of open_clip."""
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        elif _is_torchscript(path):
-            content = torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise BackboneError(f"{path.name} is damaged or no weights file: {error}") from error
-    from_training = isinstance(content, Mapping) and "state_dict" in content
-    state = content["state_dict"] if from_training else content
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise BackboneError(f"{path.name} holds no state dict (names and tensors); got a {type(content).__name__}")
-    return {key.removeprefix("module."): value for key, value in state.items()}, from_training
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Tell a TorchScript archive, which OpenAI published, from a plain torch file: only the first holds code."""
-    try:
-        names = torch._C.PyTorchFileReader(str(path)).get_all_records()
-    except RuntimeError:
-        return False  # not a zip archive: a legacy torch file, which weights_only loading judges
-    return any(name == "constants.pkl" for name in names)
-
-
-def _infer_config(state: Mapping[str, Tensor], *, quick_gelu: bool) -> dict[str, Any]:
-    """Return open_clip's model configuration read off the shapes of the weights."""
-    width, _, patch_size, _ = state["visual.conv1.weight"].shape
-    side = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
-    layers = len({key.split(".")[3] for key in state if key.startswith("visual.transformer.resblocks.")})
-    vision = {
-        "image_size": side * patch_size,
-        "layers": layers,
-        "width": width,
-        "patch_size": patch_size,
-        "mlp_ratio": len(state["visual.transformer.resblocks.0.mlp.c_fc.bias"]) / width,
-        "no_ln_pre": "visual.ln_pre.weight" not in state,
-        "head_width": _head_width(width, layers, patch_size),
-    }
-    if "visual.transformer.resblocks.0.ls_1.gamma" in state:
-        vision["ls_init_value"] = 1.0  # its value is overwritten by the weights
-    return {"embed_dim": state["visual.proj"].shape[1], "quick_gelu": quick_gelu, "vision_cfg": vision}
-
-
-def _head_width(width: int, layers: int, patch_size: int) -> int:
-    """Return the width of an attention head, which no weight tells: as in open_clip's model of the same shape."""
-    for model in open_clip.list_models():
-        vision = CLIPVisionCfg(**open_clip.get_model_config(model)["vision_cfg"])
-        if (vision.width, vision.layers, vision.patch_size) == (width, layers, patch_size):
-            return int(vision.head_width)
-    return int(CLIPVisionCfg().head_width)
+    return _Weights(name=path.name, state=state, config=infer_model_config(state, quick_gelu=not from_training))

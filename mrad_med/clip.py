@@ -1,16 +1,22 @@
-"""The frozen encoders: open_clip's vision transformer with the V-V branch, its text transformer with deep prompts. METHOD: arXiv 2602.00522, section 1."""
+"""The frozen encoders: open_clip's vision tower with the V-V branch, its text tower with deep prompts.
+
+METHOD: arXiv 2602.00522, sections 1 and 5.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
 from mrad_med.types import BackboneCard, ImageFeatures
+
+if TYPE_CHECKING:  # importing open_clip takes longer than the rest of this package: only where a backbone is built
+    from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
 
 __all__ = ["CLIP", "CLIPImageEncoder", "CLIPTextEncoder"]
 
@@ -62,6 +68,10 @@ class CLIPImageEncoder(nn.Module):
             ValueError: the shape does not fit.
         """
         _check_images(images, self.patch_size)
+        with torch.autocast(images.device.type, enabled=False):  # `precision` decides, not the caller's context
+            return self._encode(images)
+
+    def _encode(self, images: Tensor) -> ImageFeatures:
         grid_size = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         hidden = self._embed(images, grid_size)  # (B, 1 + N, D)
         vv_tokens = hidden
@@ -125,6 +135,8 @@ def _attend(out_projection: nn.Module, query: Tensor, key: Tensor, value: Tensor
 
 def _check_tower(tower: nn.Module) -> None:
     """Refuse towers whose blocks or pooling the V-V branch is not defined for."""
+    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+
     reason = ""
     if not isinstance(tower, VisionTransformer):
         reason = f"it is a {type(tower).__name__}"
@@ -132,6 +144,8 @@ def _check_tower(tower: nn.Module) -> None:
         reason = "it has custom attention blocks"
     elif tower.attn_pool is not None:
         reason = "it pools by attention"
+    elif tower.pool_type != "tok":
+        reason = f"it pools by {tower.pool_type!r}"
     elif tower.patch_size[0] != tower.patch_size[1]:
         reason = "its patches are not square"
     if reason:

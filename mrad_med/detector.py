@@ -9,8 +9,6 @@ from typing import Any
 from monai.bundle import ConfigParser
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
-from monai.transforms import Compose, FlattenSubKeysd, Invertd
-from monai.utils import CommonKeys
 
 from mrad_med.clip import CLIP
 from mrad_med.datasets import find_cases
@@ -19,28 +17,16 @@ from mrad_med.inferers import SliceAnomalyInferer
 from mrad_med.loaders import CaseDataset, CaseLoader
 from mrad_med.memory import MemoryBank
 from mrad_med.networks import MRAD
+from mrad_med.preprocessing import build_postprocessing, build_preprocessing
 from mrad_med.readers import MAX_PIXELS
 from mrad_med.results import CaseResult, Results, describe_run
-from mrad_med.transforms import IMAGE_SIZE, build_preprocessing
-from mrad_med.types import AnomalyKeys, FailedCase
+from mrad_med.transforms import IMAGE_SIZE
+from mrad_med.types import FailedCase
 from mrad_med.workflow import find_bundle, plain_errors
 
-__all__ = ["AnomalyDetector", "build_postprocessing"]
+__all__ = ["AnomalyDetector"]
 
-
-def build_postprocessing(preprocessing: Compose) -> Compose:
-    """Return what brings an inferer's output back onto the file's own grid, in MONAI's transforms.
-
-    Args:
-        preprocessing: of the images; it is inverted.
-    """
-    maps = AnomalyKeys.ANOMALY_MAP.value
-    return Compose(
-        [
-            FlattenSubKeysd(keys=CommonKeys.PRED, delete_keys=True),
-            Invertd(keys=maps, transform=preprocessing, orig_keys=AnomalyKeys.IMAGE.value, nearest_interp=False),
-        ]
-    )
+LOCAL_SHARE = 0.2  # a few local cases count as a fifth of the memory: enough to be seen, not to drown the rest
 
 
 class AnomalyDetector:
@@ -110,6 +96,8 @@ class AnomalyDetector:
         with plain_errors():
             clip, bank, network, *values = (parser.get_parsed_content(name) for name in names)
             settings = {"bundle": root.name, **parser.get_parsed_content("settings")}
+        if overrides:
+            settings["overrides"] = {name: str(value) for name, value in overrides.items()}
         return cls(clip, bank, network, **dict(zip(names[3:], values, strict=True)), settings=settings)
 
     @property
@@ -163,11 +151,14 @@ class AnomalyDetector:
         evaluator.run()
         return list(loader.failures)
 
-    def extend_bank(self, cases: Sequence[Mapping[str, Any]], *, source: str = "local cases") -> AnomalyDetector:
+    def extend_bank(
+        self, cases: Sequence[Mapping[str, Any]], *, share: float = LOCAL_SHARE, source: str = "local cases"
+    ) -> AnomalyDetector:
         """Return a detector that also remembers these labelled cases. Nothing is trained; this one is unchanged.
 
         Args:
             cases: ``{"image": path, "label": 0 or 1, "mask": path or None}`` each; the mask marks what is anomalous.
+            share: of the memory that they have at least, in [0, 1); see `MemoryBank.extend`.
             source: their name in the bank's card.
 
         Raises:
@@ -181,8 +172,10 @@ class AnomalyDetector:
         data = [{"case_id": str(case["image"]), "mask": None, **case} for case in cases]
         loader = CaseLoader(CaseDataset(data, steps), batch_size=self.batch_size, progress=False)
         sources = [{"name": source, "images": len(data)}]
-        bank = self.bank.extend(self.clip, loader, sources=sources, progress=False)
-        loader.raise_for_failures()
+        try:
+            bank = self.bank.extend(self.clip, loader, share=share, sources=sources, progress=False)
+        finally:
+            loader.raise_for_failures()
         return self.with_bank(bank)
 
     def with_bank(self, bank: MemoryBank) -> AnomalyDetector:

@@ -20,7 +20,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f".partial-{os.getpid()}-{final.name}")
+    # Of a long name only the end, for the system allows 255 bytes, which letters of any script may fill four by four.
+    partial = final.with_name(f".partial-{os.getpid()}-{final.name[-40:]}")
     try:
         yield partial
         os.replace(partial, final)

@@ -101,7 +101,8 @@ class MetricsSaver:
         for case, output in zip(engine.state.batch, engine.state.output, strict=True):
             anomaly_map = convert_to_tensor(output[AnomalyKeys.ANOMALY_MAP], track_meta=False)
             mask = convert_to_tensor(case[AnomalyKeys.MASK], track_meta=False)
-            self._pixel_metrics.update(anomaly_map[None], mask[None])
+            if not mask.isnan().any():  # what is anomalous is not known: this case counts at image level only
+                self._pixel_metrics.update(anomaly_map[None], mask[None])
             self._scores.append(float(output[AnomalyKeys.ANOMALY_SCORE]))
             self._labels.append(int(case[AnomalyKeys.LABEL]))
 

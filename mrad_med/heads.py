@@ -68,8 +68,8 @@ class TrainFreeHead(nn.Module):
 class FineTunedHead(nn.Module):
     """MRAD-FT: retrieval by a learned metric, two pairs of linear layers.
 
-    Projected keys are kept while the head is in evaluation mode and its weights do not change. In training mode the keys
-    nearest to a query are excluded, for the images trained on are in the bank themselves.
+    Projected keys are kept while the head is in evaluation mode and its weights do not change. In training mode the
+    keys nearest to a query are excluded, for the images trained on are in the bank themselves.
 
     Args:
         bank: the memory. Its keys become buffers outside the state dict.

@@ -41,6 +41,9 @@ class AnomalyInferer(Inferer):
         Returns:
             ``anomaly_map`` (B, 1, H, W) in [0, 1], carrying the metadata of a MetaTensor input so that MONAI's
             `Invertd` can bring it back onto the file's grid, and ``anomaly_score`` (B, 1).
+
+        Raises:
+            ValueError: a score is NaN.
         """
         images = convert_to_tensor(inputs, track_meta=False)
         features = network.encode(images)
@@ -48,6 +51,8 @@ class AnomalyInferer(Inferer):
         scores = fuse_scores(
             network.image_probability(features), maps, image_weight=self.image_weight, fraction=self.top_fraction
         )
+        if not torch.isfinite(scores).all():
+            raise ValueError("the network gives NaN: use precision='fp32', or get undamaged weights and bank")
         return {AnomalyKeys.ANOMALY_MAP.value: _with_metadata(maps, inputs), AnomalyKeys.ANOMALY_SCORE.value: scores}
 
 
@@ -72,7 +77,7 @@ class SliceAnomalyInferer(AnomalyInferer):
 
     def __call__(self, inputs: Tensor, network: MRAD, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Return ``anomaly_map`` (B, 1, H, W[, D]) and ``anomaly_score`` (B, 1) of (B, 3, H, W[, D]) inputs."""
-        if inputs.ndim == 4:
+        if inputs.ndim != 5:
             return super().__call__(inputs, network, *args, **kwargs)
         volumes = convert_to_tensor(inputs, track_meta=False)
         slices = volumes.permute(0, 4, 1, 2, 3).flatten(0, 1)  # (B * D, 3, H, W)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -81,7 +82,15 @@ class CaseLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield collated batches in the order of the dataset."""
         self.failures.clear()
-        single = DataLoader(self.dataset, batch_size=None, num_workers=self.num_workers, collate_fn=_unchanged)
+        # MONAI matches a transform with its inverse by id, which only forked workers keep ("spawn" it knows of).
+        context = "fork" if self.num_workers and sys.platform == "linux" else None
+        single = DataLoader(
+            self.dataset,
+            batch_size=None,
+            num_workers=self.num_workers,
+            collate_fn=_unchanged,
+            multiprocessing_context=context,
+        )
         batch: list[dict[str, Any]] = []
         for case in tqdm(single, total=len(self.dataset), desc="cases", unit="case", disable=not self.progress):
             if isinstance(case, FailedCase):

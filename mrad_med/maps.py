@@ -37,10 +37,13 @@ def upsample_and_blur(patch_maps: Tensor, image_size: tuple[int, int], *, sigma:
         raise ValueError(f"sigma must not be negative, got {sigma}")
     rows = _axis_matrix(patch_maps.shape[-2], image_size[0], sigma).to(patch_maps)
     columns = _axis_matrix(patch_maps.shape[-1], image_size[1], sigma).to(patch_maps)
-    return rows @ patch_maps @ columns.T
+    with torch.autocast(patch_maps.device.type, enabled=False):
+        return rows @ patch_maps @ columns.T
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # a tensor made in inference mode could not take part in a later backward pass
+@torch.no_grad()
 def _axis_matrix(source: int, target: int, sigma: float) -> Tensor:
     """Return the (target, source) float64 matrix that upsamples one axis and blurs it."""
     identity = torch.eye(source, dtype=torch.float64)

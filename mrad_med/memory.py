@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +39,7 @@ class MemoryBankError(ValueError):
     """A memory bank that is damaged, empty, or does not belong to the backbone at hand."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MemoryBank:
     """Features of labelled images as keys, their labels as values, at image and at patch level. Never changed in place.
 
@@ -128,25 +129,49 @@ class MemoryBank:
                 "levels; extend it with such images (and masks)"
             )
 
-    def extend(self, clip: CLIP, loader: Iterable[Mapping[str, Any]], **keywords: Any) -> MemoryBank:
+    def extend(
+        self, clip: CLIP, loader: Iterable[Mapping[str, Any]], *, share: float = 0.0, **keywords: Any
+    ) -> MemoryBank:
         """Return this bank with the entries of further labelled images added: results change at once, no training.
+
+        Every entry of a bank has the same say, so two cases among a thousand would hardly be heard. ``share`` repeats
+        the new entries until they are at least that share of the patch level.
 
         Args:
             clip: the backbone that made this bank.
             loader: as for `build_memory_bank`.
+            share: in [0, 1); 0 adds every entry once.
             **keywords: as for `build_memory_bank`.
 
         Raises:
             MemoryBankError: another backbone made this bank.
+            ValueError: ``share`` is not in [0, 1).
         """
-        return merge_memory_banks([self, build_memory_bank(clip, loader, **keywords)])
+        if not 0 <= share < 1:
+            raise ValueError(f"share must be in [0, 1), got {share}")
+        added = build_memory_bank(clip, loader, **keywords)
+        wanted = share / (1 - share) * len(self.patch_keys) / max(1, len(added.patch_keys))
+        return merge_memory_banks([self, added.repeat(max(1, math.ceil(wanted)))])
+
+    def repeat(self, copies: int) -> MemoryBank:
+        """Return this bank with every entry ``copies`` times: alone it scores alike, merged it has more say."""
+        tensors = {name: torch.cat([getattr(self, name)] * copies) for name in _TENSORS}
+        sources = tuple({**source, "copies": copies} if copies > 1 else source for source in self.card.sources)
+        return MemoryBank(**tensors, card=replace(self.card, sources=sources))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file with the card in its header: all of it or nothing."""
+        """Write a safetensors file with the card in its header: all of it or nothing.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written to.
+        """
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
         card = json.dumps(self.card.to_dict(), sort_keys=True)
         with atomic_path(path) as partial:
-            save_file(tensors, partial, metadata={"format": _FORMAT, "card": card})
+            try:
+                save_file(tensors, partial, metadata={"format": _FORMAT, "card": card})
+            except SafetensorError as error:
+                raise OSError(f"cannot write the memory bank to {path}: {error}") from error
 
 
 def load_memory_bank(path: str | os.PathLike[str]) -> MemoryBank:
@@ -174,7 +199,7 @@ def load_memory_bank(path: str | os.PathLike[str]) -> MemoryBank:
             card = BankCard.from_dict(json.loads(metadata["card"]))
     except MemoryBankError:
         raise
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise MemoryBankError(f"{path.name} is damaged or no memory bank ({error}); copy or build it again") from error
     return MemoryBank(**tensors, card=card)
 
@@ -187,16 +212,16 @@ def merge_memory_banks(banks: Sequence[MemoryBank]) -> MemoryBank:
     """
     if not banks:
         raise MemoryBankError("nothing to merge: give at least one memory bank")
-    first = banks[0]
-    for bank in banks[1:]:
-        hashes = {first.card.backbone_sha256, bank.card.backbone_sha256} - {None}
+    first = next((bank for bank in banks if bank.card.backbone_sha256), banks[0])  # the one that knows its backbone
+    known = first.card
+    for bank in banks:
+        hashes = {known.backbone_sha256, bank.card.backbone_sha256} - {None}
         widths = [(b.image_keys.shape[1], b.patch_keys.shape[1]) for b in (first, bank)]
         if len(hashes) > 1 or widths[0] != widths[1]:
             raise MemoryBankError(
-                f"banks of different backbones cannot be merged: {first.card.backbone!r} (widths {widths[0]}) and "
+                f"banks of different backbones cannot be merged: {known.backbone!r} (widths {widths[0]}) and "
                 f"{bank.card.backbone!r} (widths {widths[1]})"
             )
-    known = next((bank.card for bank in banks if bank.card.backbone_sha256), first.card)
     sizes = {bank.card.image_size for bank in banks}
     card = BankCard(
         backbone=known.backbone,
@@ -224,7 +249,7 @@ def build_memory_bank(
         clip: the backbone.
         loader: yields batches, dictionaries of ``image`` (B, 3, H, W) normalized, ``label`` (B,) 0 or 1, and ``mask``
             (B, 1, H, W) in [0, 1]. Without masks, normal images count as normal everywhere and anomalous images give no
-            patch entry.
+            patch entry; NaN says that for a single image.
         sources: one mapping per source set for the card: name, license, ...
         notes: free values for the card.
         progress: whether to show a progress bar.
@@ -240,6 +265,8 @@ def build_memory_bank(
             raise MemoryBankError(f"each batch needs 'image' and 'label'; this one has {sorted(map(str, batch))}")
         images = convert_to_tensor(batch[AnomalyKeys.IMAGE], track_meta=False).to(device)
         labels = torch.as_tensor(batch[AnomalyKeys.LABEL]).reshape(-1).long().cpu()
+        if len(labels) != len(images):
+            raise MemoryBankError(f"each image needs one label, got {len(labels)} label(s) for {len(images)} image(s)")
         masks = _masks(batch.get(AnomalyKeys.MASK), images, labels)
         features = clip.image_encoder(images)
         sizes.add((images.shape[-2], images.shape[-1]))
@@ -263,7 +290,7 @@ def build_memory_bank(
 
 
 def _masks(masks: Any, images: Tensor, labels: Tensor) -> Tensor:
-    """Return (B, 1, H, W) binary masks; an image without a mask is all 0.5 if anomalous, which fits neither region."""
+    """Return (B, 1, H, W) masks of 0, 1, and 0.5 where it is not known what is anomalous: such fits neither region."""
     if masks is None:
         return (labels * 0.5).float().view(-1, 1, 1, 1).expand(-1, 1, *images.shape[-2:]).to(images.device)
     masks = torch.as_tensor(convert_to_tensor(masks, track_meta=False), dtype=torch.float32, device=images.device)
@@ -271,10 +298,11 @@ def _masks(masks: Any, images: Tensor, labels: Tensor) -> Tensor:
         raise MemoryBankError(
             f"masks must be (B, 1, H, W) like their images {tuple(images.shape)}, got {tuple(masks.shape)}"
         )
-    empty = int(((masks > 0.5).flatten(1).sum(1).cpu() == 0).logical_and(labels == 1).sum())
+    unknown = masks.isnan()
+    empty = int(((masks > 0.5) | unknown).flatten(1).any(1).cpu().logical_not().logical_and(labels == 1).sum())
     if empty:
         logger.warning("%d anomalous image(s) have an empty mask: they add a normal patch entry only", empty)
-    return torch.as_tensor(masks > 0.5, dtype=torch.float32)
+    return torch.where(unknown, 0.5, (masks > 0.5).float())
 
 
 def _region_keys(features: ImageFeatures, masks: Tensor) -> tuple[Tensor, Tensor]:

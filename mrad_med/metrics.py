@@ -20,9 +20,9 @@ Curve = NDArray[np.float64]
 class PixelMetrics:
     """Pixel metrics of a set: `update` with batches, then `compute`.
 
-    All pixels are kept (5 bytes each, 12 during `compute`) and sorted once, so the values are exact whatever the range
-    of the scores. The per-region overlap (PRO) needs no relabelling: the share of regions covered above a threshold is
-    a sum of per-pixel weights, one over the size of the pixel's region.
+    All pixels are kept (8 bytes each; `compute` takes about ten times that for a moment) and sorted once, so the values
+    are exact whatever the range of the scores. The per-region overlap (PRO) needs no relabelling: the share of regions
+    covered above a threshold is a sum of per-pixel weights, one over the size of the pixel's region.
 
     Args:
         pro_limit: largest false positive rate of the PRO curve.

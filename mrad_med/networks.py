@@ -44,7 +44,7 @@ class MRAD(nn.Module):
         """Return (B, 1, H, W) maps in [0, 1], upsampled to ``image_size`` (H, W) and blurred."""
         probability = self.patch_probability(features)
         patch_maps = probability.reshape(-1, 1, *features.grid_size)
-        return upsample_and_blur(patch_maps, image_size, sigma=self.sigma)
+        return upsample_and_blur(patch_maps, image_size, sigma=self.sigma).clamp(0, 1)  # float rounding
 
     def with_bank(self, bank: MemoryBank) -> MRAD:
         """Return the same network over another memory bank, for example an extended one; the encoder is shared."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 
 import torch
@@ -46,16 +45,23 @@ def _load_level(path: Path) -> tuple[Tensor, Tensor]:
         raise FileNotFoundError(f"there is no published memory bank {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # bytes that are no pickle make the unpickler raise almost anything
         raise MemoryBankError(f"{path.name} is damaged or no plain tensor file: {error}") from error
     if not isinstance(content, dict) or not {"keys", "values"} <= content.keys():
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
         raise MemoryBankError(f"{path.name}: expected a dictionary with 'keys' and 'values', found {found}")
     keys, values = content["keys"], content["values"]
-    one_hot = values.ndim == 2 and values.shape[1] == 2 and bool((values.sum(1) == 1).all())
-    if not one_hot or keys.ndim != 2 or len(keys) != len(values):
+    if not (isinstance(keys, Tensor) and isinstance(values, Tensor) and _is_one_hot(values)) or (
+        keys.ndim != 2 or len(keys) != len(values)
+    ):
+        found = [tuple(item.shape) if isinstance(item, Tensor) else type(item).__name__ for item in (keys, values)]
         raise MemoryBankError(
-            f"{path.name}: expected keys (K, width) and one-hot values (K, 2), "
-            f"got {tuple(keys.shape)} and {tuple(values.shape)}"
+            f"{path.name}: expected keys (K, width) and one-hot values (K, 2), got {found[0]} and {found[1]}"
         )
     return keys.float(), values.argmax(1)
+
+
+def _is_one_hot(values: Tensor) -> bool:
+    if values.ndim != 2 or values.shape[1] != 2:
+        return False
+    return bool(((values == 0) | (values == 1)).all() and (values.sum(1) == 1).all())

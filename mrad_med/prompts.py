@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import open_clip
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +43,8 @@ class RegionPrompts(nn.Module):
         fp16_deep_prompts: bool = False,
     ) -> None:
         super().__init__()
+        from open_clip import tokenize
+
         width = text_encoder.width
         self.text_encoder = text_encoder
         self.context_length = context_length
@@ -55,7 +56,7 @@ class RegionPrompts(nn.Module):
         self.deep_prompts = nn.ParameterList(
             nn.Parameter(torch.randn(deep_length, width) * _INIT_STD) for _ in range(depth - 1)
         )
-        tokens = open_clip.tokenize([" ".join(["X"] * context_length) + " " + state for state in STATES])
+        tokens = tokenize([" ".join(["X"] * context_length) + " " + state for state in STATES])
         ends = tokens.argmax(-1)  # the end token has the highest number
         tokens = tokens[:, : int(ends.max()) + 1].to(text_encoder.tower.token_embedding.weight.device)
         self.register_buffer("embedded", text_encoder.embed(tokens), persistent=False)  # (2, T, W)
@@ -71,5 +72,5 @@ class RegionPrompts(nn.Module):
             [prefix.expand(batch, -1, -1, -1), contexts, suffix.expand(batch, -1, -1, -1)], dim=2
         )  # (B, 2, T, W)
         deep = [prompt.half().to(prompt) if self.fp16_deep_prompts else prompt for prompt in self.deep_prompts]
-        features = self.text_encoder(prompts.flatten(0, 1), self.ends.repeat(batch), deep)
+        features: Tensor = self.text_encoder(prompts.flatten(0, 1), self.ends.repeat(batch), deep)
         return features.reshape(batch, 2, -1)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pydicom
 from monai.data import ImageReader, MetaTensor, NibabelReader, PydicomReader
@@ -15,15 +17,45 @@ from monai.utils import ImageMetaKey
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydicom.errors import InvalidDicomError
+from pydicom.pixels.decoders.base import get_decoder
 
 __all__ = ["MAX_PIXELS", "ImageFileError", "PhotographReader", "is_supported_image", "read_image_file"]
 
 MAX_PIXELS = 100_000_000  # 10000 x 10000; a decoded RGB image of that size takes 300 MB
+MAX_VOXELS = 500_000_000  # 512 x 512 x 1900; a float32 volume of that size takes 2 GB
 MIN_SIDE = 16  # smaller images have no more pixels than the patch grid has patches
 
 PHOTOGRAPH_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+IMAGE_SUFFIXES = PHOTOGRAPH_SUFFIXES + DICOM_SUFFIXES + VOLUME_SUFFIXES
+
+# All that an image needs of a DICOM file: with these, patient tags never enter the process.
+_PIXEL_TAGS = [
+    "BitsAllocated",
+    "BitsStored",
+    "Columns",
+    "DoubleFloatPixelData",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+    "FloatPixelData",
+    "HighBit",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "NumberOfFrames",
+    "PhotometricInterpretation",
+    "PixelData",
+    "PixelRepresentation",
+    "PixelSpacing",
+    "PlanarConfiguration",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "Rows",
+    "SamplesPerPixel",
+    "SegmentSequence",
+]
+
+_PILLOW_LIMIT = threading.Lock()  # Pillow's limit is one for the whole process
 
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _TRANSPARENT_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
@@ -62,28 +94,21 @@ class PhotographReader(ImageReader):
         names = [data] if isinstance(data, (str, os.PathLike)) else list(data)
         if len(names) != 1:
             raise ImageFileError(f"one file makes one case, got {len(names)} files; list them as separate cases")
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # our own limit comes first, with its own message
         try:
-            with Image.open(names[0]) as picture:
+            with _open_unlimited(names[0]) as picture:
                 self._check_header(picture)
                 return _plain_mode(ImageOps.exif_transpose(picture))
         except UnidentifiedImageError as error:
             raise ImageFileError(
                 "not an image in any known format; is the name right and the copy complete?"
             ) from error
-        except ImageFileError:
+        except (ImageFileError, PermissionError):
             raise
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
+        except Exception as error:  # Pillow raises nearly everything on damaged files
             raise ImageFileError(f"the image is damaged or truncated ({error}); copy or export it again") from error
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
 
     def _check_header(self, picture: Image.Image) -> None:
-        if picture.width * picture.height > self.max_pixels:
-            raise ImageFileError(
-                f"{picture.width} x {picture.height} pixels are more than the limit of {self.max_pixels}; make the "
-                "image smaller or raise the limit (--max_pixels)"
-            )
+        _check_size(picture.width, picture.height, self.max_pixels)
         frames = getattr(picture, "n_frames", 1)
         if frames > 1 and picture.format != "MPO":  # cameras add a preview to their JPEGs as a second MPO frame
             raise ImageFileError(f"the file holds {frames} frames or pages; save each as a file of its own")
@@ -91,7 +116,7 @@ class PhotographReader(ImageReader):
     def get_data(self, img: Image.Image) -> tuple[NDArray[Any], dict[str, Any]]:
         """Return the (W, H[, 3]) array and the metadata MONAI needs; nothing else of the file's metadata travels on."""
         array = np.asarray(img)
-        array = array if array.dtype == np.uint8 else array.astype(np.float32)
+        array = array.copy() if array.dtype == np.uint8 else array.astype(np.float32)  # Pillow's own is read-only
         meta = {
             "spatial_shape": np.asarray((img.width, img.height)),
             "original_channel_dim": float("nan") if array.ndim == 2 else -1,
@@ -99,25 +124,42 @@ class PhotographReader(ImageReader):
         return np.swapaxes(array, 0, 1), meta
 
 
+def _open_unlimited(path: os.PathLike[str] | str) -> Image.Image:
+    """Open a picture without Pillow's own limit of pixels: ours follows, with its own message."""
+    with _PILLOW_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(path)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageFileError(
+            f"{width} x {height} pixels are more than the limit of {max_pixels}; make the image smaller or raise the "
+            "limit (--max_pixels)"
+        )
+
+
 def _plain_mode(picture: Image.Image) -> Image.Image:
     """Return the picture decoded, as L, RGB or a deep grey mode."""
-    if picture.mode in _DEEP_MODES or picture.mode in ("L", "RGB"):
+    if picture.mode in _DEEP_MODES:
         picture.load()
         return picture
-    if picture.mode == "1":
-        return picture.convert("L")
     if picture.mode in _TRANSPARENT_MODES or "transparency" in picture.info:
         transparent = picture.convert("RGBA")
         black = Image.new("RGBA", transparent.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, transparent).convert("RGB")
-    return picture.convert("RGB")
+    return picture.convert("L" if picture.mode in ("L", "1") else "RGB")
 
 
 def is_supported_image(path: Path) -> bool:
-    """Tell by its name, or without a suffix by its first bytes, whether a file is meant to be an image."""
-    if path.name.lower().endswith(PHOTOGRAPH_SUFFIXES + VOLUME_SUFFIXES + DICOM_SUFFIXES):
+    """Tell by its name, or without a known suffix by its first bytes, whether a file is meant to be an image."""
+    if path.name.lower().endswith(IMAGE_SUFFIXES):
         return True
-    return path.suffix == "" and _has_dicom_magic(path)
+    # Files named by a UID end in anything; the index of an export disk is no image.
+    return path.name.upper() != "DICOMDIR" and _has_dicom_magic(path)
 
 
 def _has_dicom_magic(path: Path) -> bool:
@@ -131,62 +173,95 @@ def _has_dicom_magic(path: Path) -> bool:
 def read_image_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Any:
     """Return a file as a MetaTensor (C, W, H) or (C, X, Y, Z) with its affine and nothing else of its header.
 
-    Photographs keep uint8; everything else is float32 in the file's own units.
+    8-bit images keep uint8; everything else is float32 in the file's own units.
 
     Args:
         path: a photograph, a DICOM file or a NIfTI volume.
-        max_pixels: photographs with more pixels are refused.
+        max_pixels: photographs and DICOM images with more pixels are refused.
 
     Raises:
-        ImageFileError: missing, empty, damaged, of no known kind, without pixels, or too small.
+        ImageFileError: missing, empty, damaged, of no known kind, without pixels, too large or too small.
     """
     path = Path(path)
     if not path.is_file():
         raise ImageFileError("there is no such file")
     if path.stat().st_size == 0:
         raise ImageFileError("the file is empty (0 bytes); copy or export it again")
-    reader = _reader_for(path, max_pixels)
     try:
+        reader = _reader_for(path, max_pixels)
         array, meta = reader.get_data(reader.read(path))
+        if array.dtype.kind not in "biuf":
+            kind = "complex" if array.dtype.kind == "c" else "colors or records as"
+            raise ImageFileError(f"{kind} voxel values; export plain numbers (of a complex image, its magnitude)")
         if not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="))
         image = EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(array, meta))
     except ImageFileError:
         raise
+    except PermissionError as error:
+        raise ImageFileError("there is no permission to read the file; grant it") from error
     except Exception as error:  # MONAI, pydicom and nibabel raise nearly everything on damaged files
-        raise ImageFileError(f"the file cannot be read ({_first_line(error)}); copy or export it again") from error
+        # The message of another library may quote the file, so only its kind is told.
+        raise ImageFileError(f"the file cannot be read ({type(error).__name__}); copy or export it again") from error
     image.meta = {
         key: image.meta[key] for key in ("affine", "original_affine", "spatial_shape", "space") if key in image.meta
     }
     image.meta[ImageMetaKey.FILENAME_OR_OBJ] = str(path)
-    if image.ndim not in (3, 4):
-        raise ImageFileError(f"{image.ndim - 1}-D data; 2-D images and 3-D volumes can be scored: split it first")
-    if min(image.shape[1:3]) < MIN_SIDE:
+    if image.ndim not in (3, 4) or (image.ndim == 4 and len(image) > 1):
+        axes = image.ndim - (1 if len(image) == 1 else 0)
+        raise ImageFileError(f"{axes}-D data; 2-D images and 3-D volumes can be scored: split it first")
+    if min(_sides(image)) < MIN_SIDE:
         size = " x ".join(map(str, image.shape[1:]))
-        raise ImageFileError(f"{size} pixels are too few; at least {MIN_SIDE} x {MIN_SIDE} are needed")
+        raise ImageFileError(
+            f"{size} pixels are too few; at least {MIN_SIDE} x {MIN_SIDE} are needed (of a volume, in axial slices)"
+        )
     return image if image.array.dtype == np.uint8 else image.float()
+
+
+def _sides(image: MetaTensor) -> tuple[int, ...]:
+    """Return the sides of the pictures in an image; a volume's are its axial slices, whatever order it is stored in."""
+    sides = tuple(image.shape[1:])
+    if len(sides) == 2:
+        return sides
+    world_axes = nibabel.io_orientation(image.affine.numpy())[:, 0]
+    if not np.isfinite(world_axes).all():
+        raise ImageFileError("the affine in its header gives no directions to its axes; export it again")
+    return tuple(side for side, axis in zip(sides, world_axes, strict=True) if axis != 2)
 
 
 def _reader_for(path: Path, max_pixels: int) -> ImageReader:
     name = path.name.lower()
     if name.endswith(DICOM_SUFFIXES) or _has_dicom_magic(path):
-        return _dicom_reader(path)
+        return _dicom_reader(path, max_pixels)
     if name.endswith(VOLUME_SUFFIXES):
+        _check_voxels(path)
         return NibabelReader()
     if name.endswith(PHOTOGRAPH_SUFFIXES):
         return PhotographReader(max_pixels)
-    known = ", ".join(PHOTOGRAPH_SUFFIXES + DICOM_SUFFIXES + VOLUME_SUFFIXES)
+    known = ", ".join(IMAGE_SUFFIXES)
     raise ImageFileError(f"unknown kind of file; images end in {known}, or are DICOM")
 
 
-def _dicom_reader(path: Path) -> PydicomReader:
+def _check_voxels(path: Path) -> None:
+    """Refuse a volume too large to hold, by its header: a small compressed file may announce any size."""
+    shape = nibabel.load(path).shape
+    if np.prod(shape, dtype=float) > MAX_VOXELS:
+        raise ImageFileError(f"{' x '.join(map(str, shape))} voxels are more than the limit of {MAX_VOXELS}; crop it")
+
+
+def _dicom_reader(path: Path, max_pixels: int) -> PydicomReader:
     """Return MONAI's reader, told where this file's colors are; patient tags are left behind."""
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True)
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_PIXEL_TAGS)
+    except PermissionError:
+        raise
     except (InvalidDicomError, OSError, ValueError, EOFError, AttributeError) as error:
         raise ImageFileError("the DICOM header cannot be read; copy or export the file again") from error
     if "Rows" not in header:
         raise ImageFileError("this DICOM object holds no image (a report, plan or structure set?); leave it out")
+    if "SegmentSequence" in header:
+        raise ImageFileError("this DICOM object is a segmentation, not an image; leave it out")
+    _check_size(int(header.Columns), int(header.Rows), max_pixels)
     if str(header.get("NumberOfFrames") or 1).strip() != "1":
         raise ImageFileError("the DICOM object holds several frames; save each as a file of its own")
     if header.get("PhotometricInterpretation") in ("MONOCHROME1", "PALETTE COLOR"):
@@ -194,9 +269,15 @@ def _dicom_reader(path: Path) -> PydicomReader:
             f"DICOM with {header.PhotometricInterpretation} pixels would be shown in wrong tones; convert it to "
             "MONOCHROME2 or RGB"
         )
+    syntax = getattr(header.file_meta, "TransferSyntaxUID", None)
+    if syntax is not None and not _can_decode(syntax):
+        raise ImageFileError(f'no decoder for {syntax.name} is installed; pip install "mrad-med[dicom]" brings it')
     channel_dim = -1 if header.get("SamplesPerPixel", 1) > 1 else None
-    return PydicomReader(channel_dim=channel_dim, prune_metadata=True)
+    return PydicomReader(channel_dim=channel_dim, prune_metadata=True, specific_tags=_PIXEL_TAGS)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+def _can_decode(syntax: pydicom.uid.UID) -> bool:
+    try:
+        return bool(get_decoder(syntax).is_available)
+    except NotImplementedError:  # a private one, or none of images: reading will tell
+        return True

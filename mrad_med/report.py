@@ -77,7 +77,7 @@ def _fit(array: NDArray[Any]) -> NDArray[Any]:
     factor = MAX_SIDE / max(rows, columns)
     if factor >= 1:
         return array
-    size = (max(1, round(columns * factor)), max(1, round(rows * factor)))
+    size = (max(2, round(columns * factor)), max(2, round(rows * factor)))  # contours need two rows
     return np.asarray(Image.fromarray(array).resize(size, Image.Resampling.BILINEAR))
 
 

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from mrad_med.clip import CLIP
 from mrad_med.files import atomic_path
 from mrad_med.memory import MemoryBank
-from mrad_med.readers import MAX_PIXELS
+from mrad_med.preprocessing import load_picture
 from mrad_med.report import draw_overlay, most_suspicious_slice, save_overlay
-from mrad_med.transforms import ToDisplayOrientation, load_picture
+from mrad_med.transforms import ToDisplayOrientation
 from mrad_med.types import AnomalyKeys, FailedCase
 
 __all__ = ["CaseResult", "OutputError", "ResultWriter", "Results", "describe_run"]
@@ -85,9 +85,9 @@ class CaseResult:
         """Index of the map's highest value: (row, column) of an image, (x, y, z) of a volume."""
         return tuple(int(i) for i in np.unravel_index(int(self.anomaly_map.argmax()), self.anomaly_map.shape))
 
-    def overlay_input(self, *, max_pixels: int = MAX_PIXELS) -> tuple[NDArray[np.uint8], NDArray[np.float32], str]:
+    def overlay_input(self) -> tuple[NDArray[np.uint8], NDArray[np.float32], str]:
         """Return picture (H, W, 3), map (H, W) and a note; of a volume, of its most suspicious slice."""
-        picture = load_picture(self.path, max_pixels=max_pixels)
+        picture = load_picture(self.path)
         if self.affine is None:
             return picture, self.anomaly_map, ""
         upright = ToDisplayOrientation()(MetaTensor(self.anomaly_map[None], affine=self.affine)).numpy()[0]
@@ -105,7 +105,6 @@ class ResultWriter:
         output_dir: made if absent.
         provenance: what should be recorded of the run: cards, hashes, settings.
         overlays: whether to draw pictures.
-        max_pixels: as the run's reader had it.
 
     Raises:
         OutputError: the folder cannot be written to.
@@ -117,12 +116,10 @@ class ResultWriter:
         *,
         provenance: Mapping[str, Any] | None = None,
         overlays: bool = True,
-        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.provenance = dict(provenance or {})
         self.overlays = overlays
-        self.max_pixels = max_pixels
         self.rows: list[dict[str, str]] = []
         self._started = time.time()
         try:  # before hours of computing, not after
@@ -147,10 +144,8 @@ class ResultWriter:
                     tifffile.imwrite(partial, result.anomaly_map, compression="zlib")
                 else:
                     nibabel.save(nibabel.Nifti1Image(result.anomaly_map, result.affine), partial)
-            if self.overlays:
-                picture, upright, note = result.overlay_input(max_pixels=self.max_pixels)
-                title = f"{result.case_id}{note}\nanomaly score {result.anomaly_score:.4f}"
-                save_overlay(self.output_dir / overlay_file, draw_overlay(picture, upright, title=title))
+            if self.overlays and not self._draw(result, self.output_dir / overlay_file):
+                overlay_file = ""
         except OSError as error:
             raise OutputError(f"cannot write the results of {result.case_id} to {self.output_dir}: {error}") from error
         self.rows.append(
@@ -165,6 +160,19 @@ class ResultWriter:
                 "overlay": overlay_file,
             }
         )
+
+    def _draw(self, result: CaseResult, path: Path) -> bool:
+        """Draw the overlay; a picture that cannot be drawn costs only itself."""
+        try:
+            picture, upright, note = result.overlay_input()
+            title = f"{result.case_id}{note}\nanomaly score {result.anomaly_score:.4f}"
+            save_overlay(path, draw_overlay(picture, upright, title=title))
+        except OSError:
+            raise
+        except Exception as error:
+            logger.warning("%s: no overlay could be drawn (%s)", result.case_id, type(error).__name__)
+            return False
+        return True
 
     def finish(self, failures: Sequence[FailedCase] = ()) -> None:
         """Write ``scores.csv`` and ``run.json``, with the failed cases in both.
@@ -182,6 +190,8 @@ class ResultWriter:
             "failures": [asdict(failure) for failure in failures],
         }
         try:
+            for failure in failures:  # what an earlier run left of a case that fails now would mislead
+                self._remove(failure.case_id)
             with (
                 atomic_path(self.output_dir / "scores.csv") as partial,
                 partial.open("w", newline="", encoding="utf-8") as stream,
@@ -194,6 +204,11 @@ class ResultWriter:
         except OSError as error:
             raise OutputError(f"cannot write the tables to {self.output_dir}: {error}") from error
         logger.info("%d case(s) written to %s, %d failed", len(self.rows), self.output_dir, len(failed))
+
+    def _remove(self, case_id: str) -> None:
+        relative = _safe_relative_path(case_id)
+        for name in (f"maps/{relative}.tiff", f"maps/{relative}.nii.gz", f"overlays/{relative}.png"):
+            (self.output_dir / name).unlink(missing_ok=True)
 
 
 def _made(folder: Path) -> Path:

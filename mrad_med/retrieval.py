@@ -8,8 +8,8 @@ from torch import Tensor
 
 __all__ = ["average_neighbors", "exclude_nearest", "region_tokens", "retrieve"]
 
-# Scores of one chunk of keys: 16 M floats are 64 MB, large enough for fast matrix products on any machine.
-_SCORES_PER_CHUNK = 2**24
+# Scores of one chunk of keys: 4 M floats are 16 MB, enough for fast matrix products; temporaries take a few times that.
+_SCORES_PER_CHUNK = 2**22
 
 
 def average_neighbors(patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
@@ -41,7 +41,8 @@ def average_neighbors(patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
     kernel[2, 2] += 1
     kernel /= 3
     grid = patches.reshape(batch, rows, columns, width).permute(0, 3, 1, 2)  # (B, D, rows, columns)
-    averaged = F.conv2d(grid, kernel.expand(width, 1, 5, 5), padding=2, groups=width)
+    with torch.autocast(grid.device.type, enabled=False):
+        averaged = F.conv2d(grid, kernel.expand(width, 1, 5, 5), padding=2, groups=width)
     return averaged.permute(0, 2, 3, 1).reshape(batch, count, width)
 
 
@@ -65,7 +66,7 @@ def retrieve(
         labels: (K,) integers, 0 normal and 1 anomalous.
         temperature: scores are divided by it. The published code uses 1, the paper writes 0.07.
         excluded: (..., K) booleans; a key is left out for the queries where it is True (`exclude_nearest`).
-        chunk_size: keys scored at once; None chooses it so that one chunk of scores takes 64 MB.
+        chunk_size: keys scored at once; None chooses it so that one chunk of scores takes 16 MB.
 
     Returns:
         (...) probabilities in [0, 1].
@@ -87,7 +88,8 @@ def retrieve(
     hidden = None if excluded is None else excluded.reshape(len(flat), len(keys))
     anomalous, normal = [], []
     for start in range(0, len(keys), step):
-        scores = flat @ keys[start : start + step].float().T  # (Q, chunk)
+        with torch.autocast(flat.device.type, enabled=False):
+            scores = flat @ keys[start : start + step].float().T  # (Q, chunk)
         if hidden is not None:
             scores = scores.masked_fill(hidden[:, start : start + step], float("-inf"))
         is_anomalous = labels[start : start + step].bool()

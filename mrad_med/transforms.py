@@ -1,4 +1,4 @@
-"""Transforms that MONAI lacks, as ``X`` / ``Xd`` pairs, and the preprocessing made of them."""
+"""Transforms that MONAI lacks, as ``X`` / ``Xd`` pairs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,16 @@ import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import (
-    Compose,
     InvertibleTransform,
     MapTransform,
-    NormalizeIntensityd,
     Orientation,
-    ScaleIntensityRanged,
     Transform,
 )
 from monai.utils import TraceKeys
 from PIL import Image
 
 from mrad_med.readers import MAX_PIXELS, ImageFileError, read_image_file
-from mrad_med.types import AnomalyKeys, BackboneCard
+from mrad_med.types import AnomalyKeys
 
 __all__ = [
     "LoadMaskd",
@@ -40,8 +37,6 @@ __all__ = [
     "ToDisplayOrientationd",
     "ToRGB",
     "ToRGBd",
-    "build_preprocessing",
-    "load_picture",
 ]
 
 IMAGE_SIZE = 518  # side of the network's input as published: 37 patches of 14 pixels
@@ -167,7 +162,9 @@ class ResizeMask(Transform):
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
     def __call__(self, mask: MetaTensor) -> MetaTensor:
-        """Return float32 (1, rows, columns[, slices]) of 0 and 1."""
+        """Return float32 (1, rows, columns[, slices]) of 0 and 1; a mask of NaN (not known) stays one."""
+        if mask.isnan().any():
+            return mask.new_full((1, *self.size, *mask.shape[3:]), float("nan"))
         grey = (mask * 255).to(torch.uint8)
         return (_resize_bytes(grey, self.size, Image.Resampling.BILINEAR) > MASK_THRESHOLD).float()
 
@@ -275,7 +272,10 @@ class ResizeMaskd(_Eachd):
 
 
 class LoadMaskd(MapTransform):
-    """Load the mask that belongs to an image already loaded; no mask (absent or None) means an all-zero one.
+    """Load the mask that belongs to an image already loaded.
+
+    Where there is none (absent or None), all is normal, unless the case is labelled anomalous: then what is anomalous
+    is not known, and the mask is NaN.
 
     Args:
         keys: of the masks.
@@ -296,64 +296,30 @@ class LoadMaskd(MapTransform):
         self.threshold = threshold
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the dictionary with masks (1, ...) of 0 and 1 as float32, indexed like their image.
+        """Return the dictionary with masks (1, ...) of 0 and 1 (or NaN) as float32, indexed like their image.
 
         Raises:
-            ImageFileError: the file cannot be used, or its size is not the image's.
+            ImageFileError: the file cannot be used, its size is not the image's, or it holds class numbers; or the
+                image is a volume.
         """
         result = dict(data)
         image = result[self.image_key]
+        if image.ndim == 4:
+            raise ImageFileError("volumes cannot be remembered or measured; export their slices as images")
         for key in self.keys:
             path = result.get(key)
             if path is None:
-                result[key] = torch.zeros_like(image[:1], dtype=torch.float32)
+                unknown = result.get(AnomalyKeys.LABEL) == 1
+                result[key] = torch.full_like(image[:1], float("nan") if unknown else 0.0, dtype=torch.float32)
                 continue
             mask = read_image_file(path).amax(0, keepdim=True).float()
             if mask.shape[1:] != image.shape[1:]:
                 sizes = [" x ".join(map(str, item.shape[1:])) for item in (mask, image)]
                 raise ImageFileError(f"its mask is {sizes[0]} and the image {sizes[1]}: they must have the same size")
+            highest = float(mask.max())
+            if 1 < highest <= self.threshold and not str(path).lower().endswith((".jpg", ".jpeg")):
+                raise ImageFileError(
+                    f"its mask's values end at {highest:g}, 0 and 1 or 0 and 255 are expected; convert class numbers"
+                )
             result[key] = (mask > (0 if mask.max() <= 1 else self.threshold)).float()
         return result
-
-
-def build_preprocessing(
-    card: BackboneCard, *, image_size: int = IMAGE_SIZE, with_mask: bool = False, max_pixels: int = MAX_PIXELS
-) -> Compose:
-    """Return what stands between a case ``{"image": path, ...}`` and the network, in MONAI's transforms.
-
-    Args:
-        card: of the backbone, for its normalization constants.
-        image_size: side of the square input in pixels, a multiple of the patch size.
-        with_mask: also load ``"mask"`` (a path, None or absent) as (1, H, W).
-        max_pixels: photographs with more pixels are refused.
-
-    Returns:
-        A transform that makes ``"image"`` (3, H, W), or (3, H, W, D) for a volume. Its inverse brings maps back onto
-        the file's own grid.
-
-    Raises:
-        ValueError: ``image_size`` is not a multiple of the patch size.
-    """
-    if image_size < card.patch_size or image_size % card.patch_size:
-        raise ValueError(f"image_size must be a multiple of the patch size {card.patch_size}, got {image_size}")
-    image, mask = [AnomalyKeys.IMAGE.value], [AnomalyKeys.MASK.value] * with_mask
-    return Compose(
-        [
-            LoadMedicalImaged(image, max_pixels),
-            *([LoadMaskd(mask)] if with_mask else []),
-            ToDisplayOrientationd(image + mask),
-            ScaleToBytesd(image),
-            ToRGBd(image),
-            ResizeBicubicd(image, image_size),
-            *([ResizeMaskd(mask, image_size)] if with_mask else []),
-            ScaleIntensityRanged(image, a_min=0, a_max=255, b_min=0, b_max=1),
-            NormalizeIntensityd(image, subtrahend=card.mean, divisor=card.std, channel_wise=True),
-        ]
-    )
-
-
-def load_picture(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> np.ndarray[Any, Any]:
-    """Return what the network sees of a file at the file's own size: uint8 (H, W, 3), or (H, W, D, 3) for a volume."""
-    steps = Compose([LoadMedicalImage(max_pixels), ToDisplayOrientation(), ScaleToBytes(), ToRGB()])
-    picture: np.ndarray[Any, Any] = steps(path).numpy()
-    return np.moveaxis(picture, 0, -1)

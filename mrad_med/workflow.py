@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 __all__ = ["BundleWorkflow", "find_bundle", "plain_errors"]
 
@@ -39,7 +41,10 @@ def plain_errors() -> Iterator[None]:
         yield
     except RuntimeError as error:
         cause: BaseException = error
-        while str(cause).startswith("Failed to instantiate component") and cause.__cause__ is not None:
+        while (
+            str(cause).startswith(("Failed to instantiate component", "Failed to evaluate"))
+            and cause.__cause__ is not None
+        ):
             cause = cause.__cause__
         if cause is error:
             raise
@@ -58,6 +63,7 @@ class BundleWorkflow(ConfigWorkflow):
 
     Raises:
         FileNotFoundError: there is no such directory or file.
+        KeyError: an override that the config does not know.
     """
 
     def __init__(
@@ -67,6 +73,11 @@ class BundleWorkflow(ConfigWorkflow):
             root = find_bundle(config_file)
             config_file = str(root / "configs" / "inference.json")
             keywords.setdefault("bundle_root", str(root))
+        known = ConfigParser.load_config_files(config_file)
+        own = inspect.signature(ConfigWorkflow.__init__).parameters
+        unknown = [name for name in keywords if re.split("::|#", name.lstrip("+~"))[0] not in {*known, *own}]
+        if unknown:
+            raise KeyError(f"this bundle has no value named {', '.join(unknown)}; it has {', '.join(sorted(known))}")
         super().__init__(config_file=config_file, workflow_type=workflow_type, **keywords)
 
     def initialize(self) -> Any:

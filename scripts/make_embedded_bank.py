@@ -160,6 +160,7 @@ def main() -> None:
     notes = {
         "temperature": best,
         "how_chosen": "best mean pixel AUROC over industrial sets held out one at a time; no medical image took part",
+        "measured_on": "every second row and column of maps and masks at 518 x 518",
         "held_out_results": [row for row in table if row["temperature"] == best],
         "mean_pixel_auroc_by_temperature": {str(t): round(value, 5) for t, value in mean.items()},
         "seconds": round(time.time() - started),

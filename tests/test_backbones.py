@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import re
+import shutil
 import urllib.error
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -406,7 +408,7 @@ def refuse_to_download(error: Exception) -> Callable[..., str]:
     ],
 )
 def test_openai_without_a_network_tells_what_to_do(monkeypatch: pytest.MonkeyPatch, error: Exception):
-    monkeypatch.setattr(backbones, "download_pretrained", refuse_to_download(error))
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", refuse_to_download(error))
     with pytest.raises(BackboneError, match=OPENAI_URL) as caught:
         load_clip("openai")
     message = str(caught.value)
@@ -418,7 +420,7 @@ def test_openai_without_a_network_tells_what_to_do(monkeypatch: pytest.MonkeyPat
 
 
 def test_weights_of_the_hub_are_named_by_their_page(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(backbones, "download_pretrained", refuse_to_download(OSError("offline")))
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", refuse_to_download(OSError("offline")))
     assert not open_clip.get_pretrained_cfg("ViT-L-14", "datacomp_xl_s13b_b90k").get("url")
     with pytest.raises(BackboneError, match=r"get https://huggingface\.co/laion/CLIP-ViT-L-14-DataComp\S+[^/] ,"):
         load_clip("ViT-L-14:datacomp_xl_s13b_b90k")
@@ -426,7 +428,7 @@ def test_weights_of_the_hub_are_named_by_their_page(monkeypatch: pytest.MonkeyPa
 
 def test_advice_after_a_failed_download_keeps_the_activation(monkeypatch: pytest.MonkeyPatch):
     """OpenAI's weights use QuickGELU under every model name; the model that the advice names must do so too."""
-    monkeypatch.setattr(backbones, "download_pretrained", refuse_to_download(OSError("offline")))
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", refuse_to_download(OSError("offline")))
     with pytest.raises(BackboneError) as caught:
         load_clip("ViT-L-14-336:openai")
     advised = re.search(r"load_clip\('<file>'(?:, model='(?P<model>[^']+)')?\)", str(caught.value))
@@ -458,7 +460,7 @@ def test_downloaded_weights_are_loaded(
     torch.save(make_state(make_tower()), tmp_path / "clip.pt")
     monkeypatch.setattr(open_clip, "get_model_config", {"tiny": TINY_CONFIG}.get)
     monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda model, tag: {("tiny", "tag"): pretrained}[model, tag])
-    monkeypatch.setattr(backbones, "download_pretrained", download)
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", download)
     clip = load_clip("tiny:tag", cache_dir=tmp_path / "cache")
     assert calls == [(pretrained, {"prefer_hf_hub": from_hub, "cache_dir": str(tmp_path / "cache")})]
     assert clip.card.name == "tiny:tag"
@@ -474,7 +476,7 @@ def test_cache_folder_is_that_of_open_clip_by_default(monkeypatch: pytest.Monkey
         calls.append(keywords["cache_dir"])
         raise OSError("offline")
 
-    monkeypatch.setattr(backbones, "download_pretrained", download)
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", download)
     with pytest.raises(BackboneError, match="offline"):
         load_clip("openai")
     assert calls == [None]
@@ -482,7 +484,9 @@ def test_cache_folder_is_that_of_open_clip_by_default(monkeypatch: pytest.Monkey
 
 def test_damaged_download_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "ViT-L-14-336px.pt").write_bytes(b"<html>please sign in</html>")
-    monkeypatch.setattr(backbones, "download_pretrained", lambda *_, **__: str(tmp_path / "ViT-L-14-336px.pt"))
+    monkeypatch.setattr(
+        "open_clip.pretrained.download_pretrained", lambda *_, **__: str(tmp_path / "ViT-L-14-336px.pt")
+    )
     with pytest.raises(BackboneError, match=r"ViT-L-14-336px\.pt is damaged or no weights file"):
         load_clip("openai")
 
@@ -491,7 +495,7 @@ def test_damaged_download_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("name", "kind"), [("RN50:openai", "ResNet"), ("ViT-B-16-SigLIP:webli", "vit_base_patch16_siglip_224")]
 )
 def test_towers_of_other_kinds_are_refused_without_a_download(monkeypatch: pytest.MonkeyPatch, name: str, kind: str):
-    monkeypatch.setattr(backbones, "download_pretrained", refuse_to_download(OSError("offline")))
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", refuse_to_download(OSError("offline")))
     with pytest.raises(BackboneError, match=f"{name} has a {kind} image tower; the V-V branch needs"):
         load_clip(name)
 
@@ -537,29 +541,34 @@ def test_embedded_tower_meets_the_golden_tokens_of_its_source(embedded: CLIP):
     np.testing.assert_allclose(tower.ln_post(residual).numpy(), golden["normalized"], atol=0.1)
 
 
-def write_embedded_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    source = backbones._WEIGHTS_FOLDER
-    for path in source.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
+def move_embedded_files(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    for name in names:
+        shutil.copy(backbones._WEIGHTS_FOLDER / name, folder)
     monkeypatch.setattr(backbones, "_WEIGHTS_FOLDER", folder)
-    return folder / json.loads((folder / "embedded.json").read_text())["card"]["weights_file"]
 
 
 def test_damaged_embedded_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedded: CLIP):
-    path = write_embedded_folder(tmp_path, monkeypatch)
+    move_embedded_files(tmp_path, monkeypatch, "embedded.json", "embedded.safetensors")
     assert load_clip("embedded").card == embedded.card
+    path = tmp_path / "embedded.safetensors"
     with path.open("r+b") as stream:
-        stream.seek(-1, 2)
+        stream.seek(-1, os.SEEK_END)
         last = stream.read(1)[0]
-        stream.seek(-1, 2)
+        stream.seek(-1, os.SEEK_END)
         stream.write(bytes([last ^ 1]))
-    with pytest.raises(BackboneError, match=rf"{path.name} of this installation is missing or damaged; install"):
+    with pytest.raises(
+        BackboneError, match=r"embedded\.safetensors of this installation is missing or damaged; install"
+    ):
         load_clip("embedded")
+    path.unlink()  # 34 MB, which pytest would keep
 
 
-@pytest.mark.parametrize("missing", ["embedded.json", "embedded.safetensors"])
-def test_missing_embedded_files_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str):
-    write_embedded_folder(tmp_path, monkeypatch)
-    (tmp_path / missing).unlink()
-    with pytest.raises(BackboneError, match=rf"{missing} of this installation is missing or damaged; install"):
+@pytest.mark.parametrize(
+    ("present", "missing"), [([], "embedded.json"), (["embedded.json"], "embedded.safetensors")], ids=["all", "weights"]
+)
+def test_missing_embedded_files_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, present: list[str], missing: str
+):
+    move_embedded_files(tmp_path, monkeypatch, *present)
+    with pytest.raises(BackboneError, match=f"{missing} of this installation is missing or damaged; install"):
         load_clip("embedded")

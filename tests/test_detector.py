@@ -108,12 +108,22 @@ def test_extending_the_bank_changes_results_at_once_and_leaves_the_first_detecto
         {"image": image_folder / "a.png", "label": 1, "mask": tmp_path / "mask.png"},
         {"image": image_folder / "b.jpg", "label": 0},
     ]
-    extended = detector.extend_bank(cases, source="two local cases")
+    extended = detector.extend_bank(cases, share=0, source="two local cases")
     assert len(extended.bank.image_keys) == len(detector.bank.image_keys) + 2
     assert extended.bank.card.sources[-1] == {"name": "two local cases", "images": 2}
     after = extended.detect(image_folder, progress=False).scores
     assert max(abs(after[name] - before[name]) for name in before) > 1e-4
     assert detector.detect(image_folder, progress=False).scores == before
+
+
+def test_local_cases_have_the_share_that_is_asked_for(detector: AnomalyDetector, image_folder: Path):
+    cases = [{"image": image_folder / "a.png", "label": 0}]
+    before = len(detector.bank.patch_keys)
+    extended = detector.extend_bank(cases, share=0.5)
+    assert len(extended.bank.patch_keys) == 2 * before
+    assert extended.bank.card.sources[-1]["copies"] == before
+    with pytest.raises(ValueError, match="share must be in"):
+        detector.extend_bank(cases, share=1)
 
 
 def test_cases_that_cannot_be_remembered_are_named(detector: AnomalyDetector, image_folder: Path):

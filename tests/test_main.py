@@ -91,8 +91,8 @@ def test_run_executes_a_bundle_directory(image_folder: Path, tmp_path: Path):
 def test_banks_are_built_extended_merged_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = mrad_med.write_sample_dataset(tmp_path / "set", count=1)
     first, second, both = (str(tmp_path / f"{name}.safetensors") for name in ("first", "second", "both"))
-    assert main(["bank", "build", folder, "--out", first, "--image-size", "126"]) == 0
-    assert main(["bank", "extend", first, folder, "--out", second, "--image-size", "126"]) == 0
+    assert main(["bank", "build", folder, "--out", first, "--image_size", "126"]) == 0
+    assert main(["bank", "extend", first, folder, "--out", second, "--image_size", "126"]) == 0
     assert main(["bank", "merge", first, second, "--out", both]) == 0
     assert main(["bank", "show", both]) == 0
     card = json.loads(capsys.readouterr().out.split("\n", 3)[3])
@@ -104,7 +104,7 @@ def test_a_bank_is_saved_and_the_bad_file_reported(tmp_path: Path, capsys: pytes
     folder = mrad_med.write_sample_dataset(tmp_path / "set", count=2)
     (Path(folder) / "normal" / "phantom_2.png").write_bytes(b"")
     (Path(folder) / "normal" / "phantom_1.png").write_bytes(b"")
-    assert main(["bank", "build", folder, "--out", str(tmp_path / "bank.safetensors"), "--image-size", "126"]) == 1
+    assert main(["bank", "build", folder, "--out", str(tmp_path / "bank.safetensors"), "--image_size", "126"]) == 1
     assert "normal/phantom_1" in capsys.readouterr().err
     assert mrad_med.load_memory_bank(tmp_path / "bank.safetensors").card.counts["image_anomalous"] == 2
 

@@ -29,7 +29,7 @@ def interpolate_then_scipy(patch_maps: Tensor, image_size: tuple[int, int], sigm
         ((4, 4), (56, 56), 4.0),
         ((3, 5), (42, 70), 4.0),  # not square
         ((6, 2), (90, 20), 2.5),  # another factor per axis
-        ((5, 5), (70, 70), 1.3),  # a radius that is rounded
+        ((5, 5), (70, 70), 1.2),  # a radius that is rounded up
         ((2, 2), (9, 9), 4.0),  # smaller than the radius of 16
         ((1, 3), (5, 12), 4.0),  # mirrored more than once
         ((1, 1), (1, 1), 4.0),
@@ -100,6 +100,15 @@ def test_map_is_float32_inside_autocast_too():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         maps = upsample_and_blur(patch_maps, (56, 56))
     torch.testing.assert_close(maps, upsample_and_blur(patch_maps, (56, 56)), atol=1e-6, rtol=0)
+
+
+def test_map_can_be_trained_through_after_one_made_in_inference_mode():
+    patch_maps = make_patch_maps(1, 3, 7).double()
+    with torch.inference_mode():
+        upsample_and_blur(patch_maps, (33, 77))  # a size of its own: the matrices are made here and kept
+    patch_maps.requires_grad_()
+    upsample_and_blur(patch_maps, (33, 77)).sum().backward()
+    assert patch_maps.grad.sum().item() == pytest.approx(33 * 77)  # the weights of every pixel sum to one
 
 
 def test_patch_maps_are_not_changed():

@@ -408,7 +408,7 @@ def test_dicom_is_known_by_its_first_bytes(tmp_path, name):
         ("rtplan.dcm", r"holds no image \(a report, plan or structure set\?\); leave it out"),
         ("test-SR.dcm", r"holds no image \(a report, plan or structure set\?\); leave it out"),
         ("waveform_ecg.dcm", r"holds no image \(a report, plan or structure set\?\); leave it out"),
-        ("MR_truncated.dcm", r"cannot be read \(.*less than expected.*\); copy or export it again"),
+        ("MR_truncated.dcm", r"cannot be read \(\w+\); copy or export it again"),
         ("no_meta.dcm", "the DICOM header cannot be read; copy or export the file again"),
         ("SC_rgb_small_odd.dcm", "3 x 3 pixels are too few"),
     ],
@@ -549,7 +549,7 @@ def test_complex_volume_is_refused(tmp_path):
 
 def test_volume_of_colors_is_refused(tmp_path):
     colors = np.zeros((20, 24, 6), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-    with pytest.raises(ImageFileError, match="export it again"):
+    with pytest.raises(ImageFileError, match="export"):
         read_image_file(write_volume(tmp_path / "colors.nii", colors))
 
 
@@ -565,10 +565,11 @@ def test_truncated_volume_is_refused(tmp_path, name):
 
 
 def test_affine_without_axes_is_refused(tmp_path):
-    volume = nibabel.Nifti1Image(np.zeros((20, 24, 6), np.float32), np.eye(4))
+    volume = nibabel.Nifti1Image(np.zeros((20, 24, 6), np.float32), None)
     volume.header.set_sform(np.diag([0.0, 0.0, 0.0, 1.0]), code=1)
     path = tmp_path / "flat.nii"
     path.write_bytes(volume.to_bytes())
+    assert not nibabel.load(path).affine[:3].any()
     with pytest.raises(ImageFileError, match="affine"):
         read_image_file(path)
 

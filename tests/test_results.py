@@ -307,7 +307,7 @@ def test_any_image_that_can_be_found_has_results_that_can_be_written(tmp_path, n
     (case,) = find_cases(source)
     writer = ResultWriter(tmp_path / "out")
     writer.write(CaseResult(case["case_id"], Path(case["image"]), 0.5, shown.anomaly_map))
-    writer.finish([FailedCase(case["case_id"], "reason")])
+    writer.finish([FailedCase("another", "reason")])
     (row, failed) = read_table(tmp_path / "out")
     assert (row["status"], failed["status"]) == ("ok", "failed")
     assert len(files_below(tmp_path / "out" / "maps")) == len(files_below(tmp_path / "out" / "overlays")) == 1

@@ -1,0 +1,114 @@
+"""Read weights files without running code in them, and infer what they are weights of."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+__all__ = ["BackboneError", "infer_model_config", "read_model_description", "read_state_dict"]
+
+
+class BackboneError(ValueError):
+    """A backbone that cannot be found, downloaded, or read."""
+
+
+def read_model_description(path: Path) -> dict[str, Any]:
+    """Return the content of an ``open_clip_config.json``.
+
+    Raises:
+        BackboneError: it is something else.
+    """
+    from open_clip.model import CLIPVisionCfg
+
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        config = description.get("model_cfg", description)
+        CLIPVisionCfg(**config["vision_cfg"])
+        int(config["embed_dim"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BackboneError(
+            f"{path.name} beside the weights is no open_clip configuration ({error!r}); rename or remove it, or pass "
+            "model='<open_clip model>'"
+        ) from error
+    return description  # type: ignore[no-any-return]
+
+
+def read_state_dict(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """Return a state dict with open_clip's names, and whether the file is a training checkpoint of open_clip.
+
+    Raises:
+        BackboneError: the file is damaged, would run code, or holds something else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        elif _is_torchscript(path):
+            _refuse_code_on_load(path)
+            content = torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except BackboneError:
+        raise
+    except Exception as error:  # bytes that are no pickle make the unpickler raise almost anything
+        raise BackboneError(f"{path.name} is damaged or no weights file: {error}") from error
+    from_training = isinstance(content, Mapping) and "state_dict" in content
+    state = content["state_dict"] if from_training else content
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise BackboneError(f"{path.name} holds no state dict (names and tensors); got a {type(content).__name__}")
+    return {key.removeprefix("module."): value for key, value in state.items()}, from_training
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Tell a TorchScript archive, which OpenAI published, from a plain torch file: only the first holds code."""
+    try:
+        names = torch._C.PyTorchFileReader(str(path)).get_all_records()
+    except RuntimeError:
+        return False  # not a zip archive: a legacy torch file, which weights_only loading judges
+    return any(name == "constants.pkl" for name in names)
+
+
+def _refuse_code_on_load(path: Path) -> None:
+    """Refuse a TorchScript archive with a method that loading would run; parameters and forward are all CLIP needs."""
+    with zipfile.ZipFile(path) as archive:
+        sources = (name for name in archive.namelist() if name.endswith(".py"))
+        if any(b"__setstate__" in archive.read(name) for name in sources):
+            raise BackboneError(f"{path.name} would run code while it is loaded; use a state dict or safetensors file")
+
+
+def infer_model_config(state: Mapping[str, Tensor], *, quick_gelu: bool) -> dict[str, Any]:
+    """Return open_clip's model configuration read off the shapes of the weights."""
+    width, _, patch_size, _ = state["visual.conv1.weight"].shape
+    side = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
+    layers = len({key.split(".")[3] for key in state if key.startswith("visual.transformer.resblocks.")})
+    vision = {
+        "image_size": side * patch_size,
+        "layers": layers,
+        "width": width,
+        "patch_size": patch_size,
+        # open_clip rounds width * ratio down: half a unit more keeps it from falling one short.
+        "mlp_ratio": (len(state["visual.transformer.resblocks.0.mlp.c_fc.bias"]) + 0.5) / width,
+        "no_ln_pre": "visual.ln_pre.weight" not in state,
+        "head_width": _head_width(width, layers, patch_size),
+    }
+    if "visual.transformer.resblocks.0.ls_1.gamma" in state:
+        vision["ls_init_value"] = 1.0  # its value is overwritten by the weights
+    return {"embed_dim": state["visual.proj"].shape[1], "quick_gelu": quick_gelu, "vision_cfg": vision}
+
+
+def _head_width(width: int, layers: int, patch_size: int) -> int:
+    """Return the width of an attention head, which no weight tells: as in open_clip's model of the same shape."""
+    import open_clip
+    from open_clip.model import CLIPVisionCfg
+
+    for model in open_clip.list_models():
+        vision = CLIPVisionCfg(**open_clip.get_model_config(model)["vision_cfg"])
+        if (vision.width, vision.layers, vision.patch_size) == (width, layers, patch_size):
+            return int(vision.head_width)
+    return int(CLIPVisionCfg().head_width)
