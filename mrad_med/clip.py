@@ -1,7 +1,11 @@
-"""The frozen image encoder: open_clip's vision transformer with the V-V branch. METHOD: arXiv 2602.00522, section 1."""
+"""The frozen encoders: open_clip's vision tower with the V-V branch, its text tower with deep prompts.
+
+METHOD: arXiv 2602.00522, sections 1 and 5.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,9 +16,9 @@ from torch import Tensor, nn
 from mrad_med.types import BackboneCard, ImageFeatures
 
 if TYPE_CHECKING:  # importing open_clip takes longer than the rest of this package: only where a backbone is built
-    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+    from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
 
-__all__ = ["CLIP", "CLIPImageEncoder"]
+__all__ = ["CLIP", "CLIPImageEncoder", "CLIPTextEncoder"]
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -161,6 +165,58 @@ def _check_images(images: Tensor, patch_size: int) -> None:
         )
 
 
+class CLIPTextEncoder(nn.Module):
+    """Encode prompts that are given as embeddings, with learned tokens inserted before the first blocks.
+
+    Args:
+        tower: open_clip's text transformer with weights loaded. Frozen and put in evaluation mode.
+
+    Raises:
+        ValueError: the tower has no causal mask or no linear projection.
+    """
+
+    def __init__(self, tower: TextTransformer) -> None:
+        super().__init__()
+        if tower.attn_mask is None or not isinstance(tower.text_projection, Tensor) or tower.cls_emb is not None:
+            raise ValueError("prompts need a causal text tower with a projection matrix, as CLIP's own")
+        self.tower = tower.eval().requires_grad_(False)
+
+    @property
+    def width(self) -> int:
+        """Width of the token embeddings."""
+        return int(self.tower.width)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the (P, T, W) embeddings of (P, T) tokens, positions not yet added."""
+        return self.tower.token_embedding(tokens)  # type: ignore[no-any-return]
+
+    def forward(self, prompts: Tensor, ends: Tensor, deep_prompts: Sequence[Tensor] = ()) -> Tensor:
+        """Return L2-normalized text features.
+
+        Args:
+            prompts: (P, T, W) token embeddings, cut after the longest prompt's end token: what follows a token cannot
+                reach it through the causal mask.
+            ends: (P,) position of each prompt's end token.
+            deep_prompts: sets of (M, W); before block i = 1, 2, ... tokens 1 to M are replaced by set i - 1.
+
+        Returns:
+            (P, E).
+
+        Reference:
+            METHOD 5.
+        """
+        length = prompts.shape[1]
+        hidden = prompts + self.tower.positional_embedding[:length]
+        mask = self.tower.attn_mask[:length, :length].to(hidden)
+        for index, block in enumerate(self.tower.transformer.resblocks):
+            if 0 < index <= len(deep_prompts):
+                deep = deep_prompts[index - 1].expand(len(hidden), -1, -1)
+                hidden = torch.cat([hidden[:, :1], deep, hidden[:, 1 + deep.shape[1] :]], dim=1)
+            hidden = block(hidden, attn_mask=mask)
+        last = self.tower.ln_final(hidden[torch.arange(len(hidden), device=hidden.device), ends])
+        return F.normalize(last @ self.tower.text_projection, dim=-1)
+
+
 @dataclass(frozen=True)
 class CLIP:
     """A frozen backbone: its encoder and its card.
@@ -168,7 +224,9 @@ class CLIP:
     Attributes:
         image_encoder: (B, 3, H, W) normalized images to `ImageFeatures`.
         card: name, widths, sizes, normalization constants and the hash of the image tower.
+        text_encoder: prompt embeddings to text features; None for a backbone without a text tower.
     """
 
     image_encoder: CLIPImageEncoder
     card: BackboneCard
+    text_encoder: CLIPTextEncoder | None = None

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["average_neighbors", "retrieve"]
+__all__ = ["average_neighbors", "exclude_nearest", "region_tokens", "retrieve"]
 
 # Scores of one chunk of keys: 4 M floats are 16 MB, enough for fast matrix products; temporaries take a few times that.
 _SCORES_PER_CHUNK = 2**22
@@ -52,6 +52,7 @@ def retrieve(
     labels: Tensor,
     *,
     temperature: float = 1.0,
+    excluded: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
     """Return the probability that each query is anomalous: softmax over all keys, summed over the anomalous ones.
@@ -64,6 +65,7 @@ def retrieve(
         keys: (K, C) features.
         labels: (K,) integers, 0 normal and 1 anomalous.
         temperature: scores are divided by it. The published code uses 1, the paper writes 0.07.
+        excluded: (..., K) booleans; a key is left out for the queries where it is True (`exclude_nearest`).
         chunk_size: keys scored at once; None chooses it so that one chunk of scores takes 16 MB.
 
     Returns:
@@ -83,12 +85,59 @@ def retrieve(
         raise ValueError(f"temperature must be positive, got {temperature}")
     flat = queries.reshape(-1, queries.shape[-1]).float() / temperature  # (Q, C)
     step = chunk_size or max(1, _SCORES_PER_CHUNK // max(1, len(flat)))
+    hidden = None if excluded is None else excluded.reshape(len(flat), len(keys))
     anomalous, normal = [], []
     for start in range(0, len(keys), step):
         with torch.autocast(flat.device.type, enabled=False):
             scores = flat @ keys[start : start + step].float().T  # (Q, chunk)
+        if hidden is not None:
+            scores = scores.masked_fill(hidden[:, start : start + step], float("-inf"))
         is_anomalous = labels[start : start + step].bool()
         anomalous.append(torch.logsumexp(scores[:, is_anomalous], dim=1))
         normal.append(torch.logsumexp(scores[:, ~is_anomalous], dim=1))
     odds = torch.stack(anomalous).logsumexp(0) - torch.stack(normal).logsumexp(0)  # (Q,)
     return odds.sigmoid().reshape(queries.shape[:-1])
+
+
+def exclude_nearest(queries: Tensor, keys: Tensor, quantile: float) -> Tensor:
+    """Return which keys are too near to each query to learn from: its cosine is above its quantile over the keys.
+
+    In training the bank holds the very images that are queried; without this they would answer for themselves.
+
+    Args:
+        queries: (..., C) L2-normalized features.
+        keys: (K, C) L2-normalized features.
+        quantile: in [0, 1], interpolated linearly; the published code uses 0.8 for patches and 0.95 for images.
+
+    Returns:
+        (..., K) booleans, True where the key is excluded.
+
+    Reference:
+        METHOD 3, "training only".
+    """
+    cosines = queries @ keys.T
+    # torch.quantile sorts; one order statistic and its neighbor are enough for a linear interpolation.
+    position = quantile * (len(keys) - 1)
+    below = int(position)
+    low = cosines.kthvalue(below + 1, dim=-1, keepdim=True).values
+    high = cosines.kthvalue(min(below + 2, len(keys)), dim=-1, keepdim=True).values
+    return cosines > low + (high - low) * (position - below)
+
+
+def region_tokens(projected_patches: Tensor, probability: Tensor, *, threshold: float = 0.5) -> Tensor:
+    """Return the mean patch of the normal and of the anomalous region of each image.
+
+    Args:
+        projected_patches: (B, N, E) L2-normalized patches in the joint space.
+        probability: (B, N) anomalous probability.
+        threshold: patches above it are the anomalous region.
+
+    Returns:
+        (B, 2, E), normal first; zeros for an empty region.
+
+    Reference:
+        METHOD 5.
+    """
+    anomalous = (probability > threshold).to(projected_patches)  # (B, N)
+    regions = torch.stack([1 - anomalous, anomalous], dim=1)  # (B, 2, N)
+    return regions @ projected_patches / regions.sum(-1, keepdim=True).clamp(min=1)

@@ -1,0 +1,76 @@
+"""Learned prompts for the normal and the anomalous state, biased by each image's regions. METHOD: section 5."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mrad_med.clip import CLIPTextEncoder
+
+__all__ = ["RegionPrompts"]
+
+CONTEXT_LENGTH, DEEP_LENGTH, DEPTH = 12, 4, 9  # as published
+STATES = ("object.", "damaged object.")  # normal, anomalous
+_INIT_STD = 0.02
+
+
+class RegionPrompts(nn.Module):
+    """Text features of two prompts, "X ... X object." and "X ... X damaged object.", made for each image.
+
+    The X are learned context vectors; the normal and the anomalous region token of an image, through a linear layer
+    each, are added to all of them. Further learned tokens are inserted before the first blocks of the text tower.
+
+    Args:
+        text_encoder: the frozen text tower.
+        embed_dim: E, width of region tokens.
+        context_length: learned vectors before each state.
+        depth: text blocks with learned tokens, counting the first, whose are the contexts.
+        deep_length: learned tokens before each of the others.
+        fp16_deep_prompts: round them to fp16 in the forward pass, as the published code does.
+    """
+
+    embedded: Tensor
+    ends: Tensor
+
+    def __init__(
+        self,
+        text_encoder: CLIPTextEncoder,
+        embed_dim: int,
+        *,
+        context_length: int = CONTEXT_LENGTH,
+        depth: int = DEPTH,
+        deep_length: int = DEEP_LENGTH,
+        fp16_deep_prompts: bool = False,
+    ) -> None:
+        super().__init__()
+        from open_clip import tokenize
+
+        width = text_encoder.width
+        self.text_encoder = text_encoder
+        self.context_length = context_length
+        self.fp16_deep_prompts = fp16_deep_prompts
+        self.context_normal = nn.Parameter(torch.randn(context_length, width) * _INIT_STD)
+        self.context_anomaly = nn.Parameter(torch.randn(context_length, width) * _INIT_STD)
+        self.bias_normal = nn.Linear(embed_dim, width)
+        self.bias_anomaly = nn.Linear(embed_dim, width)
+        self.deep_prompts = nn.ParameterList(
+            nn.Parameter(torch.randn(deep_length, width) * _INIT_STD) for _ in range(depth - 1)
+        )
+        tokens = tokenize([" ".join(["X"] * context_length) + " " + state for state in STATES])
+        ends = tokens.argmax(-1)  # the end token has the highest number
+        tokens = tokens[:, : int(ends.max()) + 1].to(text_encoder.tower.token_embedding.weight.device)
+        self.register_buffer("embedded", text_encoder.embed(tokens), persistent=False)  # (2, T, W)
+        self.register_buffer("ends", ends, persistent=False)
+
+    def forward(self, region_tokens: Tensor) -> Tensor:
+        """Return (B, 2, E) L2-normalized text features, normal first, of (B, 2, E) region tokens."""
+        biases = torch.stack([self.bias_normal(region_tokens[:, 0]), self.bias_anomaly(region_tokens[:, 1])], dim=1)
+        contexts = torch.stack([self.context_normal, self.context_anomaly]) + biases[:, :, None]  # (B, 2, C, W)
+        prefix, suffix = self.embedded[:, :1], self.embedded[:, 1 + self.context_length :]
+        batch = len(region_tokens)
+        prompts = torch.cat(
+            [prefix.expand(batch, -1, -1, -1), contexts, suffix.expand(batch, -1, -1, -1)], dim=2
+        )  # (B, 2, T, W)
+        deep = [prompt.half().to(prompt) if self.fp16_deep_prompts else prompt for prompt in self.deep_prompts]
+        features: Tensor = self.text_encoder(prompts.flatten(0, 1), self.ends.repeat(batch), deep)
+        return features.reshape(batch, 2, -1)

@@ -1,0 +1,196 @@
+"""MRAD-FT and MRAD-CLIP heads against numbers of the published implementation, and their laws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.model import CLIPTextCfg, _build_text_tower
+from torch import Tensor
+
+from mrad_med import MRAD, AnomalyInferer, MemoryBank, upsample_and_blur
+from mrad_med.backbones import load_clip
+from mrad_med.clip import CLIP, CLIPTextEncoder
+from mrad_med.heads import FineTunedHead, PromptedHead
+from mrad_med.losses import dice_loss, probability_focal_loss
+from mrad_med.prompts import RegionPrompts
+from mrad_med.retrieval import exclude_nearest, region_tokens, retrieve
+from mrad_med.types import BankCard, ImageFeatures
+from tests.reference_weights import TEXT_LAYERS, TEXT_WIDTH, head_state, normalize, openai_state_dict
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "mrad.npz")
+HEADS = np.load(Path(__file__).parent / "golden" / "learned_heads.npz")
+
+
+def gap(given: Tensor, name: str) -> float:
+    return float(np.abs(given.detach().numpy() - HEADS[name]).max())
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[CLIP, CLIPTextEncoder]:
+    state = openai_state_dict()
+    path = tmp_path_factory.mktemp("weights") / "clip.pt"
+    torch.save({name: tensor for name, tensor in state.items() if name.startswith("visual.")}, path)
+    heads = TEXT_WIDTH // 64
+    tower = _build_text_tower(768, CLIPTextCfg(width=TEXT_WIDTH, heads=heads, layers=TEXT_LAYERS), quick_gelu=True)
+    text = {name: tensor for name, tensor in state.items() if not name.startswith("visual.") and name != "logit_scale"}
+    tower.load_state_dict(text)
+    return load_clip(path), CLIPTextEncoder(tower)
+
+
+@pytest.fixture(scope="module")
+def bank() -> MemoryBank:
+    levels = [torch.from_numpy(GOLDEN[f"bank_{name}"]) for name in ("image_keys", "image_labels")]
+    levels += [torch.from_numpy(GOLDEN[f"bank_{name}"]) for name in ("patch_keys", "patch_labels")]
+    return MemoryBank(*levels, BankCard("reference", None, (518, 518)))
+
+
+@pytest.fixture(scope="module")
+def features(reference: tuple[CLIP, CLIPTextEncoder]) -> ImageFeatures:
+    images = np.load(Path(__file__).parent / "golden" / "images.npz")["query_images"]
+    with torch.no_grad():
+        return reference[0].image_encoder(normalize(images))
+
+
+@pytest.fixture
+def fine_tuned(bank: MemoryBank) -> FineTunedHead:
+    head = FineTunedHead(bank)
+    head.load_state_dict({name: value for name, value in head_state().items() if name in head.state_dict()})
+    return head.eval()
+
+
+def make_prompts(text_encoder: CLIPTextEncoder, *, fp16: bool) -> RegionPrompts:
+    prompts = RegionPrompts(text_encoder, 768, fp16_deep_prompts=fp16)
+    missing = prompts.load_state_dict(
+        {name: value for name, value in head_state().items() if name in prompts.state_dict()}, strict=False
+    ).missing_keys
+    assert all(name.startswith("text_encoder.") for name in missing)
+    return prompts
+
+
+def test_fine_tuned_head_meets_the_published_numbers(
+    reference: tuple[CLIP, CLIPTextEncoder], features: ImageFeatures, fine_tuned: FineTunedHead
+):
+    network = MRAD(reference[0].image_encoder, fine_tuned)
+    network.encode = lambda _: features
+    with torch.no_grad():
+        assert gap(network.patch_probability(features), "ft_patch_prob") < 1e-5
+        assert gap(network.image_probability(features)[:, 0], "ft_image_prob") < 1e-5
+        result = AnomalyInferer()(torch.zeros(3, 3, 518, 518), network)
+    assert gap(result["anomaly_map"][:, 0, ::37, ::37], "ft_map") < 1e-5
+    assert gap(result["anomaly_score"][:, 0], "ft_score") < 1e-5
+
+
+@pytest.mark.parametrize("case", ["clip", "clipmed"])
+@pytest.mark.parametrize(("fp16", "tolerance"), [(True, 1e-5), (False, 1e-3)])
+def test_prompted_head_meets_the_published_numbers(
+    reference: tuple[CLIP, CLIPTextEncoder],
+    features: ImageFeatures,
+    fine_tuned: FineTunedHead,
+    case: str,
+    fp16: bool,
+    tolerance: float,
+):
+    prompts = make_prompts(reference[1], fp16=fp16)
+    head = PromptedHead(fine_tuned, prompts, threshold=float(HEADS[f"{case}_threshold"])).eval()
+    with torch.no_grad():
+        assert gap(head.region_tokens(features), f"{case}_region_tokens") < 1e-5
+        assert gap(head.text_features(features), f"{case}_text_features") < tolerance
+        probability = head.patch_probability(features)
+        maps = upsample_and_blur(probability.reshape(-1, 1, 37, 37), (518, 518))
+    assert gap(probability, f"{case}_patch_prob") < tolerance
+    assert gap(maps[:, 0, ::37, ::37], f"{case}_map") < tolerance
+
+
+def test_steps_of_fine_tuning_meet_the_published_losses_and_weights(features: ImageFeatures, fine_tuned: FineTunedHead):
+    masks = torch.from_numpy(np.unpackbits(HEADS["query_masks"])[: 3 * 518 * 518].reshape(3, 1, 518, 518)).float()
+    labels = masks.flatten(1).amax(1).long()
+    fine_tuned.train()
+    optimizer = torch.optim.Adam(fine_tuned.parameters(), lr=4e-4, betas=(0.5, 0.999))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3, eta_min=1e-6)
+    for expected in HEADS["ft_steps"]:
+        probability = fine_tuned.patch_probability(features).reshape(-1, 1, 37, 37)
+        maps = F.interpolate(probability, size=(518, 518), mode="bilinear", align_corners=False)
+        image = fine_tuned.image_probability(features)
+        losses = [
+            probability_focal_loss(maps, masks),
+            dice_loss(maps, masks),
+            F.cross_entropy(torch.cat([1 - image, image], dim=1) / 0.07, labels),
+        ]
+        optimizer.zero_grad()
+        sum(losses).backward()
+        np.testing.assert_allclose([loss.item() for loss in losses], expected[:3], atol=1e-5)
+        norms = [layer.weight.grad.norm().item() for layer in (fine_tuned.patch_query, fine_tuned.patch_key)]
+        np.testing.assert_allclose(norms, expected[[4, 6]], rtol=1e-3)
+        optimizer.step()
+        schedule.step()
+    after = torch.stack([fine_tuned.patch_query.weight[:4, :8], fine_tuned.patch_key.weight[:4, :8]])
+    assert gap(after, "ft_w_after") < 1e-5
+
+
+def test_projected_keys_follow_a_change_of_weights(features: ImageFeatures, fine_tuned: FineTunedHead):
+    with torch.no_grad():
+        before = fine_tuned.image_probability(features)
+        fine_tuned.image_key.weight.mul_(0)
+        after = fine_tuned.image_probability(features)
+    assert not torch.equal(before, after)
+    assert torch.allclose(after, torch.full_like(after, (fine_tuned.image_labels == 1).float().mean().item()))
+
+
+def test_another_bank_keeps_the_weights(bank: MemoryBank, features: ImageFeatures, fine_tuned: FineTunedHead):
+    doubled = fine_tuned.with_bank(bank.repeat(2)).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(doubled.patch_probability(features), fine_tuned.patch_probability(features))
+
+
+@pytest.mark.parametrize("quantile", [0.0, 0.5, 0.8, 0.95, 1.0])
+def test_nearest_keys_are_those_above_torchs_quantile(quantile: float):
+    generator = torch.Generator().manual_seed(0)
+    queries = F.normalize(torch.randn(2, 5, 8, generator=generator), dim=-1)
+    keys = F.normalize(torch.randn(23, 8, generator=generator), dim=-1)
+    cosines = queries @ keys.T
+    expected = cosines > torch.quantile(cosines, quantile, dim=-1, keepdim=True)
+    assert torch.equal(exclude_nearest(queries, keys, quantile), expected)
+
+
+def test_excluded_keys_are_as_if_they_were_not_there():
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = torch.randn(4, 8, generator=generator), torch.randn(9, 8, generator=generator)
+    labels = torch.arange(9) % 2
+    excluded = torch.zeros(4, 9, dtype=torch.bool)
+    excluded[:, 3:5] = True
+    kept = [0, 1, 2, 5, 6, 7, 8]
+    given = retrieve(queries, keys, labels, excluded=excluded, chunk_size=4)
+    torch.testing.assert_close(given, retrieve(queries, keys[kept], labels[kept]))
+
+
+def test_region_tokens_are_means_and_zero_for_an_empty_region():
+    patches = torch.arange(8.0).reshape(1, 4, 2)
+    tokens = region_tokens(patches, torch.tensor([[0.9, 0.1, 0.8, 0.2]]))
+    assert tokens.tolist() == [[[4.0, 5.0], [2.0, 3.0]]]
+    assert region_tokens(patches, torch.zeros(1, 4))[0, 1].tolist() == [0.0, 0.0]
+
+
+def test_text_after_the_end_token_changes_nothing(reference: tuple[CLIP, CLIPTextEncoder]):
+    text_encoder = reference[1]
+    tokens = torch.tensor([[49406, 343, 14115, 269, 49407, 0, 0, 0]])
+    ends = torch.tensor([4])
+    with torch.no_grad():
+        long, short = (text_encoder(text_encoder.embed(item), ends) for item in (tokens, tokens[:, :5]))
+    torch.testing.assert_close(long, short, atol=3e-6, rtol=0)
+
+
+def test_a_text_tower_without_a_causal_mask_is_refused():
+    tower = _build_text_tower(8, CLIPTextCfg(width=64, heads=1, layers=1, vocab_size=10, no_causal_mask=True))
+    with pytest.raises(ValueError, match="causal text tower"):
+        CLIPTextEncoder(tower)
+
+
+def test_focal_loss_by_hand():
+    loss = probability_focal_loss(torch.full((1, 1, 1, 1), 0.25), torch.ones(1, 1, 1, 1))
+    likelihood = 0.25 * (1 - 1e-5) + 0.75 * 1e-5 + 1e-5
+    assert loss.item() == pytest.approx(-((1 - likelihood) ** 2) * np.log(likelihood), rel=1e-5)
+    assert torch.isfinite(probability_focal_loss(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)))
