@@ -23,8 +23,8 @@ from mrad_med.memory import (
     merge_memory_banks,
 )
 from mrad_med.metrics import PixelMetrics, image_metrics
-from mrad_med.networks import MRAD, build_mrad_tf
-from mrad_med.official import load_official_bank
+from mrad_med.networks import MRAD, build_mrad_clip, build_mrad_ft, build_mrad_tf
+from mrad_med.official import load_official_bank, load_official_checkpoint
 from mrad_med.preprocessing import build_postprocessing, build_preprocessing
 from mrad_med.readers import ImageFileError, PhotographReader
 from mrad_med.results import CaseResult, OutputError, Results, ResultWriter, describe_run
@@ -67,6 +67,8 @@ __all__ = [
     "SliceAnomalyInferer",
     "average_neighbors",
     "build_memory_bank",
+    "build_mrad_clip",
+    "build_mrad_ft",
     "build_mrad_tf",
     "build_postprocessing",
     "build_preprocessing",
@@ -79,6 +81,7 @@ __all__ = [
     "load_labelled_folder",
     "load_memory_bank",
     "load_official_bank",
+    "load_official_checkpoint",
     "make_phantom",
     "merge_memory_banks",
     "retrieve",

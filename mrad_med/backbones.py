@@ -16,8 +16,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mrad_med.checkpoints import BackboneError, infer_model_config, read_model_description, read_state_dict
-from mrad_med.clip import CLIP, CLIPImageEncoder
+from mrad_med.checkpoints import (
+    BackboneError,
+    infer_model_config,
+    is_text_key,
+    read_model_description,
+    read_state_dict,
+)
+from mrad_med.clip import CLIP, CLIPImageEncoder, CLIPTextEncoder
 from mrad_med.files import sha256_of_file
 from mrad_med.types import BackboneCard
 
@@ -104,7 +110,31 @@ def _build(weights: _Weights, *, precision: str, device: str | torch.device) -> 
         mean=weights.mean,
         std=weights.std,
     )
-    return CLIP(CLIPImageEncoder(tower, precision=precision).to(device), card)
+    text_encoder = _build_text_encoder(weights)
+    return CLIP(
+        CLIPImageEncoder(tower, precision=precision).to(device),
+        card,
+        None if text_encoder is None else text_encoder.to(device),
+    )
+
+
+def _build_text_encoder(weights: _Weights) -> CLIPTextEncoder | None:
+    """Return the text tower in float32, or None where there is none that prompts can be learned for."""
+    from open_clip.model import CLIPTextCfg, _build_text_tower
+
+    state = {key.removeprefix("text."): value.float() for key, value in weights.state.items() if is_text_key(key)}
+    config = CLIPTextCfg(**weights.config.get("text_cfg", {}))
+    if "token_embedding.weight" not in state or config.hf_model_name:
+        return None
+    with torch.device("meta"):
+        tower = _build_text_tower(weights.config["embed_dim"], config, weights.config.get("quick_gelu", False))
+    try:
+        tower.load_state_dict(state, assign=True)
+        tower.attn_mask = None if config.no_causal_mask else tower.build_causal_mask()
+        return CLIPTextEncoder(tower)
+    except (RuntimeError, ValueError) as error:
+        logger.info("%s: its text tower is left out (%s)", weights.name, str(error).splitlines()[0])
+        return None
 
 
 def _vision_config(name: str, config: Mapping[str, Any]) -> CLIPVisionCfg:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = ["BackboneError", "infer_model_config", "read_model_description", "read_state_dict"]
+__all__ = ["BackboneError", "infer_model_config", "is_text_key", "read_model_description", "read_state_dict"]
 
 
 class BackboneError(ValueError):
@@ -99,7 +99,24 @@ def infer_model_config(state: Mapping[str, Tensor], *, quick_gelu: bool) -> dict
     }
     if "visual.transformer.resblocks.0.ls_1.gamma" in state:
         vision["ls_init_value"] = 1.0  # its value is overwritten by the weights
-    return {"embed_dim": state["visual.proj"].shape[1], "quick_gelu": quick_gelu, "vision_cfg": vision}
+    config = {"embed_dim": state["visual.proj"].shape[1], "quick_gelu": quick_gelu, "vision_cfg": vision}
+    text = {key.removeprefix("text."): value for key, value in state.items() if is_text_key(key)}
+    if {"positional_embedding", "token_embedding.weight"} <= text.keys():
+        vocabulary, text_width = text["token_embedding.weight"].shape
+        config["text_cfg"] = {
+            "context_length": len(text["positional_embedding"]),
+            "vocab_size": vocabulary,
+            "width": text_width,
+            "heads": max(1, text_width // 64),  # as in all of OpenAI's
+            "layers": len({key.split(".")[2] for key in text if key.startswith("transformer.resblocks.")}),
+        }
+    return config
+
+
+def is_text_key(name: str) -> bool:
+    """Tell whether a weight belongs to the text tower, in either of open_clip's two layouts."""
+    own = ("token_embedding.", "positional_embedding", "transformer.resblocks.", "ln_final.", "text_projection")
+    return name.removeprefix("text.").startswith(own)
 
 
 def _head_width(width: int, layers: int, patch_size: int) -> int:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from mrad_med.clip import CLIP, CLIPImageEncoder
-from mrad_med.heads import Head, TrainFreeHead
+from mrad_med.heads import FineTunedHead, Head, PromptedHead, TrainFreeHead
 from mrad_med.maps import GAUSSIAN_SIGMA, upsample_and_blur
 from mrad_med.memory import MemoryBank
+from mrad_med.official import load_official_checkpoint
+from mrad_med.prompts import CONTEXT_LENGTH, DEEP_LENGTH, DEPTH, RegionPrompts
 from mrad_med.types import ImageFeatures
 
-__all__ = ["MRAD", "build_mrad_tf"]
+__all__ = ["MRAD", "build_mrad_clip", "build_mrad_ft", "build_mrad_tf"]
+
+Checkpoint = str | os.PathLike[str] | Mapping[str, Tensor]
 
 
 class MRAD(nn.Module):
@@ -69,6 +76,87 @@ def build_mrad_tf(clip: CLIP, bank: MemoryBank, *, temperature: float = 1.0, sig
         MemoryBankError: the bank does not belong to this backbone.
     """
     bank.check(clip.card)
-    head = TrainFreeHead(bank, temperature=temperature)
+    return _assemble(clip, TrainFreeHead(bank, temperature=temperature), sigma)
+
+
+def build_mrad_ft(clip: CLIP, bank: MemoryBank, *, checkpoint: Checkpoint, sigma: float = GAUSSIAN_SIGMA) -> MRAD:
+    """Return MRAD-FT, retrieval by a learned metric.
+
+    Args:
+        clip: the backbone that made the bank.
+        bank: the memory.
+        checkpoint: a published checkpoint file, or the state dict of a `FineTunedHead`.
+        sigma: of the Gaussian that smooths the map, in pixels of the network's input.
+
+    Raises:
+        MemoryBankError: the bank does not belong to this backbone.
+        ValueError: the checkpoint is damaged, or belongs to another variant or backbone.
+    """
+    bank.check(clip.card)
+    head = FineTunedHead(bank)
+    _load_head(head, checkpoint)
+    return _assemble(clip, head, sigma)
+
+
+def build_mrad_clip(
+    clip: CLIP,
+    bank: MemoryBank,
+    *,
+    checkpoint: Checkpoint,
+    threshold: float = 0.5,
+    context_length: int = CONTEXT_LENGTH,
+    depth: int = DEPTH,
+    deep_length: int = DEEP_LENGTH,
+    fp16_deep_prompts: bool = False,
+    sigma: float = GAUSSIAN_SIGMA,
+) -> MRAD:
+    """Return MRAD-CLIP, patches against text prompts that each image's regions bias.
+
+    Args:
+        clip: the backbone that made the bank, with a text tower.
+        bank: the memory.
+        checkpoint: a published checkpoint file, or the state dict of a `PromptedHead` (its text tower may be absent).
+        threshold: patches whose retrieval probability is above it are the anomalous region.
+        context_length: as in `RegionPrompts`.
+        depth: as in `RegionPrompts`.
+        deep_length: as in `RegionPrompts`.
+        fp16_deep_prompts: as in `RegionPrompts`; the published code rounds.
+        sigma: of the Gaussian that smooths the map, in pixels of the network's input.
+
+    Raises:
+        MemoryBankError: the bank does not belong to this backbone.
+        ValueError: the backbone has no text tower, or the checkpoint is damaged, or of another variant or backbone.
+    """
+    bank.check(clip.card)
+    if clip.text_encoder is None:
+        raise ValueError(f"{clip.card.name} has no text tower; MRAD-CLIP needs one: load for example 'openai'")
+    prompts = RegionPrompts(
+        clip.text_encoder,
+        clip.card.embed_dim,
+        context_length=context_length,
+        depth=depth,
+        deep_length=deep_length,
+        fp16_deep_prompts=fp16_deep_prompts,
+    )
+    head = PromptedHead(FineTunedHead(bank), prompts, threshold=threshold)
+    _load_head(head, checkpoint)
+    return _assemble(clip, head, sigma)
+
+
+def _load_head(head: FineTunedHead | PromptedHead, checkpoint: Checkpoint) -> None:
+    """Load weights into a head; everything but the text tower, which is the backbone's, must be there."""
+    state = checkpoint if isinstance(checkpoint, Mapping) else load_official_checkpoint(checkpoint)
+    try:
+        missing, unexpected = head.load_state_dict(dict(state), strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"this checkpoint belongs to another backbone: {error}") from error
+    missing = [name for name in missing if not name.startswith("prompts.text_encoder.")]
+    if missing or unexpected:
+        raise ValueError(
+            f"this checkpoint is not one of a {type(head).__name__}: it lacks {missing[:3]} and brings {unexpected[:3]}"
+        )
+
+
+def _assemble(clip: CLIP, head: Head, sigma: float) -> MRAD:
     device = next(clip.image_encoder.parameters()).device
     return MRAD(clip.image_encoder, head, sigma=sigma).to(device).eval()

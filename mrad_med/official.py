@@ -11,7 +11,7 @@ from torch import Tensor
 from mrad_med.memory import MemoryBank, MemoryBankError
 from mrad_med.types import BankCard
 
-__all__ = ["load_official_bank"]
+__all__ = ["load_official_bank", "load_official_checkpoint"]
 
 
 def load_official_bank(image_file: str | os.PathLike[str], patch_file: str | os.PathLike[str]) -> MemoryBank:
@@ -37,6 +37,60 @@ def load_official_bank(image_file: str | os.PathLike[str], patch_file: str | os.
         sources=({"name": Path(image_file).name}, {"name": Path(patch_file).name}),
     )
     return MemoryBank(image_keys, image_labels, patch_keys, patch_labels, card)
+
+
+def load_official_checkpoint(file: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the weights of a published MRAD-FT or MRAD-CLIP checkpoint under the names of this project's heads.
+
+    Args:
+        file: ``{"image_proj", "patch_proj"}``, and for MRAD-CLIP also ``{"prompt_proj", "prompt_learner"}``.
+
+    Returns:
+        The state dict of a `FineTunedHead`, or of a `PromptedHead` without its text tower.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or of another layout.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no published checkpoint {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return _rename_weights(content)
+    except Exception as error:  # bytes that are no pickle make the unpickler raise almost anything
+        raise ValueError(
+            f"{path.name} is damaged or no published checkpoint ({type(error).__name__}): 'image_proj', 'patch_proj' "
+            "are expected, and for MRAD-CLIP 'prompt_proj' and 'prompt_learner'"
+        ) from error
+
+
+def _rename_weights(content: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    layers = {
+        "image_query": ("image_proj", "mlp1"),
+        "image_key": ("image_proj", "mlp2"),
+        "patch_query": ("patch_proj", "fc.0"),
+        "patch_key": ("patch_proj", "fc.1"),
+    }
+    is_prompted = "prompt_learner" in content
+    prefix = "fine_tuned." if is_prompted else ""
+    state = {
+        f"{prefix}{name}.{kind}": content[group][f"{published}.{kind}"].float()
+        for name, (group, published) in layers.items()
+        for kind in ("weight", "bias")
+    }
+    if not is_prompted:
+        return state
+    learner = content["prompt_learner"]
+    for name, published in (("bias_normal", "mlp1"), ("bias_anomaly", "mlp2")):
+        for kind in ("weight", "bias"):
+            state[f"prompts.{name}.{kind}"] = content["prompt_proj"][f"{published}.{kind}"].float()
+    state["prompts.context_normal"] = learner["ctx_pos"][0, 0].float()
+    state["prompts.context_anomaly"] = learner["ctx_neg"][0, 0].float()
+    deep = [name for name in learner if name.startswith("compound_prompts_text.")]
+    for name in deep:
+        state[f"prompts.deep_prompts.{name.rpartition('.')[2]}"] = learner[name].float()
+    return state
 
 
 def _load_level(path: Path) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,22 @@ import torch.nn.functional as F
 from open_clip.model import CLIPTextCfg, _build_text_tower
 from torch import Tensor
 
-from mrad_med import MRAD, AnomalyInferer, MemoryBank, upsample_and_blur
-from mrad_med.backbones import load_clip
-from mrad_med.clip import CLIP, CLIPTextEncoder
-from mrad_med.heads import FineTunedHead, PromptedHead
+from mrad_med import (
+    CLIP,
+    MRAD,
+    AnomalyInferer,
+    MemoryBank,
+    build_mrad_clip,
+    build_mrad_ft,
+    load_clip,
+    load_official_checkpoint,
+)
+from mrad_med.clip import CLIPTextEncoder
+from mrad_med.heads import FineTunedHead
 from mrad_med.losses import dice_loss, probability_focal_loss
-from mrad_med.prompts import RegionPrompts
 from mrad_med.retrieval import exclude_nearest, region_tokens, retrieve
 from mrad_med.types import BankCard, ImageFeatures
-from tests.reference_weights import TEXT_LAYERS, TEXT_WIDTH, head_state, normalize, openai_state_dict
+from tests.reference_weights import head_state, normalize, openai_state_dict
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "mrad.npz")
 HEADS = np.load(Path(__file__).parent / "golden" / "learned_heads.npz")
@@ -30,15 +38,33 @@ def gap(given: Tensor, name: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[CLIP, CLIPTextEncoder]:
-    state = openai_state_dict()
+def reference(tmp_path_factory: pytest.TempPathFactory) -> CLIP:
     path = tmp_path_factory.mktemp("weights") / "clip.pt"
-    torch.save({name: tensor for name, tensor in state.items() if name.startswith("visual.")}, path)
-    heads = TEXT_WIDTH // 64
-    tower = _build_text_tower(768, CLIPTextCfg(width=TEXT_WIDTH, heads=heads, layers=TEXT_LAYERS), quick_gelu=True)
-    text = {name: tensor for name, tensor in state.items() if not name.startswith("visual.") and name != "logit_scale"}
-    tower.load_state_dict(text)
-    return load_clip(path), CLIPTextEncoder(tower)
+    torch.save({name: tensor.half() for name, tensor in openai_state_dict().items()}, path)
+    clip = load_clip(path)
+    path.unlink()
+    return clip
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return files of both published formats, holding the reference weights."""
+    state, folder = head_state(), tmp_path_factory.mktemp("checkpoints")
+
+    def layers(**names: str) -> dict[str, Tensor]:
+        return {f"{new}.{kind}": state[f"{old}.{kind}"] for old, new in names.items() for kind in ("weight", "bias")}
+
+    content = {
+        "image_proj": layers(image_query="mlp1", image_key="mlp2"),
+        "patch_proj": layers(patch_query="fc.0", patch_key="fc.1"),
+    }
+    torch.save(content, folder / "ft.pth")
+    learner = {f"compound_prompts_text.{index}": state[f"deep_prompts.{index}"] for index in range(8)}
+    learner |= {"ctx_pos": state["context_normal"][None, None], "ctx_neg": state["context_anomaly"][None, None]}
+    learner |= {"mlp.c_fc.weight": torch.zeros(2, 2)}  # published files carry modules that take no part
+    content |= {"prompt_proj": layers(bias_normal="mlp1", bias_anomaly="mlp2"), "prompt_learner": learner}
+    torch.save(content, folder / "clip.pth")
+    return {"ft": folder / "ft.pth", "clip": folder / "clip.pth"}
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +75,10 @@ def bank() -> MemoryBank:
 
 
 @pytest.fixture(scope="module")
-def features(reference: tuple[CLIP, CLIPTextEncoder]) -> ImageFeatures:
+def features(reference: CLIP) -> ImageFeatures:
     images = np.load(Path(__file__).parent / "golden" / "images.npz")["query_images"]
     with torch.no_grad():
-        return reference[0].image_encoder(normalize(images))
+        return reference.image_encoder(normalize(images))
 
 
 @pytest.fixture
@@ -62,47 +88,69 @@ def fine_tuned(bank: MemoryBank) -> FineTunedHead:
     return head.eval()
 
 
-def make_prompts(text_encoder: CLIPTextEncoder, *, fp16: bool) -> RegionPrompts:
-    prompts = RegionPrompts(text_encoder, 768, fp16_deep_prompts=fp16)
-    missing = prompts.load_state_dict(
-        {name: value for name, value in head_state().items() if name in prompts.state_dict()}, strict=False
-    ).missing_keys
-    assert all(name.startswith("text_encoder.") for name in missing)
-    return prompts
-
-
-def test_fine_tuned_head_meets_the_published_numbers(
-    reference: tuple[CLIP, CLIPTextEncoder], features: ImageFeatures, fine_tuned: FineTunedHead
-):
-    network = MRAD(reference[0].image_encoder, fine_tuned)
+def score(network: MRAD, features: ImageFeatures) -> dict[str, Tensor]:
+    """Return maps and scores of features that are encoded already."""
     network.encode = lambda _: features
+    return AnomalyInferer()(torch.zeros(3, 3, 518, 518), network)
+
+
+def test_fine_tuned_network_meets_the_published_numbers(
+    reference: CLIP, bank: MemoryBank, features: ImageFeatures, checkpoints: dict[str, Path]
+):
+    network = build_mrad_ft(reference, bank, checkpoint=checkpoints["ft"])
     with torch.no_grad():
         assert gap(network.patch_probability(features), "ft_patch_prob") < 1e-5
         assert gap(network.image_probability(features)[:, 0], "ft_image_prob") < 1e-5
-        result = AnomalyInferer()(torch.zeros(3, 3, 518, 518), network)
+    result = score(network, features)
     assert gap(result["anomaly_map"][:, 0, ::37, ::37], "ft_map") < 1e-5
     assert gap(result["anomaly_score"][:, 0], "ft_score") < 1e-5
 
 
 @pytest.mark.parametrize("case", ["clip", "clipmed"])
 @pytest.mark.parametrize(("fp16", "tolerance"), [(True, 1e-5), (False, 1e-3)])
-def test_prompted_head_meets_the_published_numbers(
-    reference: tuple[CLIP, CLIPTextEncoder],
+def test_prompted_network_meets_the_published_numbers(
+    reference: CLIP,
+    bank: MemoryBank,
     features: ImageFeatures,
-    fine_tuned: FineTunedHead,
+    checkpoints: dict[str, Path],
     case: str,
     fp16: bool,
     tolerance: float,
 ):
-    prompts = make_prompts(reference[1], fp16=fp16)
-    head = PromptedHead(fine_tuned, prompts, threshold=float(HEADS[f"{case}_threshold"])).eval()
+    network = build_mrad_clip(
+        reference,
+        bank,
+        checkpoint=checkpoints["clip"],
+        threshold=float(HEADS[f"{case}_threshold"]),
+        fp16_deep_prompts=fp16,
+    )
     with torch.no_grad():
-        assert gap(head.region_tokens(features), f"{case}_region_tokens") < 1e-5
-        assert gap(head.text_features(features), f"{case}_text_features") < tolerance
-        probability = head.patch_probability(features)
-        maps = upsample_and_blur(probability.reshape(-1, 1, 37, 37), (518, 518))
-    assert gap(probability, f"{case}_patch_prob") < tolerance
-    assert gap(maps[:, 0, ::37, ::37], f"{case}_map") < tolerance
+        assert gap(network.head.region_tokens(features), f"{case}_region_tokens") < 1e-5
+        assert gap(network.head.text_features(features), f"{case}_text_features") < tolerance
+        assert gap(network.patch_probability(features), f"{case}_patch_prob") < tolerance
+    result = score(network, features)
+    assert gap(result["anomaly_map"][:, 0, ::37, ::37], f"{case}_map") < tolerance
+    assert gap(result["anomaly_score"][:, 0], f"{case}_score") < tolerance
+
+
+def test_checkpoints_of_another_variant_or_layout_are_refused(
+    reference: CLIP, bank: MemoryBank, checkpoints: dict[str, Path], tmp_path: Path
+):
+    with pytest.raises(ValueError, match="not one of a FineTunedHead"):
+        build_mrad_ft(reference, bank, checkpoint=checkpoints["clip"])
+    with pytest.raises(ValueError, match="not one of a PromptedHead: it lacks"):
+        build_mrad_clip(reference, bank, checkpoint=checkpoints["ft"])
+    with pytest.raises(ValueError, match="belongs to another backbone"):
+        build_mrad_ft(reference, bank, checkpoint={"patch_query.weight": torch.zeros(2, 2)})
+    with pytest.raises(ValueError, match="has no text tower"):
+        build_mrad_clip(replace(reference, text_encoder=None), bank, checkpoint=checkpoints["clip"])
+    (tmp_path / "broken.pth").write_bytes(checkpoints["ft"].read_bytes()[:1000])
+    torch.save({"something": "else"}, tmp_path / "other.pth")
+    for name in ("broken.pth", "other.pth"):
+        with pytest.raises(ValueError, match=rf"{name} is damaged or no published checkpoint"):
+            load_official_checkpoint(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="no published checkpoint"):
+        load_official_checkpoint(tmp_path / "missing.pth")
 
 
 def test_steps_of_fine_tuning_meet_the_published_losses_and_weights(features: ImageFeatures, fine_tuned: FineTunedHead):
@@ -174,8 +222,8 @@ def test_region_tokens_are_means_and_zero_for_an_empty_region():
     assert region_tokens(patches, torch.zeros(1, 4))[0, 1].tolist() == [0.0, 0.0]
 
 
-def test_text_after_the_end_token_changes_nothing(reference: tuple[CLIP, CLIPTextEncoder]):
-    text_encoder = reference[1]
+def test_text_after_the_end_token_changes_nothing(reference: CLIP):
+    text_encoder = reference.text_encoder
     tokens = torch.tensor([[49406, 343, 14115, 269, 49407, 0, 0, 0]])
     ends = torch.tensor([4])
     with torch.no_grad():
