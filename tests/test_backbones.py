@@ -572,3 +572,30 @@ def test_missing_embedded_files_are_reported(
     move_embedded_files(tmp_path, monkeypatch, *present)
     with pytest.raises(BackboneError, match=f"{missing} of this installation is missing or damaged; install"):
         load_clip("embedded")
+
+
+class RunsCodeOnLoad(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    @torch.jit.export
+    def __getstate__(self):
+        return (self.weight, self.training)
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]):
+        print("code of the archive runs")  # noqa: T201 (the sign that it did)
+        self.weight = state[0]
+        self.training = state[1]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images * self.weight
+
+
+def test_torchscript_archive_that_runs_code_while_it_is_loaded_is_refused(tmp_path, capfd):
+    torch.jit.save(torch.jit.script(RunsCodeOnLoad()), tmp_path / "evil.pt")
+    capfd.readouterr()
+    with pytest.raises(BackboneError, match=r"evil\.pt would run code while it is loaded"):
+        load_clip(tmp_path / "evil.pt")
+    assert "code of the archive" not in capfd.readouterr().out

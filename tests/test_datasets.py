@@ -234,3 +234,19 @@ def test_empty_folder_of_images_is_refused(tmp_path):
     (tmp_path / "defect").mkdir()
     with pytest.raises(DatasetError, match=f"no image below .*{os.sep}defect"):
         load_labelled_folder(tmp_path)
+
+
+def test_index_of_an_export_disk_is_no_case(tmp_path):
+    fill(tmp_path, ["a.png"])
+    (tmp_path / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    (tmp_path / "1.2.840.7").write_bytes(b"\0" * 128 + b"DICM")
+    assert [case["case_id"] for case in find_cases(tmp_path)] == ["1.2.840.7", "a"]
+
+
+def test_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    def walk(root, onerror):
+        onerror(PermissionError(13, "Permission denied", f"{root}/closed"))
+
+    monkeypatch.setattr("os.walk", walk)
+    with pytest.raises(DatasetError, match=r"cannot list .*closed \(Permission denied\)"):
+        find_cases(tmp_path)

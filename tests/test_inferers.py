@@ -195,3 +195,9 @@ def test_inputs_of_other_shapes_are_refused(network: MRAD, shape: tuple[int, ...
 def test_fraction_outside_the_unit_interval_is_refused(network: MRAD):
     with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\], got 0"):
         AnomalyInferer(top_fraction=0)(make_images(1), network)
+
+
+def test_a_score_that_is_not_a_number_is_refused(tiny_clip, tiny_bank):
+    network = build_mrad_tf(tiny_clip, tiny_bank)
+    with pytest.raises(ValueError, match="the network gives NaN"):
+        AnomalyInferer()(torch.full((1, 3, 56, 56), float("nan")), network)

@@ -113,3 +113,39 @@ def test_version_is_told(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert mrad_med.__version__ in capsys.readouterr().out
+
+
+def test_options_that_a_command_does_not_know_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = mrad_med.write_sample_dataset(tmp_path / "set", count=1)
+    assert main(["bank", "build", folder, "--out", str(tmp_path / "b.safetensors"), "--devce", "cpu"]) == 2
+    assert "unknown: --devce cpu" in capsys.readouterr().err
+    assert main(["run", "mrad_tf", "--data_dir", folder]) == 2
+    assert "no value named data_dir" in capsys.readouterr().err
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_results_cannot_lie_among_the_images(image_folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["detect", str(image_folder), "--out", str(image_folder), *SMALL]) == 2
+    assert "would hold both images and results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("interruption", "status"), [(KeyboardInterrupt(), 130), (MemoryError("device"), 2)])
+def test_what_is_done_stays_in_the_tables_when_a_run_is_stopped(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: BaseException, status: int
+):
+    def stream(self, cases, receive):
+        first = self.detect(cases[0]["image"], progress=False).cases[0]
+        receive(first)
+        raise interruption
+
+    detect = mrad_med.AnomalyDetector.stream
+    monkeypatch.setattr(
+        mrad_med.AnomalyDetector,
+        "stream",
+        lambda self, cases, receive, **keywords: (
+            detect(self, cases, receive, **keywords) if keywords else stream(self, cases, receive)
+        ),
+    )
+    assert main(["detect", str(image_folder), "--out", str(tmp_path / "out"), *SMALL]) == status
+    with (tmp_path / "out" / "scores.csv").open(newline="") as stream_of_rows:
+        assert [row["case_id"] for row in csv.DictReader(stream_of_rows)] == ["a"]

@@ -590,3 +590,17 @@ def test_few_axial_slices_are_enough_whichever_axis_they_are_stored_on(tmp_path,
     stored = volume.as_reoriented(turn)
     nibabel.save(stored, tmp_path / "stored.nii")
     assert read_image_file(tmp_path / "stored.nii").shape == (1, *stored.shape)
+
+
+def test_patient_tags_reach_neither_log_nor_message(tmp_path, caplog, capfd):
+    dataset = pydicom.dcmread(pydicom.data.get_testdata_file("CT_small.dcm"))
+    dataset.PatientName = "DOE^JOHN"
+    dataset.PatientWeight = "1234567"
+    dataset.save_as(tmp_path / "a.dcm")
+    content = (tmp_path / "a.dcm").read_bytes()
+    assert content.count(b"1234567 ") == 1
+    (tmp_path / "a.dcm").write_bytes(content.replace(b"1234567 ", b"DOEJOHN "))  # a weight that is no number
+    image = read_image_file(tmp_path / "a.dcm")
+    assert image.shape == (1, 128, 128)
+    captured = capfd.readouterr()
+    assert "DOE" not in caplog.text + captured.out + captured.err + str(image.meta)
