@@ -88,6 +88,10 @@ def fine_tuned(bank: MemoryBank) -> FineTunedHead:
     return head.eval()
 
 
+def query_masks() -> Tensor:
+    return torch.from_numpy(np.unpackbits(HEADS["query_masks"])[: 3 * 518 * 518].reshape(3, 1, 518, 518)).float()
+
+
 def score(network: MRAD, features: ImageFeatures) -> dict[str, Tensor]:
     """Return maps and scores of features that are encoded already."""
     network.encode = lambda _: features
@@ -154,7 +158,7 @@ def test_checkpoints_of_another_variant_or_layout_are_refused(
 
 
 def test_steps_of_fine_tuning_meet_the_published_losses_and_weights(features: ImageFeatures, fine_tuned: FineTunedHead):
-    masks = torch.from_numpy(np.unpackbits(HEADS["query_masks"])[: 3 * 518 * 518].reshape(3, 1, 518, 518)).float()
+    masks = query_masks()
     labels = masks.flatten(1).amax(1).long()
     fine_tuned.train()
     optimizer = torch.optim.Adam(fine_tuned.parameters(), lr=4e-4, betas=(0.5, 0.999))
@@ -177,6 +181,26 @@ def test_steps_of_fine_tuning_meet_the_published_losses_and_weights(features: Im
         schedule.step()
     after = torch.stack([fine_tuned.patch_query.weight[:4, :8], fine_tuned.patch_key.weight[:4, :8]])
     assert gap(after, "ft_w_after") < 1e-5
+
+
+def test_steps_of_prompt_learning_meet_the_published_losses_and_gradients(
+    reference: CLIP, bank: MemoryBank, features: ImageFeatures, checkpoints: dict[str, Path]
+):
+    head = build_mrad_clip(reference, bank, checkpoint=checkpoints["clip"], fp16_deep_prompts=True).head.train()
+    learned, masks = [parameter for parameter in head.parameters() if parameter.requires_grad], query_masks()
+    prompts = head.prompts
+    watched = [prompts.context_normal, prompts.context_anomaly, prompts.bias_normal.weight, prompts.bias_anomaly.weight]
+    watched.append(prompts.deep_prompts[0])
+    optimizer = torch.optim.Adam(learned, lr=4e-4, betas=(0.5, 0.999))
+    for expected in HEADS["clip_steps"]:
+        probability = head.patch_probability(features).reshape(-1, 1, 37, 37)
+        maps = F.interpolate(probability, size=(518, 518), mode="bilinear", align_corners=False)
+        losses = [probability_focal_loss(maps, masks), dice_loss(maps, masks), dice_loss(1 - maps, 1 - masks)]
+        optimizer.zero_grad()
+        sum(losses).backward()
+        np.testing.assert_allclose([loss.item() for loss in losses], expected[:3], atol=1e-5)
+        np.testing.assert_allclose([item.grad.norm().item() for item in watched], expected[4:], rtol=1e-3)
+        optimizer.step()
 
 
 def test_projected_keys_follow_a_change_of_weights(features: ImageFeatures, fine_tuned: FineTunedHead):
