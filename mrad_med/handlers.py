@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from monai.utils import ImageMetaKey, convert_to_tensor
 
 from mrad_med.files import atomic_path
 from mrad_med.metrics import PixelMetrics, image_metrics
-from mrad_med.results import CaseResult, ResultWriter
+from mrad_med.results import CaseResult, OutputError, ResultWriter, prepare_output
 from mrad_med.types import AnomalyKeys, FailedCase
 
 __all__ = ["MetricsSaver", "ResultCollector", "ResultSaver"]
@@ -75,6 +74,9 @@ class MetricsSaver:
         output_dir: made if absent.
         provenance: what should be recorded of the run.
         failures: the failed cases of the loader (`CaseLoader.failures`), read at the end.
+
+    Raises:
+        OutputError: the folder cannot be written to.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class MetricsSaver:
         provenance: Mapping[str, Any] | None = None,
         failures: Sequence[FailedCase] = (),
     ) -> None:
-        self.output_dir = Path(output_dir)
+        self.output_dir = prepare_output(output_dir)
         self.provenance = dict(provenance or {})
         self.failures = failures
         self._pixel_metrics = PixelMetrics()
@@ -116,8 +118,11 @@ class MetricsSaver:
             **self.provenance,
             "failures": [asdict(failure) for failure in self.failures],
         }
-        with atomic_path(self.output_dir / "metrics.json") as partial:
-            partial.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+        try:
+            with atomic_path(self.output_dir / "metrics.json") as partial:
+                partial.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write the metrics to {self.output_dir}: {error}") from error
         logger.info("images %s, pixel %s, image %s", record["images"], record["pixel"], record["image"])
 
 

@@ -30,7 +30,7 @@ from mrad_med.report import draw_overlay, most_suspicious_slice, save_overlay
 from mrad_med.transforms import ToDisplayOrientation
 from mrad_med.types import AnomalyKeys, FailedCase
 
-__all__ = ["CaseResult", "OutputError", "ResultWriter", "Results", "describe_run"]
+__all__ = ["CaseResult", "OutputError", "ResultWriter", "Results", "describe_run", "prepare_output"]
 
 logger = logging.getLogger(__name__)
 
@@ -117,16 +117,11 @@ class ResultWriter:
         provenance: Mapping[str, Any] | None = None,
         overlays: bool = True,
     ) -> None:
-        self.output_dir = Path(output_dir)
+        self.output_dir = prepare_output(output_dir)
         self.provenance = dict(provenance or {})
         self.overlays = overlays
         self.rows: list[dict[str, str]] = []
         self._started = time.time()
-        try:  # before hours of computing, not after
-            with tempfile.TemporaryFile(dir=_made(self.output_dir)) as stream:
-                stream.write(b"writable")
-        except OSError as error:
-            raise OutputError(f"cannot write to {self.output_dir} ({error.strerror}); choose another folder") from error
 
     def write(self, result: CaseResult) -> None:
         """Write map and overlay of one case.
@@ -211,8 +206,19 @@ class ResultWriter:
             (self.output_dir / name).unlink(missing_ok=True)
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+def prepare_output(output_dir: str | os.PathLike[str]) -> Path:
+    """Make a folder for results; refuse it before hours of computing, not after.
+
+    Raises:
+        OutputError: the folder cannot be made or written to.
+    """
+    folder = Path(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            stream.write(b"writable")
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder} ({error.strerror}); choose another folder") from error
     return folder
 
 

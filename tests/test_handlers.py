@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mrad_med import FailedCase, MetricsSaver, PixelMetrics
+from mrad_med import FailedCase, MetricsSaver, OutputError, PixelMetrics
 
 
 def engine_with(maps: torch.Tensor, masks: torch.Tensor, scores: list[float], labels: list[int]) -> SimpleNamespace:
@@ -74,3 +74,20 @@ def test_a_case_whose_mask_is_not_known_counts_at_image_level_only(
     expected.update(maps[:2], masks[:2])
     assert record["pixel"] == pytest.approx(expected.compute())
     assert record["images"] == {"normal": 1, "anomalous": 2}
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_run_and_named_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    with pytest.raises(OutputError, match=r"cannot write to .*file.*; choose another folder"):
+        MetricsSaver(tmp_path / "file")
+    saver = MetricsSaver(tmp_path / "out")
+
+    def fill_the_disk(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fill_the_disk)
+    with pytest.raises(OutputError, match=r"cannot write the metrics to .*No space left"):
+        saver(None)
+    assert list((tmp_path / "out").iterdir()) == []
