@@ -26,7 +26,7 @@ _SUMMARY_ROWS = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 all well, 1 some cases failed, 2 nothing could be done."""
+    """Run the command and return its exit status: 0 well, 1 some cases failed, 2 nothing done, 130 stopped."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     parser = _parser()
     options, overrides = parser.parse_known_args(arguments)

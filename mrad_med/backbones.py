@@ -67,10 +67,10 @@ def load_clip(
         source: ``"embedded"``, the small backbone in this package; ``"openai"``, which is
             ``"ViT-L-14-336-quickgelu:openai"``, the one of the paper; ``"<open_clip model>:<tag>"``, downloaded once by
             open_clip; or a file: OpenAI's JIT archive or state dict, an open_clip checkpoint, or safetensors.
-        model: open_clip model name of a local file, for example ``"ViT-L-14-336"``. By default the architecture is
-            inferred from the weights, or taken from an ``open_clip_config.json`` or ``<file>.json`` beside them. The
-            activation cannot be inferred: a bare state dict is taken to be OpenAI's (QuickGELU), a training checkpoint
-            of open_clip (``{"state_dict": ...}``) to use GELU, and a log line says so.
+        model: open_clip model name of a local file, for example ``"ViT-L-14-336-quickgelu"``. By default the
+            architecture is inferred from the weights, or taken from an ``open_clip_config.json`` or ``<file>.json``
+            beside them. The activation cannot be inferred: a bare state dict is taken to be OpenAI's (QuickGELU), a
+            training checkpoint of open_clip (``{"state_dict": ...}``) to use GELU, and a log line says so.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` for the matrix products; features are float32.
         device: where the encoder lives.
         cache_dir: where open_clip keeps downloads; its own default if None.

@@ -1,6 +1,6 @@
 """The frozen encoders: open_clip's vision tower with the V-V branch, its text tower with deep prompts.
 
-METHOD: arXiv 2602.00522, sections 1 and 5.
+The method is that of MRAD, arXiv 2602.00522.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class CLIPTextEncoder(nn.Module):
             (P, E).
 
         Reference:
-            METHOD 5.
+            MRAD, arXiv 2602.00522: deep prompts as in its published code.
         """
         length = prompts.shape[1]
         hidden = prompts + self.tower.positional_embedding[:length]

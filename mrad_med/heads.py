@@ -1,4 +1,4 @@
-"""What turns features and a memory bank into probabilities. METHOD: arXiv 2602.00522, section 3."""
+"""What turns features and a memory bank into probabilities, as in MRAD (arXiv 2602.00522)."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class FineTunedHead(nn.Module):
         if self.training or torch.is_grad_enabled():
             return layer(keys)  # type: ignore[no-any-return]
         # Writing to a tensor raises its version, moving it changes its address.
-        state = tuple((tensor.data_ptr(), tensor._version) for tensor in (*layer.parameters(), keys))
+        state = tuple((tensor.data_ptr(), _version(tensor)) for tensor in (*layer.parameters(), keys))
         if self._folded.get(level, (None,))[0] != state:
             self._folded[level] = (state, layer(keys))
         return self._folded[level][1]
@@ -178,6 +178,11 @@ class PromptedHead(nn.Module):
     def _projected(self, features: ImageFeatures) -> Tensor:
         averaged = average_neighbors(features.projected_patches, features.grid_size)
         return F.normalize(averaged, dim=-1)
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor was written to; one made in inference mode does not count and stays at 0."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _register_bank(head: nn.Module, bank: MemoryBank) -> None:

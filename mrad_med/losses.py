@@ -1,4 +1,4 @@
-"""Losses of training on anomaly maps. Dice is MONAI's. METHOD: arXiv 2602.00522, section 6."""
+"""Losses of training on anomaly maps. Dice is MONAI's. As in MRAD (arXiv 2602.00522)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def probability_focal_loss(anomalous: Tensor, mask: Tensor) -> Tensor:
         Scalar.
 
     Reference:
-        METHOD 6. MONAI's focal loss takes logits and differs by 1e-4.
+        MRAD, arXiv 2602.00522, as its published code computes it. MONAI's focal loss takes logits and differs by 1e-4.
     """
     probabilities = torch.cat([1 - anomalous, anomalous], dim=1)
     target = torch.cat([1 - mask, mask], dim=1).clamp(_SMOOTH, 1 - _SMOOTH)

@@ -1,4 +1,4 @@
-"""From patch probabilities to an anomaly map and a score: pure functions. METHOD: arXiv 2602.00522, section 4."""
+"""From patch probabilities to an anomaly map and a score, as in MRAD (arXiv 2602.00522): pure functions."""
 
 from __future__ import annotations
 

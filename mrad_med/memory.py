@@ -1,4 +1,4 @@
-"""The two-level memory bank: build, extend, merge, save, load, check. METHOD: arXiv 2602.00522, section 2."""
+"""The two-level memory bank: build, extend, merge, save, load, check. As in MRAD (arXiv 2602.00522)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read the files of the published implementation, without running any code in them. METHOD 9."""
+"""Read the files of the published implementation, without running any code in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learned prompts for the normal and the anomalous state, biased by each image's regions. METHOD: section 5."""
+"""Learned prompts of two states, biased by each image's regions, as in MRAD-CLIP (arXiv 2602.00522)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retrieval from a memory: pure functions on features. METHOD: arXiv 2602.00522, section 3."""
+"""Retrieval from a memory: pure functions on features, as in MRAD (arXiv 2602.00522)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def average_neighbors(patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
         ValueError: N is not ``rows * columns``.
 
     Reference:
-        METHOD 1, "neighbour average" of the published code.
+        MRAD, arXiv 2602.00522: the neighbor average of its published code.
     """
     batch, count, width = patches.shape
     rows, columns = grid_size
@@ -75,7 +75,7 @@ def retrieve(
         ValueError: the widths differ, there is no key, or the temperature is not positive.
 
     Reference:
-        METHOD 3; METHOD 7 for the streamed form.
+        MRAD, arXiv 2602.00522; the streamed form is this project's, and exact.
     """
     if queries.shape[-1] != keys.shape[-1]:
         raise ValueError(f"queries are {queries.shape[-1]} wide and keys {keys.shape[-1]}: they must agree")
@@ -113,7 +113,7 @@ def exclude_nearest(queries: Tensor, keys: Tensor, quantile: float) -> Tensor:
         (..., K) booleans, True where the key is excluded.
 
     Reference:
-        METHOD 3, "training only".
+        MRAD, arXiv 2602.00522, as its published code trains.
     """
     cosines = queries @ keys.T
     # torch.quantile sorts; one order statistic and its neighbor are enough for a linear interpolation.
@@ -136,7 +136,7 @@ def region_tokens(projected_patches: Tensor, probability: Tensor, *, threshold: 
         (B, 2, E), normal first; zeros for an empty region.
 
     Reference:
-        METHOD 5.
+        MRAD, arXiv 2602.00522: the region priors of MRAD-CLIP.
     """
     anomalous = (probability > threshold).to(projected_patches)  # (B, N)
     regions = torch.stack([1 - anomalous, anomalous], dim=1)  # (B, 2, N)

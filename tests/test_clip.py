@@ -59,7 +59,7 @@ def embed(tower: VisionTransformer, image: Tensor) -> Tensor:
 
 
 def encode_plainly(tower: VisionTransformer, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return class feature (E,), patches (N, D) and projected patches (N, E) of one image, as METHOD 1 says."""
+    """Return class feature (E,), patches (N, D) and projected patches (N, E) of one image, as MRAD defines them."""
     standard = embed(tower, image)
     vv_path = standard
     for number, block in enumerate(tower.transformer.resblocks, start=1):

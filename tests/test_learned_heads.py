@@ -212,6 +212,13 @@ def test_projected_keys_follow_a_change_of_weights(features: ImageFeatures, fine
     assert torch.allclose(after, torch.full_like(after, (fine_tuned.image_labels == 1).float().mean().item()))
 
 
+def test_a_head_made_and_used_in_inference_mode_works(bank: MemoryBank, features: ImageFeatures):
+    with torch.inference_mode():
+        head = FineTunedHead(bank.repeat(1)).eval()
+        first = head.image_probability(features)
+        torch.testing.assert_close(head.image_probability(features), first)
+
+
 def test_another_bank_keeps_the_weights(bank: MemoryBank, features: ImageFeatures, fine_tuned: FineTunedHead):
     doubled = fine_tuned.with_bank(bank.repeat(2)).eval()
     with torch.no_grad():
