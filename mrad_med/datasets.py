@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import random
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mrad_med.readers import IMAGE_SUFFIXES, is_supported_image
 from mrad_med.types import AnomalyKeys
 
-__all__ = ["DatasetError", "find_cases", "load_labelled_folder"]
+__all__ = ["DatasetError", "choose_held_out", "find_cases", "load_labelled_folder", "load_training_set", "load_visa"]
 
 Datalist = list[dict[str, Any]]
 
@@ -92,7 +95,7 @@ def _stem(name: str) -> str:
 
 
 def load_labelled_folder(root: str | os.PathLike[str]) -> Datalist:
-    """Return the datalist of a folder ``normal/``, ``defect/`` and ``mask/``, paired by name.
+    """Return the datalist of a folder ``normal/``, ``defect/``, ``mask/``, or of folders of such folders, the classes.
 
     A mask has the stem of its defect image. Images in ``normal/`` need none.
 
@@ -100,27 +103,53 @@ def load_labelled_folder(root: str | os.PathLike[str]) -> Datalist:
         root: the folder; ``mask/`` may be absent (then there are labels only), and one of the others too.
 
     Returns:
-        ``{"image", "case_id", "label", "mask"}`` for each image; the mask is None for a normal image, and for
-        all without ``mask/``.
+        ``{"image", "case_id", "label", "mask", "class"}`` for each image; the mask is None for a normal image, and for
+        all without ``mask/``. The class is the path below the root, and the root's name where the root is the only one.
 
     Raises:
-        DatasetError: neither ``normal/`` nor ``defect/`` is there, or a defect image lacks its mask.
+        DatasetError: neither ``normal/`` nor ``defect/`` is anywhere, or a defect image lacks its mask.
     """
     root = Path(root)
-    folders = {name: root / name for name in ("normal", "defect", "mask")}
-    if not folders["normal"].is_dir() and not folders["defect"].is_dir():
-        raise DatasetError(f"{root} has neither normal/ nor defect/: labelled images are expected in these folders")
+    if _is_labelled(root):
+        return _load_class(root, root.name, "")
+    datalist: Datalist = []
+    for folder, subfolders, _ in os.walk(root, onerror=_refuse, followlinks=False):
+        subfolders.sort()
+        for name in list(subfolders):
+            path = Path(folder) / name
+            if _is_labelled(path):
+                subfolders.remove(name)
+                class_name = _printable(path.relative_to(root).as_posix())
+                datalist += _load_class(path, class_name, class_name + "/")
+    if not datalist:
+        raise DatasetError(
+            f"neither {root} nor a folder below it has normal/ or defect/: labelled images are expected in them"
+        )
+    return datalist
+
+
+def _is_labelled(folder: Path) -> bool:
+    return (folder / "normal").is_dir() or (folder / "defect").is_dir()
+
+
+def _load_class(root: Path, class_name: str, prefix: str) -> Datalist:
+    """Return the datalist of one folder with ``normal/``, ``defect/`` and ``mask/``."""
     masks: dict[str, str] = {}
-    if folders["mask"].is_dir():
-        masks = {case["case_id"]: case["image"] for case in find_cases(folders["mask"])}
+    if (root / "mask").is_dir():
+        masks = {case["case_id"]: case["image"] for case in find_cases(root / "mask")}
     datalist: Datalist = []
     for label, name in enumerate(("normal", "defect")):
-        if not folders[name].is_dir():
+        if not (root / name).is_dir():
             continue
-        for case in find_cases(folders[name]):
-            mask = masks.get(case["case_id"]) if label else None
+        for case in find_cases(root / name):
             datalist.append(
-                {"image": case["image"], "case_id": f"{name}/{case['case_id']}", "label": label, "mask": mask}
+                {
+                    "image": case["image"],
+                    "case_id": f"{prefix}{name}/{case['case_id']}",
+                    "label": label,
+                    "mask": masks.get(case["case_id"]) if label else None,
+                    "class": class_name,
+                }
             )
     lacking = [item["case_id"] for item in datalist if masks and item["label"] and item["mask"] is None]
     if lacking:
@@ -129,3 +158,84 @@ def load_labelled_folder(root: str | os.PathLike[str]) -> Datalist:
             f"{len(lacking)} image(s) in {root / 'defect'} have no mask of the same name in {root / 'mask'}: {shown}"
         )
     return datalist
+
+
+def load_visa(root: str | os.PathLike[str], *, split: str = "test") -> Datalist:
+    """Return the datalist of VisA as it is downloaded: ``<class>/Data/{Images,Masks}`` and ``split_csv/1cls.csv``.
+
+    Args:
+        root: the unpacked archive.
+        split: ``"train"`` (normal images only) or ``"test"``, whose 2162 images are the published training set of MRAD.
+
+    Returns:
+        As `load_labelled_folder`; masks hold class numbers, so any value above 0 is anomalous.
+
+    Raises:
+        DatasetError: the table is missing or of another layout, or names a file that is not there.
+
+    Reference:
+        Zou et al., SPot-the-Difference self-supervised pre-training for anomaly detection and segmentation, ECCV 2022.
+    """
+    root = Path(root)
+    table = root / "split_csv" / "1cls.csv"
+    if not table.is_file():
+        raise DatasetError(f"{root} has no split_csv/1cls.csv: unpack the whole archive of VisA there")
+    with table.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    wanted = {"object", "split", "label", "image", "mask"}
+    if not rows or not wanted <= rows[0].keys():
+        raise DatasetError(f"{table} lacks the columns {', '.join(sorted(wanted - set(rows[0] if rows else ())))}")
+    datalist = [_visa_case(root, row) for row in rows if row["split"] == split]
+    if not datalist:
+        raise DatasetError(f"{table} has no split {split!r}; 'train' and 'test' are expected")
+    lacking = [name for case in datalist for name in (case["image"], case["mask"]) if name and not Path(name).is_file()]
+    if lacking:
+        raise DatasetError(f"{len(lacking)} file(s) that {table} names are not there, such as {lacking[0]}")
+    return datalist
+
+
+def _visa_case(root: Path, row: Mapping[str, str]) -> dict[str, Any]:
+    for name in ("image", "mask"):
+        if Path(row[name]).is_absolute() or ".." in Path(row[name]).parts:
+            raise DatasetError(f"the table of VisA names a file outside its folder: {row[name]!r}")
+    return {
+        "image": str(root / row["image"]),
+        "case_id": _stem(row["image"]),
+        "label": int(row["label"] == "anomaly"),
+        "mask": str(root / row["mask"]) if row["mask"] else None,
+        AnomalyKeys.MASK_THRESHOLD.value: 0,
+        "class": row["object"],
+    }
+
+
+def load_training_set(root: str | os.PathLike[str]) -> Datalist:
+    """Return the datalist of a labelled set: VisA as it is downloaded, or folders as of `load_labelled_folder`.
+
+    Raises:
+        DatasetError: the folder is neither.
+    """
+    return load_visa(root) if (Path(root) / "split_csv").is_dir() else load_labelled_folder(root)
+
+
+def choose_held_out(cases: Sequence[Mapping[str, Any]], held_out: int | Sequence[str], *, seed: int = 0) -> list[str]:
+    """Return the names of the classes that a training is validated on.
+
+    Args:
+        cases: a datalist with classes.
+        held_out: names, or how many to draw; 0 trains on all, as published.
+        seed: of the draw.
+
+    Raises:
+        DatasetError: there is no such class, or none would be left to train on.
+    """
+    classes = sorted({str(case["class"]) for case in cases})
+    chosen = random.Random(seed).sample(classes, min(held_out, len(classes))) if isinstance(held_out, int) else held_out  # noqa: S311
+    unknown = sorted(set(chosen) - set(classes))
+    if unknown:
+        raise DatasetError(f"there is no class {', '.join(unknown)} to hold out; the set has {', '.join(classes)}")
+    if set(chosen) == set(classes):
+        raise DatasetError(
+            f"no class is left to train on: {', '.join(classes)} would be held out; hold out fewer, or 0 to train "
+            "without validation"
+        )
+    return sorted(chosen)

@@ -280,7 +280,8 @@ class LoadMaskd(MapTransform):
     Args:
         keys: of the masks.
         image_key: of the image each must agree with in size.
-        threshold: pixels above it are anomalous. A mask whose largest value is 1 is taken as it is.
+        threshold: pixels above it are anomalous; a case's own ``mask_threshold`` comes first. A mask whose largest
+            value is 1 is taken as it is.
         allow_missing_keys: as in MONAI.
     """
 
@@ -316,6 +317,9 @@ class LoadMaskd(MapTransform):
             if mask.shape[1:] != image.shape[1:]:
                 sizes = [" x ".join(map(str, item.shape[1:])) for item in (mask, image)]
                 raise ImageFileError(f"its mask is {sizes[0]} and the image {sizes[1]}: they must have the same size")
+            if AnomalyKeys.MASK_THRESHOLD in result:  # the set says what its values mean
+                result[key] = (mask > result[AnomalyKeys.MASK_THRESHOLD]).float()
+                continue
             highest = float(mask.max())
             if 1 < highest <= self.threshold and not str(path).lower().endswith((".jpg", ".jpeg")):
                 raise ImageFileError(

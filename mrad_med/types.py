@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["AnomalyKeys", "BackboneCard", "BankCard", "FailedCase", "ImageFeatures"]
+__all__ = ["AnomalyKeys", "BackboneCard", "BankCard", "FailedCase", "HeadCard", "ImageFeatures"]
 
 
 class AnomalyKeys(str, Enum):
@@ -17,6 +17,7 @@ class AnomalyKeys(str, Enum):
 
     IMAGE = "image"
     MASK = "mask"
+    MASK_THRESHOLD = "mask_threshold"
     LABEL = "label"
     CASE_ID = "case_id"
     ANOMALY_MAP = "anomaly_map"
@@ -82,6 +83,7 @@ class BankCard:
         created: ISO date.
         version: version of mrad_med that wrote it.
         notes: free text values, such as measured results and how they were measured.
+        includes: hashes of the banks whose entries this one contains, for what was trained with one of them.
     """
 
     backbone: str
@@ -92,6 +94,7 @@ class BankCard:
     created: str = ""
     version: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
+    includes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the card as plain values, ready for JSON."""
@@ -110,8 +113,38 @@ class BankCard:
         known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
         size = known["image_size"]
         known["image_size"] = None if size is None else (int(size[0]), int(size[1]))
-        known["sources"] = tuple(known.get("sources", ()))
+        for name in ("sources", "includes"):
+            known[name] = tuple(known.get(name, ()))
         return cls(**known)
+
+
+@dataclass(frozen=True)
+class HeadCard:
+    """Where the weights of a trained head come from, and what they belong to.
+
+    Attributes:
+        variant: ``"MRAD-FT"`` or ``"MRAD-CLIP"``.
+        backbone: name of the backbone whose features it was trained on.
+        backbone_sha256: its hash.
+        bank_sha256: hash of the memory bank it was trained with.
+        training_set: one mapping per source set: name, license, counts.
+        configuration: everything that shaped the training, and the head (context length, depth, ...).
+        metrics: measured results, and on what.
+        weights_sha256: hash of the weights file beside the card.
+        created: ISO date.
+        version: version of mrad_med that wrote it.
+    """
+
+    variant: str
+    backbone: str
+    backbone_sha256: str
+    bank_sha256: str
+    training_set: tuple[Mapping[str, Any], ...] = ()
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    weights_sha256: str = ""
+    created: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True)

@@ -171,18 +171,26 @@ def test_missing_path_is_refused_by_its_name(tmp_path):
 def test_masks_are_paired_by_name_not_by_order(tmp_path):
     fill(tmp_path, ["defect/b.jpg", "defect/a.png", "mask/a.bmp", "mask/b.png", "normal/a.png", "mask/unused.png"])
     assert load_labelled_folder(tmp_path) == [
-        {"image": str(tmp_path / "normal/a.png"), "case_id": "normal/a", "label": 0, "mask": None},
+        {
+            "image": str(tmp_path / "normal/a.png"),
+            "case_id": "normal/a",
+            "label": 0,
+            "mask": None,
+            "class": tmp_path.name,
+        },
         {
             "image": str(tmp_path / "defect/a.png"),
             "case_id": "defect/a",
             "label": 1,
             "mask": str(tmp_path / "mask/a.bmp"),
+            "class": tmp_path.name,
         },
         {
             "image": str(tmp_path / "defect/b.jpg"),
             "case_id": "defect/b",
             "label": 1,
             "mask": str(tmp_path / "mask/b.png"),
+            "class": tmp_path.name,
         },
     ]
 
@@ -225,7 +233,7 @@ def test_one_of_the_two_folders_is_enough(tmp_path, name, label):
 
 def test_folder_with_neither_is_refused(tmp_path):
     fill(tmp_path, ["good/a.png", "mask/a.png"])
-    with pytest.raises(DatasetError, match=r"has neither normal/ nor defect/: labelled images are expected"):
+    with pytest.raises(DatasetError, match="nor a folder below it has normal/ or defect/: labelled images"):
         load_labelled_folder(tmp_path)
 
 
