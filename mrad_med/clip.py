@@ -82,7 +82,11 @@ class CLIPImageEncoder(nn.Module):
             vv_tokens = hidden if vv_update is None else vv_tokens + vv_update
         patches = self.tower.ln_post(vv_tokens)[:, 1:]  # (B, N, D)
         image = hidden[:, 0] @ self.tower.proj  # no ln_post on the class token: parity with the published code
-        return ImageFeatures(image, patches, patches @ self.tower.proj, grid_size)
+        return ImageFeatures(image, patches, self.project(patches), grid_size)
+
+    def project(self, patches: Tensor) -> Tensor:
+        """Return (B, N, E) patches in the joint image-text space, of (B, N, D) patch tokens."""
+        return patches @ self.tower.proj  # type: ignore[no-any-return]
 
     def _embed(self, images: Tensor, grid_size: tuple[int, int]) -> Tensor:
         """Return (B, 1 + N, D) tokens with positions resized to this grid, after the first layer norm."""

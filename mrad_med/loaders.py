@@ -114,11 +114,14 @@ class CaseLoader:
         Raises:
             FailedCasesError: names the cases.
         """
-        if self.failures:
-            names = "\n".join(f"  {failure.case_id}: {failure.reason}" for failure in self.failures)
-            raise FailedCasesError(
-                f"{len(self.failures)} of {len(self.dataset)} case(s) failed, the others are done:\n{names}"
-            )
+        raise_for_failures(self.failures, len(self.dataset))
+
+
+def raise_for_failures(failures: Sequence[FailedCase], total: int) -> None:
+    """Raise a `FailedCasesError` that names the cases, if there are any."""
+    if failures:
+        names = "\n".join(f"  {failure.case_id}: {failure.reason}" for failure in failures)
+        raise FailedCasesError(f"{len(failures)} of {total} case(s) failed, the others are done:\n{names}")
 
 
 def _unchanged(case: Any) -> Any:

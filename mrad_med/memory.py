@@ -15,17 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from monai.utils import convert_to_tensor
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from mrad_med.clip import CLIP
+from mrad_med.entries import MemoryBankError, bank_entries
 from mrad_med.files import atomic_path
-from mrad_med.retrieval import average_neighbors
-from mrad_med.types import AnomalyKeys, BackboneCard, BankCard, ImageFeatures
+from mrad_med.types import BackboneCard, BankCard
 
 __all__ = ["MemoryBank", "MemoryBankError", "build_memory_bank", "load_memory_bank", "merge_memory_banks"]
 
@@ -33,10 +31,6 @@ logger = logging.getLogger(__name__)
 
 _TENSORS = ("image_keys", "image_labels", "patch_keys", "patch_labels")
 _FORMAT = "mrad_med memory bank"
-
-
-class MemoryBankError(ValueError):
-    """A memory bank that is damaged, empty, or does not belong to the backbone at hand."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +151,8 @@ class MemoryBank:
         """Return this bank with every entry ``copies`` times: alone it scores alike, merged it has more say."""
         tensors = {name: torch.cat([getattr(self, name)] * copies) for name in _TENSORS}
         sources = tuple({**source, "copies": copies} if copies > 1 else source for source in self.card.sources)
-        return MemoryBank(**tensors, card=replace(self.card, sources=sources))
+        includes = (*self.card.includes, self.sha256)
+        return MemoryBank(**tensors, card=replace(self.card, sources=sources, includes=includes))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file with the card in its header: all of it or nothing.
@@ -231,6 +226,7 @@ def merge_memory_banks(banks: Sequence[MemoryBank]) -> MemoryBank:
         created=_today(),
         version=version("mrad-med"),
         notes=first.card.notes if len(banks) == 1 else {},
+        includes=tuple(dict.fromkeys(name for bank in banks for name in (*bank.card.includes, bank.sha256))),
     )
     return MemoryBank(**{name: torch.cat([getattr(bank, name) for bank in banks]) for name in _TENSORS}, card=card)
 
@@ -247,9 +243,9 @@ def build_memory_bank(
 
     Args:
         clip: the backbone.
-        loader: yields batches, dictionaries of ``image`` (B, 3, H, W) normalized, ``label`` (B,) 0 or 1, and ``mask``
-            (B, 1, H, W) in [0, 1]. Without masks, normal images count as normal everywhere and anomalous images give no
-            patch entry; NaN says that for a single image.
+        loader: yields batches, dictionaries of ``image`` (B, 3, H, W) normalized (or ``features``, where they are
+            cached already), ``label`` (B,) 0 or 1, and ``mask`` (B, 1, H, W) in [0, 1]. Without masks, normal images
+            count as normal everywhere and anomalous images give no patch entry; NaN says that for a single image.
         sources: one mapping per source set for the card: name, license, ...
         notes: free values for the card.
         progress: whether to show a progress bar.
@@ -259,22 +255,11 @@ def build_memory_bank(
     """
     entries: dict[str, list[Tensor]] = {name: [] for name in _TENSORS}
     sizes: set[tuple[int, int]] = set()
-    device = next(clip.image_encoder.parameters()).device
     for batch in tqdm(loader, desc="memory bank", unit="batch", disable=not progress):
-        if AnomalyKeys.IMAGE not in batch or AnomalyKeys.LABEL not in batch:
-            raise MemoryBankError(f"each batch needs 'image' and 'label'; this one has {sorted(map(str, batch))}")
-        images = convert_to_tensor(batch[AnomalyKeys.IMAGE], track_meta=False).to(device)
-        labels = torch.as_tensor(batch[AnomalyKeys.LABEL]).reshape(-1).long().cpu()
-        if len(labels) != len(images):
-            raise MemoryBankError(f"each image needs one label, got {len(labels)} label(s) for {len(images)} image(s)")
-        masks = _masks(batch.get(AnomalyKeys.MASK), images, labels)
-        features = clip.image_encoder(images)
-        sizes.add((images.shape[-2], images.shape[-1]))
-        entries["image_keys"].append(F.normalize(features.image, dim=-1).cpu())
-        entries["image_labels"].append(labels)
-        keys, key_labels = _region_keys(features, masks)
-        entries["patch_keys"].append(keys.cpu())
-        entries["patch_labels"].append(key_labels.cpu())
+        found, size = bank_entries(clip, batch)
+        sizes.add(size)
+        for name, tensor in found.items():
+            entries[name].append(tensor)
     if not sizes:
         raise MemoryBankError("the loader yielded no image: a memory bank needs labelled images")
     card = BankCard(
@@ -287,38 +272,6 @@ def build_memory_bank(
         notes=notes or {},
     )
     return MemoryBank(**{name: torch.cat(parts) for name, parts in entries.items()}, card=card)
-
-
-def _masks(masks: Any, images: Tensor, labels: Tensor) -> Tensor:
-    """Return (B, 1, H, W) masks of 0, 1, and 0.5 where it is not known what is anomalous: such fits neither region."""
-    if masks is None:
-        return (labels * 0.5).float().view(-1, 1, 1, 1).expand(-1, 1, *images.shape[-2:]).to(images.device)
-    masks = torch.as_tensor(convert_to_tensor(masks, track_meta=False), dtype=torch.float32, device=images.device)
-    if masks.shape != (len(images), 1, *images.shape[-2:]):
-        raise MemoryBankError(
-            f"masks must be (B, 1, H, W) like their images {tuple(images.shape)}, got {tuple(masks.shape)}"
-        )
-    unknown = masks.isnan()
-    empty = int(((masks > 0.5) | unknown).flatten(1).any(1).cpu().logical_not().logical_and(labels == 1).sum())
-    if empty:
-        logger.warning("%d anomalous image(s) have an empty mask: they add a normal patch entry only", empty)
-    return torch.where(unknown, 0.5, (masks > 0.5).float())
-
-
-def _region_keys(features: ImageFeatures, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Return one key per image and region, the anomalous region first; mixed patches belong to neither."""
-    patches = average_neighbors(features.patches, features.grid_size)
-    coverage = F.interpolate(masks, size=features.grid_size, mode="bilinear", align_corners=False).flatten(1)  # (B, N)
-    keys, labels = [], []
-    for tokens, share in zip(patches, coverage, strict=True):
-        for label in (1, 0):
-            inside = share == label
-            if inside.any():
-                keys.append(F.normalize(tokens[inside].mean(0), dim=0))
-                labels.append(label)
-    if not keys:
-        return patches.new_empty(0, patches.shape[-1]), torch.empty(0, dtype=torch.int64)
-    return torch.stack(keys), torch.tensor(labels)
 
 
 def _today() -> str:

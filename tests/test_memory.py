@@ -239,7 +239,7 @@ def test_batch_without_images_or_labels_is_refused(tiny_clip: CLIP, lacking: str
 @pytest.mark.parametrize("shape", [(2, 56, 56), (1, 1, 56, 56), (2, 1, 28, 56), (2, 3, 56, 56)])
 def test_masks_unlike_their_images_are_refused(tiny_clip: CLIP, shape: tuple[int, ...]):
     (batch,) = make_labelled_batches(2, 2)
-    with pytest.raises(MemoryBankError, match=r"masks must be \(B, 1, H, W\) like their images \(2, 3, 56, 56\)"):
+    with pytest.raises(MemoryBankError, match=r"masks must be \(2, 1, 56, 56\) like their images, got"):
         make_bank(tiny_clip, batch | {"mask": torch.zeros(shape)})
 
 

@@ -1,0 +1,144 @@
+"""Datasets and loaders of features that were encoded before: what banks, both stages and every epoch read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data.distributed import DistributedSampler
+
+from mrad_med.types import AnomalyKeys, ImageFeatures
+
+__all__ = ["UNKNOWN", "FeatureDataset", "collate_features", "feature_loader"]
+
+UNKNOWN = 255  # in a kept mask: what is anomalous is not known
+
+
+class FeatureDataset(Dataset[dict[str, Any]]):
+    """Cached features of labelled cases, read from disk as they are asked for.
+
+    Args:
+        cases: one mapping per case with ``case_id``, ``label`` and, where the set has them, ``class``.
+        files: of the cache, in the order of the cases.
+        grid_size: rows and columns of the patch grid.
+    """
+
+    def __init__(self, cases: Sequence[Mapping[str, Any]], files: Sequence[Path], grid_size: tuple[int, int]) -> None:
+        self.cases = list(cases)
+        self.files = list(files)
+        self.grid_size = grid_size
+
+    def __len__(self) -> int:
+        """Return the number of cases."""
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return ``features`` of one image, ``mask`` (1, H, W) with NaN for unknown, ``label``, ``index``.
+
+        Raises:
+            OSError: the file is damaged or gone.
+        """
+        case = self.cases[index]
+        image, patches, mask = self._read(index, "image", "patches", "mask")
+        patches = patches.float()
+        return {
+            # Projecting costs less than reading: whoever needs it calls `CLIPImageEncoder.project`.
+            "features": ImageFeatures(image.float(), patches, patches[:, :0], self.grid_size),
+            "mask": _known_mask(mask),
+            "label": int(case[AnomalyKeys.LABEL]),
+            "case_id": case[AnomalyKeys.CASE_ID],
+            "index": index,
+        }
+
+    def mask(self, index: int) -> Tensor:
+        """Return the (1, H, W) mask of one image alone."""
+        return _known_mask(*self._read(index, "mask"))
+
+    def _read(self, index: int, *names: str) -> tuple[Tensor, ...]:
+        try:
+            with safe_open(self.files[index], framework="pt") as file:
+                return tuple(file.get_tensor(name) for name in names)
+        except (SafetensorError, OSError) as error:
+            raise OSError(
+                f"the cached features of {self.cases[index][AnomalyKeys.CASE_ID]} are damaged or gone; delete "
+                f"{self.files[index]} and run again: only what is missing is encoded"
+            ) from error
+
+    def subset(self, indices: Iterable[int]) -> FeatureDataset:
+        """Return the part of the dataset with these indices, in their order."""
+        chosen = list(indices)
+        return FeatureDataset([self.cases[i] for i in chosen], [self.files[i] for i in chosen], self.grid_size)
+
+    def split(self, held_out: Sequence[str]) -> tuple[FeatureDataset, FeatureDataset]:
+        """Return the cases of all other classes, and those of the held-out ones."""
+        inside = [case.get("class") in set(held_out) for case in self.cases]
+        return (
+            self.subset(index for index, is_held_out in enumerate(inside) if not is_held_out),
+            self.subset(index for index, is_held_out in enumerate(inside) if is_held_out),
+        )
+
+    @property
+    def sources(self) -> tuple[dict[str, Any], ...]:
+        """What goes onto cards: the classes and how many images of each label they have."""
+        labels: dict[str, list[int]] = {}
+        for case in self.cases:
+            labels.setdefault(str(case.get("class", "")), []).append(int(case[AnomalyKeys.LABEL]))
+        return tuple(
+            {"name": name, "normal": len(values) - sum(values), "anomalous": sum(values)}
+            for name, values in sorted(labels.items())
+        )
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything the features and labels depend on: the names of the files are hashes of it."""
+        return hashlib.sha256("\n".join(file.name for file in self.files).encode()).hexdigest()
+
+
+def _known_mask(mask: Tensor) -> Tensor:
+    return torch.where(mask == UNKNOWN, torch.nan, mask.float())[None]
+
+
+def collate_features(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a batch of items of a `FeatureDataset`: features and tensors stacked, names in a list."""
+    features = [item["features"] for item in items]
+    batch: dict[str, Any] = default_collate(
+        [{name: value for name, value in item.items() if name != "features"} for item in items]
+    )
+    batch["features"] = ImageFeatures(
+        image=torch.stack([item.image for item in features]),
+        patches=torch.stack([item.patches for item in features]),
+        projected_patches=torch.stack([item.projected_patches for item in features]),
+        grid_size=features[0].grid_size,
+    )
+    return batch
+
+
+def feature_loader(
+    dataset: FeatureDataset, *, batch_size: int = 8, shuffle: bool = False, seed: int = 0, num_workers: int = 0
+) -> DataLoader[dict[str, Any]]:
+    """Return batches of cached features, shared among processes where there are several.
+
+    Args:
+        dataset: what to load.
+        batch_size: images in a batch of each process.
+        shuffle: for training: in an order that depends on the seed and the epoch only, so that a training can be
+            resumed. Processes then take equal shares, the last cases of which may be repeated; otherwise each case is
+            loaded once.
+        seed: of the order.
+        num_workers: processes that read ahead.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if not shuffle:
+        part = dataset.subset(range(rank, len(dataset), world)) if world > 1 else dataset
+        return DataLoader(part, batch_size=batch_size, collate_fn=collate_features, num_workers=num_workers)
+    sampler: DistributedSampler[dict[str, Any]] = DistributedSampler(dataset, world, rank, shuffle=True, seed=seed)
+    return DataLoader(
+        dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate_features, num_workers=num_workers
+    )
