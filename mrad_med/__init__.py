@@ -7,13 +7,26 @@ bank and scores medical images nobody labelled by retrieving from it.
 from importlib.metadata import version
 
 from mrad_med.backbones import load_clip
+from mrad_med.cache import FeatureCache
 from mrad_med.checkpoints import BackboneError
-from mrad_med.clip import CLIP, CLIPImageEncoder
-from mrad_med.datasets import DatasetError, find_cases, load_labelled_folder
+from mrad_med.clip import CLIP, CLIPImageEncoder, CLIPTextEncoder
+from mrad_med.datasets import (
+    DatasetError,
+    choose_held_out,
+    find_cases,
+    load_labelled_folder,
+    load_training_set,
+    load_visa,
+)
 from mrad_med.detector import AnomalyDetector
+from mrad_med.engines import FineTuneTrainer, PrepareFeatures, PromptTrainer, TrainingError, select_trainable
+from mrad_med.features import FeatureDataset, collate_features, feature_loader
 from mrad_med.handlers import MetricsSaver, ResultCollector, ResultSaver
-from mrad_med.inferers import AnomalyInferer, SliceAnomalyInferer
+from mrad_med.head_files import HeadError, describe_head, load_head, save_head
+from mrad_med.heads import FineTunedHead, PromptedHead, TrainFreeHead
+from mrad_med.inferers import AnomalyInferer, FeatureInferer, SliceAnomalyInferer
 from mrad_med.loaders import CaseDataset, CaseLoader, FailedCasesError
+from mrad_med.losses import FineTuneLoss, PromptLoss
 from mrad_med.maps import fuse_scores, top_fraction_mean, upsample_and_blur
 from mrad_med.memory import (
     MemoryBank,
@@ -30,14 +43,18 @@ from mrad_med.readers import ImageFileError, PhotographReader
 from mrad_med.results import CaseResult, OutputError, Results, ResultWriter, describe_run
 from mrad_med.retrieval import average_neighbors, retrieve
 from mrad_med.samples import make_phantom, write_sample_dataset, write_sample_images
-from mrad_med.types import AnomalyKeys, BackboneCard, BankCard, FailedCase, ImageFeatures
+from mrad_med.surfaces import DEFECTS, SURFACES, make_surface, write_surface_dataset
+from mrad_med.training_handlers import EarlyStop, PixelMetric, ScoreMetric, TrainingCheckpoint
+from mrad_med.types import AnomalyKeys, BackboneCard, BankCard, FailedCase, HeadCard, ImageFeatures
 from mrad_med.workflow import BundleWorkflow, find_bundle
 
 __version__ = version("mrad-med")
 
 __all__ = [
     "CLIP",
+    "DEFECTS",
     "MRAD",
+    "SURFACES",
     "AnomalyDetector",
     "AnomalyInferer",
     "AnomalyKeys",
@@ -46,25 +63,44 @@ __all__ = [
     "BankCard",
     "BundleWorkflow",
     "CLIPImageEncoder",
+    "CLIPTextEncoder",
     "CaseDataset",
     "CaseLoader",
     "CaseResult",
     "DatasetError",
+    "EarlyStop",
     "FailedCase",
     "FailedCasesError",
+    "FeatureCache",
+    "FeatureDataset",
+    "FeatureInferer",
+    "FineTuneLoss",
+    "FineTuneTrainer",
+    "FineTunedHead",
+    "HeadCard",
+    "HeadError",
     "ImageFeatures",
     "ImageFileError",
     "MemoryBank",
     "MemoryBankError",
     "MetricsSaver",
     "OutputError",
-    "PixelMetrics",
     "PhotographReader",
+    "PixelMetric",
+    "PixelMetrics",
+    "PrepareFeatures",
+    "PromptLoss",
+    "PromptTrainer",
+    "PromptedHead",
     "ResultCollector",
     "ResultSaver",
     "ResultWriter",
     "Results",
+    "ScoreMetric",
     "SliceAnomalyInferer",
+    "TrainFreeHead",
+    "TrainingCheckpoint",
+    "TrainingError",
     "average_neighbors",
     "build_memory_bank",
     "build_mrad_clip",
@@ -72,21 +108,32 @@ __all__ = [
     "build_mrad_tf",
     "build_postprocessing",
     "build_preprocessing",
+    "choose_held_out",
+    "collate_features",
+    "describe_head",
     "describe_run",
+    "feature_loader",
     "find_bundle",
     "find_cases",
     "fuse_scores",
     "image_metrics",
     "load_clip",
+    "load_head",
     "load_labelled_folder",
     "load_memory_bank",
     "load_official_bank",
     "load_official_checkpoint",
+    "load_training_set",
+    "load_visa",
     "make_phantom",
+    "make_surface",
     "merge_memory_banks",
     "retrieve",
+    "save_head",
+    "select_trainable",
     "top_fraction_mean",
     "upsample_and_blur",
     "write_sample_dataset",
     "write_sample_images",
+    "write_surface_dataset",
 ]

@@ -8,7 +8,7 @@ import logging
 import os
 import urllib.error
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,15 +161,25 @@ def _sha256_of_state(state: Mapping[str, Tensor], *, quick_gelu: bool) -> str:
 
 
 def _embedded_weights() -> _Weights:
-    description_file = _WEIGHTS_FOLDER / "embedded.json"
-    if not description_file.is_file():
+    """Return both towers, whose files are apart: hash and identity of the image tower do not depend on the text."""
+    path = _WEIGHTS_FOLDER / "embedded.json"
+    if not path.is_file():
         raise BackboneError("embedded.json of this installation is missing or damaged; install mrad-med again")
-    description = json.loads(description_file.read_text(encoding="utf-8"))
-    card = description["card"]
+    image = json.loads(path.read_text(encoding="utf-8"))
+    weights = _described_weights(image["card"]["name"], _embedded_file(image["card"]), image)
+    path = _WEIGHTS_FOLDER / "embedded_text.json"
+    if not path.is_file():  # while it is trained
+        return weights
+    text = json.loads(path.read_text(encoding="utf-8"))
+    state = {**weights.state, **_embedded_file(text["card"])}
+    return replace(weights, state=state, config={**weights.config, "text_cfg": text["text_cfg"]})
+
+
+def _embedded_file(card: Mapping[str, str]) -> dict[str, Tensor]:
     path = _WEIGHTS_FOLDER / card["weights_file"]
     if not path.is_file() or sha256_of_file(path) != card["sha256"]:
         raise BackboneError(f"{path.name} of this installation is missing or damaged; install mrad-med again")
-    return _described_weights(card["name"], load_file(path), description)
+    return dict(load_file(path))
 
 
 def _described_weights(name: str, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> _Weights:

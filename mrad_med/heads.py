@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mrad_med.memory import MemoryBank
 from mrad_med.prompts import RegionPrompts
-from mrad_med.retrieval import average_neighbors, exclude_nearest, region_tokens, retrieve
+from mrad_med.retrieval import average_neighbors, exclude_nearest, nearest_threshold, region_tokens, retrieve
 from mrad_med.types import ImageFeatures
 
 __all__ = ["FineTunedHead", "Head", "PromptedHead", "TrainFreeHead"]
@@ -52,13 +52,11 @@ class TrainFreeHead(nn.Module):
 
     def patch_probability(self, features: ImageFeatures) -> Tensor:
         """Return the (B, N) probability that each patch, averaged with its neighbors, is anomalous."""
-        queries = F.normalize(average_neighbors(features.patches, features.grid_size), dim=-1)
-        return retrieve(queries, self.patch_keys, self.patch_labels, temperature=self.temperature)
+        return retrieve(_patch_queries(features), self.patch_keys, self.patch_labels, temperature=self.temperature)
 
     def image_probability(self, features: ImageFeatures) -> Tensor:
         """Return the (B, 1) probability that each image is anomalous."""
-        queries = F.normalize(features.image, dim=-1)[:, None]
-        return retrieve(queries, self.image_keys, self.image_labels, temperature=self.temperature)
+        return retrieve(_image_queries(features), self.image_keys, self.image_labels, temperature=self.temperature)
 
     def with_bank(self, bank: MemoryBank) -> TrainFreeHead:
         """Return the same head over another memory bank."""
@@ -96,19 +94,47 @@ class FineTunedHead(nn.Module):
         _register_bank(self, bank)
         self._folded: dict[str, tuple[object, Tensor]] = {}
 
-    def patch_probability(self, features: ImageFeatures) -> Tensor:
+    def forward(
+        self,
+        features: ImageFeatures,
+        *,
+        patch_threshold: Tensor | None = None,
+        image_threshold: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the loss compares: (B, 1, h, w) patch probabilities on their grid, (B, 1) image probabilities.
+
+        Args:
+            features: of the batch.
+            patch_threshold: (B, N), as `thresholds` gives; found anew if None. Without a part in evaluation mode.
+            image_threshold: (B, 1), the same at image level.
+        """
+        patch = self.patch_probability(features, threshold=patch_threshold)
+        return patch.reshape(-1, 1, *features.grid_size), self.image_probability(features, threshold=image_threshold)
+
+    def patch_probability(self, features: ImageFeatures, *, threshold: Tensor | None = None) -> Tensor:
         """Return the (B, N) probability that each patch, averaged with its neighbors, is anomalous."""
-        queries = F.normalize(average_neighbors(features.patches, features.grid_size), dim=-1)
-        return self._retrieve("patch", queries, self.patch_keys, self.patch_labels, self.patch_quantile)
+        queries = _patch_queries(features)
+        excluded = self._excluded(queries, self.patch_keys, self.patch_quantile, threshold)
+        return self._retrieve("patch", queries, self.patch_keys, self.patch_labels, excluded)
 
-    def image_probability(self, features: ImageFeatures) -> Tensor:
+    def image_probability(self, features: ImageFeatures, *, threshold: Tensor | None = None) -> Tensor:
         """Return the (B, 1) probability that each image is anomalous."""
-        queries = F.normalize(features.image, dim=-1)[:, None]
-        return self._retrieve("image", queries, self.image_keys, self.image_labels, self.image_quantile)
+        queries = _image_queries(features)
+        excluded = self._excluded(queries, self.image_keys, self.image_quantile, threshold)
+        return self._retrieve("image", queries, self.image_keys, self.image_labels, excluded)
 
-    def _retrieve(self, level: str, queries: Tensor, keys: Tensor, labels: Tensor, quantile: float) -> Tensor:
+    def thresholds(self, features: ImageFeatures) -> dict[str, Tensor]:
+        """Return what `forward` needs to exclude the nearest keys: it depends on nothing that is learned."""
+        return {
+            "patch_threshold": nearest_threshold(_patch_queries(features), self.patch_keys, self.patch_quantile),
+            "image_threshold": nearest_threshold(_image_queries(features), self.image_keys, self.image_quantile),
+        }
+
+    def _excluded(self, queries: Tensor, keys: Tensor, quantile: float, threshold: Tensor | None) -> Tensor | None:
+        return exclude_nearest(queries, keys, quantile, threshold=threshold) if self.training else None
+
+    def _retrieve(self, level: str, queries: Tensor, keys: Tensor, labels: Tensor, excluded: Tensor | None) -> Tensor:
         query_layer, key_layer = self.get_submodule(f"{level}_query"), self.get_submodule(f"{level}_key")
-        excluded = exclude_nearest(queries, keys, quantile) if self.training else None
         return retrieve(query_layer(queries), self._project_keys(level, key_layer, keys), labels, excluded=excluded)
 
     def _project_keys(self, level: str, layer: nn.Module, keys: Tensor) -> Tensor:
@@ -152,23 +178,41 @@ class PromptedHead(nn.Module):
         self.threshold = threshold
         self.temperature = temperature
 
+    def forward(self, features: ImageFeatures, *, region_tokens: Tensor | None = None) -> Tensor:
+        """Return what the loss compares: (B, 1, h, w) patch probabilities on their grid.
+
+        Args:
+            features: of the batch.
+            region_tokens: (B, 2, E), as `region_tokens` gives; found anew if None.
+        """
+        patch = self.patch_probability(features, region_tokens=region_tokens)
+        return patch.reshape(-1, 1, *features.grid_size)
+
     def text_features(self, features: ImageFeatures) -> Tensor:
         """Return the (B, 2, E) text features made for each image, normal first."""
         return self.prompts(self.region_tokens(features))  # type: ignore[no-any-return]
 
-    def region_tokens(self, features: ImageFeatures) -> Tensor:
-        """Return the (B, 2, E) mean projected patch of the normal and of the anomalous region."""
-        probability = self.fine_tuned.patch_probability(features)
+    def region_tokens(self, features: ImageFeatures, *, patch_threshold: Tensor | None = None) -> Tensor:
+        """Return the (B, 2, E) mean projected patch of the normal and of the anomalous region.
+
+        The fine-tuned head is frozen, so they stay the same as long as features and bank do.
+        """
+        probability = self.fine_tuned.patch_probability(features, threshold=patch_threshold)
         return region_tokens(self._projected(features), probability, threshold=self.threshold)
 
-    def patch_probability(self, features: ImageFeatures) -> Tensor:
+    def patch_probability(self, features: ImageFeatures, *, region_tokens: Tensor | None = None) -> Tensor:
         """Return the (B, N) probability that each patch is anomalous."""
-        similarity = self._projected(features) @ self.text_features(features).mT  # (B, N, 2)
+        text = self.text_features(features) if region_tokens is None else self.prompts(region_tokens)  # (B, 2, E)
+        similarity = self._projected(features) @ text.mT  # (B, N, 2)
         return (similarity / self.temperature).softmax(-1)[..., 1]
 
     def image_probability(self, features: ImageFeatures) -> Tensor:
         """Return the (B, 1) retrieval probability of the fine-tuned head."""
         return self.fine_tuned.image_probability(features)
+
+    def learned_state(self) -> dict[str, Tensor]:
+        """Return the weights that were learned: the state dict without the text tower, which is the backbone's."""
+        return {name: value for name, value in self.state_dict().items() if ".text_encoder." not in name}
 
     def with_bank(self, bank: MemoryBank) -> PromptedHead:
         """Return the same head over another memory bank."""
@@ -178,6 +222,16 @@ class PromptedHead(nn.Module):
     def _projected(self, features: ImageFeatures) -> Tensor:
         averaged = average_neighbors(features.projected_patches, features.grid_size)
         return F.normalize(averaged, dim=-1)
+
+
+def _patch_queries(features: ImageFeatures) -> Tensor:
+    """Return (B, N, D) L2-normalized patches, each averaged with its neighbors."""
+    return F.normalize(average_neighbors(features.patches, features.grid_size), dim=-1)
+
+
+def _image_queries(features: ImageFeatures) -> Tensor:
+    """Return (B, 1, E) L2-normalized image features."""
+    return F.normalize(features.image, dim=-1)[:, None]
 
 
 def _version(tensor: Tensor) -> int:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mrad_med.maps import IMAGE_WEIGHT, TOP_FRACTION, fuse_scores
 from mrad_med.networks import MRAD
-from mrad_med.types import AnomalyKeys
+from mrad_med.types import AnomalyKeys, ImageFeatures
 
-__all__ = ["AnomalyInferer", "SliceAnomalyInferer"]
+__all__ = ["AnomalyInferer", "FeatureInferer", "SliceAnomalyInferer"]
 
 
 class AnomalyInferer(Inferer):
@@ -46,14 +46,41 @@ class AnomalyInferer(Inferer):
             ValueError: a score is NaN.
         """
         images = convert_to_tensor(inputs, track_meta=False)
-        features = network.encode(images)
-        maps = network.anomaly_map(features, (images.shape[-2], images.shape[-1]))
+        output = self.score(network.encode(images), network, (images.shape[-2], images.shape[-1]))
+        output[AnomalyKeys.ANOMALY_MAP.value] = _with_metadata(output[AnomalyKeys.ANOMALY_MAP.value], inputs)
+        return output
+
+    def score(self, features: ImageFeatures, network: MRAD, image_size: tuple[int, int]) -> dict[str, Tensor]:
+        """Return ``anomaly_map`` (B, 1, H, W) and ``anomaly_score`` (B, 1) of features.
+
+        Raises:
+            ValueError: a score is NaN.
+        """
+        maps = network.anomaly_map(features, image_size)
         scores = fuse_scores(
             network.image_probability(features), maps, image_weight=self.image_weight, fraction=self.top_fraction
         )
         if not torch.isfinite(scores).all():
             raise ValueError("the network gives NaN: use precision='fp32', or get undamaged weights and bank")
-        return {AnomalyKeys.ANOMALY_MAP.value: _with_metadata(maps, inputs), AnomalyKeys.ANOMALY_SCORE.value: scores}
+        return {AnomalyKeys.ANOMALY_MAP.value: maps, AnomalyKeys.ANOMALY_SCORE.value: scores}
+
+
+class FeatureInferer(Inferer):
+    """Score features that were encoded before, as cached ones are in validation.
+
+    Args:
+        inferer: how features are scored.
+    """
+
+    def __init__(self, inferer: AnomalyInferer | None = None) -> None:
+        super().__init__()
+        self.inferer = inferer or AnomalyInferer()
+
+    @torch.no_grad()
+    def __call__(self, inputs: ImageFeatures, network: MRAD, *_: Any, **__: Any) -> dict[str, Tensor]:
+        """Return ``anomaly_map`` (B, 1, H, W) and ``anomaly_score`` (B, 1) of a batch."""
+        rows, columns = (count * network.image_encoder.patch_size for count in inputs.grid_size)
+        return self.inferer.score(inputs, network, (rows, columns))
 
 
 class SliceAnomalyInferer(AnomalyInferer):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-from monai.losses import DiceLoss
-from torch import Tensor
+from collections.abc import Mapping
 
-__all__ = ["dice_loss", "probability_focal_loss"]
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceLoss
+from torch import Tensor, nn
+
+__all__ = ["FineTuneLoss", "PromptLoss", "dice_loss", "probability_focal_loss"]
+
+IMAGE_TEMPERATURE = 0.07  # of the cross-entropy over image-level probabilities, as published
 
 _SMOOTH = 1e-5  # keeps one-hot targets and probabilities away from 0 and 1, as published
 
@@ -31,3 +36,52 @@ def probability_focal_loss(anomalous: Tensor, mask: Tensor) -> Tensor:
     target = torch.cat([1 - mask, mask], dim=1).clamp(_SMOOTH, 1 - _SMOOTH)
     likelihood = (target * probabilities).sum(1) + _SMOOTH
     return (-((1 - likelihood) ** 2) * likelihood.log()).mean()
+
+
+class FineTuneLoss(nn.Module):
+    """Loss of training a `FineTunedHead`: focal + Dice of the map, cross-entropy of the image-level probability.
+
+    Args:
+        temperature: the image-level probabilities are divided by it before the cross-entropy.
+
+    Reference:
+        MRAD, arXiv 2602.00522: stage 1.
+    """
+
+    def __init__(self, *, temperature: float = IMAGE_TEMPERATURE) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, prediction: tuple[Tensor, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+        """Return the scalar loss.
+
+        Args:
+            prediction: (B, 1, h, w) patch probabilities on their grid and (B, 1) image probabilities.
+            target: ``mask`` (B, 1, H, W) of 0 and 1, ``label`` (B,) of 0 and 1.
+        """
+        patch_maps, image = prediction
+        mask = target["mask"]
+        maps = _upsample(patch_maps, mask)
+        logits = torch.cat([1 - image, image], dim=1) / self.temperature
+        total: Tensor = probability_focal_loss(maps, mask) + dice_loss(maps, mask)
+        return total + F.cross_entropy(logits, target["label"])
+
+
+class PromptLoss(nn.Module):
+    """Loss of learning the prompts of a `PromptedHead`: focal + Dice of the anomalous and of the normal map.
+
+    Reference:
+        MRAD, arXiv 2602.00522: stage 2.
+    """
+
+    def forward(self, prediction: Tensor, target: Mapping[str, Tensor]) -> Tensor:
+        """Return the scalar loss of (B, 1, h, w) patch probabilities against ``mask`` (B, 1, H, W) of 0 and 1."""
+        mask = target["mask"]
+        maps = _upsample(prediction, mask)
+        total: Tensor = probability_focal_loss(maps, mask) + dice_loss(maps, mask) + dice_loss(1 - maps, 1 - mask)
+        return total
+
+
+def _upsample(patch_maps: Tensor, mask: Tensor) -> Tensor:
+    """Return patch maps at the size of the masks; trained without the blur, as published."""
+    return F.interpolate(patch_maps, size=mask.shape[-2:], mode="bilinear", align_corners=False)

@@ -60,6 +60,12 @@ class PixelMetrics:
             self._weights.append(weights[regions].ravel())
             self._regions += count
 
+    def merge(self, other: PixelMetrics) -> None:
+        """Add what another instance, for example of another process, was updated with."""
+        self._scores += other._scores
+        self._weights += other._weights
+        self._regions += other._regions
+
     def compute(self) -> dict[str, float]:
         """Return auroc, ap, f1_max, f1_max_threshold, pro and pro_200, all in [0, 1] but the threshold.
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from mrad_med.clip import CLIP, CLIPImageEncoder
+from mrad_med.head_files import HeadError, check_head, load_head
 from mrad_med.heads import FineTunedHead, Head, PromptedHead, TrainFreeHead
 from mrad_med.maps import GAUSSIAN_SIGMA, upsample_and_blur
 from mrad_med.memory import MemoryBank
-from mrad_med.official import load_official_checkpoint
 from mrad_med.prompts import CONTEXT_LENGTH, DEEP_LENGTH, DEPTH, RegionPrompts
 from mrad_med.types import ImageFeatures
 
@@ -79,22 +79,26 @@ def build_mrad_tf(clip: CLIP, bank: MemoryBank, *, temperature: float = 1.0, sig
     return _assemble(clip, TrainFreeHead(bank, temperature=temperature), sigma)
 
 
-def build_mrad_ft(clip: CLIP, bank: MemoryBank, *, checkpoint: Checkpoint, sigma: float = GAUSSIAN_SIGMA) -> MRAD:
+def build_mrad_ft(
+    clip: CLIP, bank: MemoryBank, *, checkpoint: Checkpoint | None = None, sigma: float = GAUSSIAN_SIGMA
+) -> MRAD:
     """Return MRAD-FT, retrieval by a learned metric.
 
     Args:
         clip: the backbone that made the bank.
         bank: the memory.
-        checkpoint: a published checkpoint file, or the state dict of a `FineTunedHead`.
+        checkpoint: a file of `save_head`, a published checkpoint file, or the state dict of a `FineTunedHead`; None
+            starts from random weights, for training.
         sigma: of the Gaussian that smooths the map, in pixels of the network's input.
 
     Raises:
         MemoryBankError: the bank does not belong to this backbone.
-        ValueError: the checkpoint is damaged, or belongs to another variant or backbone.
+        HeadError: the head was trained on another backbone or with another bank, or its file is damaged.
+        ValueError: the checkpoint belongs to another variant.
     """
     bank.check(clip.card)
     head = FineTunedHead(bank)
-    _load_head(head, checkpoint)
+    _load_weights(head, checkpoint, clip, bank)
     return _assemble(clip, head, sigma)
 
 
@@ -102,7 +106,7 @@ def build_mrad_clip(
     clip: CLIP,
     bank: MemoryBank,
     *,
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | None = None,
     threshold: float = 0.5,
     context_length: int = CONTEXT_LENGTH,
     depth: int = DEPTH,
@@ -115,7 +119,8 @@ def build_mrad_clip(
     Args:
         clip: the backbone that made the bank, with a text tower.
         bank: the memory.
-        checkpoint: a published checkpoint file, or the state dict of a `PromptedHead` (its text tower may be absent).
+        checkpoint: a file of `save_head`, a published checkpoint file, or the state dict of a `PromptedHead` (its text
+            tower may be absent); None starts from random weights, for training.
         threshold: patches whose retrieval probability is above it are the anomalous region.
         context_length: as in `RegionPrompts`.
         depth: as in `RegionPrompts`.
@@ -125,7 +130,8 @@ def build_mrad_clip(
 
     Raises:
         MemoryBankError: the bank does not belong to this backbone.
-        ValueError: the backbone has no text tower, or the checkpoint is damaged, or of another variant or backbone.
+        HeadError: the head was trained on another backbone or with another bank, or its file is damaged.
+        ValueError: the backbone has no text tower, or the checkpoint belongs to another variant.
     """
     bank.check(clip.card)
     if clip.text_encoder is None:
@@ -139,20 +145,26 @@ def build_mrad_clip(
         fp16_deep_prompts=fp16_deep_prompts,
     )
     head = PromptedHead(FineTunedHead(bank), prompts, threshold=threshold)
-    _load_head(head, checkpoint)
+    _load_weights(head, checkpoint, clip, bank)
     return _assemble(clip, head, sigma)
 
 
-def _load_head(head: FineTunedHead | PromptedHead, checkpoint: Checkpoint) -> None:
+def _load_weights(
+    head: FineTunedHead | PromptedHead, checkpoint: Checkpoint | None, clip: CLIP, bank: MemoryBank
+) -> None:
     """Load weights into a head; everything but the text tower, which is the backbone's, must be there."""
-    state = checkpoint if isinstance(checkpoint, Mapping) else load_official_checkpoint(checkpoint)
+    if checkpoint is None:
+        return
+    state, card = (checkpoint, None) if isinstance(checkpoint, Mapping) else load_head(checkpoint)
+    if card is not None:
+        check_head(card, clip.card, bank)
     try:
         missing, unexpected = head.load_state_dict(dict(state), strict=False)
     except RuntimeError as error:
-        raise ValueError(f"this checkpoint belongs to another backbone: {error}") from error
+        raise HeadError(f"this checkpoint belongs to another backbone: {error}") from error
     missing = [name for name in missing if not name.startswith("prompts.text_encoder.")]
     if missing or unexpected:
-        raise ValueError(
+        raise HeadError(
             f"this checkpoint is not one of a {type(head).__name__}: it lacks {missing[:3]} and brings {unexpected[:3]}"
         )
 

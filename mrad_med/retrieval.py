@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["average_neighbors", "exclude_nearest", "region_tokens", "retrieve"]
+__all__ = ["average_neighbors", "exclude_nearest", "nearest_threshold", "region_tokens", "retrieve"]
 
 # Scores of one chunk of keys: 4 M floats are 16 MB, enough for fast matrix products; temporaries take a few times that.
 _SCORES_PER_CHUNK = 2**22
@@ -99,7 +99,7 @@ def retrieve(
     return odds.sigmoid().reshape(queries.shape[:-1])
 
 
-def exclude_nearest(queries: Tensor, keys: Tensor, quantile: float) -> Tensor:
+def exclude_nearest(queries: Tensor, keys: Tensor, quantile: float, *, threshold: Tensor | None = None) -> Tensor:
     """Return which keys are too near to each query to learn from: its cosine is above its quantile over the keys.
 
     In training the bank holds the very images that are queried; without this they would answer for themselves.
@@ -108,6 +108,7 @@ def exclude_nearest(queries: Tensor, keys: Tensor, quantile: float) -> Tensor:
         queries: (..., C) L2-normalized features.
         keys: (K, C) L2-normalized features.
         quantile: in [0, 1], interpolated linearly; the published code uses 0.8 for patches and 0.95 for images.
+        threshold: (...) the quantiles, where `nearest_threshold` has found them before.
 
     Returns:
         (..., K) booleans, True where the key is excluded.
@@ -116,12 +117,23 @@ def exclude_nearest(queries: Tensor, keys: Tensor, quantile: float) -> Tensor:
         MRAD, arXiv 2602.00522, as its published code trains.
     """
     cosines = queries @ keys.T
-    # torch.quantile sorts; one order statistic and its neighbor are enough for a linear interpolation.
-    position = quantile * (len(keys) - 1)
+    return cosines > (_quantile(cosines, quantile) if threshold is None else threshold)[..., None]
+
+
+def nearest_threshold(queries: Tensor, keys: Tensor, quantile: float) -> Tensor:
+    """Return the (...) quantile of each query's cosines over all keys: frozen features need it found once only."""
+    return _quantile(queries @ keys.T, quantile)
+
+
+def _quantile(values: Tensor, quantile: float) -> Tensor:
+    """Return the quantile along the last axis, interpolated linearly, as `torch.quantile` does by sorting."""
+    # One order statistic and its neighbor are enough: all at and above the lower one are few.
+    position = quantile * (values.shape[-1] - 1)
     below = int(position)
-    low = cosines.kthvalue(below + 1, dim=-1, keepdim=True).values
-    high = cosines.kthvalue(min(below + 2, len(keys)), dim=-1, keepdim=True).values
-    return cosines > low + (high - low) * (position - below)
+    highest = values.topk(values.shape[-1] - below, dim=-1).values
+    low = highest[..., -1]
+    high = highest[..., -2] if highest.shape[-1] > 1 else low
+    return low + (high - low) * (position - below)
 
 
 def region_tokens(projected_patches: Tensor, probability: Tensor, *, threshold: float = 0.5) -> Tensor:
