@@ -162,24 +162,27 @@ def _sha256_of_state(state: Mapping[str, Tensor], *, quick_gelu: bool) -> str:
 
 def _embedded_weights() -> _Weights:
     """Return both towers, whose files are apart: hash and identity of the image tower do not depend on the text."""
-    path = _WEIGHTS_FOLDER / "embedded.json"
-    if not path.is_file():
-        raise BackboneError("embedded.json of this installation is missing or damaged; install mrad-med again")
-    image = json.loads(path.read_text(encoding="utf-8"))
-    weights = _described_weights(image["card"]["name"], _embedded_file(image["card"]), image)
-    path = _WEIGHTS_FOLDER / "embedded_text.json"
-    if not path.is_file():  # while it is trained
-        return weights
-    text = json.loads(path.read_text(encoding="utf-8"))
-    state = {**weights.state, **_embedded_file(text["card"])}
-    return replace(weights, state=state, config={**weights.config, "text_cfg": text["text_cfg"]})
+    (image, state), (text, text_state) = (_embedded_tower(name) for name in ("embedded", "embedded_text"))
+    weights = _described_weights(image["card"]["name"], state, image)
+    return replace(
+        weights, state={**weights.state, **text_state}, config={**weights.config, "text_cfg": text["text_cfg"]}
+    )
 
 
-def _embedded_file(card: Mapping[str, str]) -> dict[str, Tensor]:
-    path = _WEIGHTS_FOLDER / card["weights_file"]
-    if not path.is_file() or sha256_of_file(path) != card["sha256"]:
-        raise BackboneError(f"{path.name} of this installation is missing or damaged; install mrad-med again")
-    return dict(load_file(path))
+def _embedded_tower(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return description and weights of one tower."""
+    file = _WEIGHTS_FOLDER / f"{name}.json"
+    if not file.is_file():
+        raise _damaged_installation(file)
+    description = json.loads(file.read_text(encoding="utf-8"))
+    path = _WEIGHTS_FOLDER / description["card"]["weights_file"]
+    if not path.is_file() or sha256_of_file(path) != description["card"]["sha256"]:
+        raise _damaged_installation(path)
+    return description, dict(load_file(path))
+
+
+def _damaged_installation(path: Path) -> BackboneError:
+    return BackboneError(f"{path.name} of this installation is missing or damaged; install mrad-med again")
 
 
 def _described_weights(name: str, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> _Weights:

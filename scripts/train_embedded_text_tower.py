@@ -32,13 +32,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import mrad_med
+from mrad_med.clip import CLIPTextEncoder
 from mrad_med.files import atomic_path
 from mrad_med.retrieval import average_neighbors
 
 TEXT_CONFIG = {"context_length": 77, "vocab_size": 49408, "width": 192, "heads": 3, "layers": 6}
 HELD_OUT = ("leather", "marble")
 PATCHES = 96  # kept of each region, drawn at random
-BATCH, LEARNING_RATE, WEIGHT_DECAY = 256, 1e-3, 0.01
+BATCH, LEARNING_RATE, WEIGHT_DECAY = 128, 1e-3, 0.01
 COLORS = ("red", "orange", "yellow", "green", "turquoise", "blue", "purple", "pink")
 STATES = {
     0: ("intact", "flawless", "normal", "undamaged", "perfect", ""),
@@ -110,15 +111,15 @@ class TextTower(nn.Module):
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
-        self.tower = _build_text_tower(embed_dim, CLIPTextCfg(**TEXT_CONFIG), quick_gelu=False)
+        tower = _build_text_tower(embed_dim, CLIPTextCfg(**TEXT_CONFIG), quick_gelu=False)
+        self.encoder = CLIPTextEncoder(tower).requires_grad_(True)
         self.log_scale = nn.Parameter(torch.tensor(20.0).log())
 
     def encode(self, texts: list[str]) -> Tensor:
         """Return (T, E) L2-normalized features."""
         tokens = tokenize(texts)
-        # Attention is causal: what follows the last end token changes nothing.
-        length = int(tokens.argmax(-1).max()) + 1
-        return F.normalize(self.tower(tokens[:, :length]), dim=-1)
+        ends = tokens.argmax(-1)  # the end token has the highest number
+        return self.encoder(self.encoder.embed(tokens[:, : int(ends.max()) + 1]), ends)
 
 
 def train(regions: list[Region], embed_dim: int, *, steps: int, seed: int) -> TextTower:
@@ -176,13 +177,14 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="folder for cached features")
     parser.add_argument("--surfaces", type=Path, help="a folder that write_surface_dataset has filled; made if absent")
     parser.add_argument("--count", type=int, default=40, help="images of each label and surface")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", default="fp32", help="of the image tower: fp32, or bf16 where it is fast")
     parser.add_argument("--output-directory", type=Path, default=default, help="default: mrad_med/weights")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     started = time.time()
-    clip = mrad_med.load_clip("embedded")
+    clip = mrad_med.load_clip("embedded", precision=options.precision)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.surfaces or Path(temporary)
         if not any(folder.glob("*/normal")):
@@ -194,7 +196,7 @@ def main() -> None:
     results = {"held_out_surfaces": measure(trial, held_out), "seen_surfaces": measure(trial, seen)}
     logger.info("%s", results)
     model = train(regions, clip.card.embed_dim, steps=options.steps, seed=options.seed)
-    state = {f"text.{name}": tensor.detach() for name, tensor in model.tower.state_dict().items()}
+    state = {f"text.{name}": tensor.detach() for name, tensor in model.encoder.tower.state_dict().items()}
     # Words no caption has are still as they were drawn: zeros say so, and make the file small when compressed.
     used = torch.zeros(TEXT_CONFIG["vocab_size"], dtype=torch.bool)
     used[vocabulary()] = True
@@ -216,6 +218,7 @@ def main() -> None:
             "held_out_note": "of a tower trained in the same way without the held-out surfaces",
             "license": "Apache-2.0",
             "steps": options.steps,
+            "precision": options.precision,
             "seconds": round(time.time() - started),
         },
     }

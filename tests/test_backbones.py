@@ -548,7 +548,8 @@ def move_embedded_files(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: s
 
 
 def test_damaged_embedded_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedded: CLIP):
-    move_embedded_files(tmp_path, monkeypatch, "embedded.json", "embedded.safetensors")
+    text = ("embedded_text.json", "embedded_text.safetensors")
+    move_embedded_files(tmp_path, monkeypatch, "embedded.json", "embedded.safetensors", *text)
     assert load_clip("embedded").card == embedded.card
     path = tmp_path / "embedded.safetensors"
     with path.open("r+b") as stream:
