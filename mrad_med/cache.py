@@ -7,15 +7,16 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from monai.transforms import Compose, SelectItemsd
 from monai.utils import convert_to_tensor
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from mrad_med.loaders import CaseDataset, CaseLoader, raise_for_failures
 from mrad_med.preprocessing import build_preprocessing
 from mrad_med.readers import MAX_PIXELS
 from mrad_med.transforms import IMAGE_SIZE
-from mrad_med.types import FailedCase
+from mrad_med.types import AnomalyKeys, FailedCase
 
 __all__ = ["FeatureCache"]
 
@@ -34,6 +35,10 @@ logger = logging.getLogger(__name__)
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 _SPARE_BYTES = 2**26  # of the disk, left to others
+_TENSORS = ("image", "patches", "mask")
+
+Cases = Sequence[Mapping[str, Any]]
+Result = TypeVar("Result")
 
 
 class FeatureCache:
@@ -44,7 +49,7 @@ class FeatureCache:
 
     Args:
         clip: the backbone.
-        folder: where the files go; made if absent.
+        folder: where the files go; made if absent. Several processes need one that all of them see.
         image_size: side of the network's square input in pixels.
         dtype: ``"fp16"`` or ``"fp32"``, of the kept patches; the image feature is always float32.
         max_pixels: photographs with more pixels are refused.
@@ -83,10 +88,8 @@ class FeatureCache:
         side = self.image_size // self.clip.card.patch_size
         return side, side
 
-    def fill(
-        self, cases: Sequence[Mapping[str, Any]], *, batch_size: int = 4, num_workers: int = 0, progress: bool = True
-    ) -> FeatureDataset:
-        """Encode what is missing and return the features of all cases that could be read.
+    def fill(self, cases: Cases, *, batch_size: int = 4, num_workers: int = 0, progress: bool = True) -> FeatureDataset:
+        """Encode what is missing or damaged and return the features of all cases that could be read.
 
         With several processes each encodes a share, and all wait for each other.
 
@@ -97,31 +100,28 @@ class FeatureCache:
             progress: whether to show a progress bar.
 
         Raises:
+            ValueError: two cases have the same name, or a label is not 0 or 1.
             OSError: the disk cannot hold the features; those already written stay.
+            RuntimeError: another process failed.
         """
+        _check_cases(cases)
         self._total = len(cases)
-        files, unreadable = self._files(cases)
-        missing = [case for case in cases if case["case_id"] in files and not files[case["case_id"]].is_file()]
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        share = missing[rank::world]
-        problem: OSError | None = None
-        failures: list[FailedCase] = []
-        try:
-            self._check_space(len(missing))
-            failures = self._encode(share, files, batch_size, num_workers, progress and rank == 0)
-        except OSError as error:
-            problem = error
-        if world > 1:  # nobody may wait for a process that gave up
-            gathered: list[Any] = [None] * world
-            dist.all_gather_object(gathered, (failures, problem))
-            failures = [failure for part, _ in gathered for failure in part]
-            problem = next((error for _, error in gathered if error is not None), None)
-        if problem is not None:
-            raise problem
-        self.failures = [*unreadable, *failures]
-        left_out = {failure.case_id for failure in self.failures}
-        usable = [case for case in cases if case["case_id"] not in left_out]
-        return FeatureDataset(usable, [files[case["case_id"]] for case in usable], self.grid_size)
+        files: dict[str, Path] = {}
+        reasons: dict[str, FailedCase] = {}
+        lacking: set[str] = set()
+        for found, not_there, unreadable in _shared(self._look_up, cases):
+            files |= found
+            lacking.update(not_there)
+            reasons |= {failure.case_id: failure for failure in unreadable}
+        missing = [case for case in cases if case[AnomalyKeys.CASE_ID] in lacking]
+        _shared(lambda _: self._check_space(len(missing)), missing)
+        progress = progress and not (dist.is_initialized() and dist.get_rank())
+        for failures in _shared(lambda share: self._encode(share, files, batch_size, num_workers, progress), missing):
+            reasons |= {failure.case_id: failure for failure in failures}
+        names = [case[AnomalyKeys.CASE_ID] for case in cases]
+        self.failures = [reasons[name] for name in names if name in reasons]
+        usable = [case for case in cases if case[AnomalyKeys.CASE_ID] not in reasons]
+        return FeatureDataset(usable, [files[name] for name in names if name not in reasons], self.grid_size)
 
     def raise_for_failures(self) -> None:
         """Say at the end of a run that images were left out, in a way that reaches the exit status.
@@ -131,8 +131,8 @@ class FeatureCache:
         """
         raise_for_failures(self.failures, self._total)
 
-    def _files(self, cases: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Path], list[FailedCase]]:
-        """Return the file of each case, and the cases whose image or mask cannot be opened."""
+    def _look_up(self, cases: Cases) -> tuple[dict[str, Path], list[str], list[FailedCase]]:
+        """Return the file of each case, the cases to encode, and those whose image or mask cannot be opened."""
         card = self.clip.card
         common = {
             "backbone": card.sha256,
@@ -143,66 +143,122 @@ class FeatureCache:
             "version": version("mrad-med"),
         }
         files: dict[str, Path] = {}
-        failures = []
+        lacking, failures = [], []
         for case in cases:
+            case_id = case[AnomalyKeys.CASE_ID]
+            content = []
             try:
-                content = [sha256_of_file(case[name]) if case.get(name) else None for name in ("image", "mask")]
+                for name in ("image", "mask"):
+                    content.append(sha256_of_file(case[name]) if case.get(name) else None)
             except OSError as error:
-                failures.append(FailedCase(case["case_id"], f"cannot be read ({error.strerror})"))
+                reason = error.strerror or type(error).__name__
+                failures.append(FailedCase(case_id, f"its {name} cannot be read ({reason}); look at the path"))
                 continue
-            identity = json.dumps([common, content, int(case["label"])], sort_keys=True)
-            name = hashlib.sha256(identity.encode()).hexdigest()
-            files[case["case_id"]] = self.folder / name[:2] / f"{name[2:34]}.safetensors"
-        return files, failures
+            threshold = [float(case[key]) for key in (AnomalyKeys.MASK_THRESHOLD,) if key in case]
+            identity = json.dumps([common, content, int(case[AnomalyKeys.LABEL]), *threshold], sort_keys=True)
+            digest = hashlib.sha256(identity.encode()).hexdigest()
+            files[case_id] = self.folder / digest[:2] / f"{digest[2:34]}.safetensors"
+            if not _is_whole(files[case_id], case_id):
+                lacking.append(case_id)
+        return files, lacking, failures
 
     def _check_space(self, count: int) -> None:
         """Refuse before the encoder runs for hours what the disk cannot hold."""
         self.folder.mkdir(parents=True, exist_ok=True)
         patches = self.grid_size[0] * self.grid_size[1] * self.clip.card.width
         needed = count * (patches * _DTYPES[self.dtype].itemsize + self.image_size**2)
-        free = shutil.disk_usage(self.folder).free
-        if needed > free - _SPARE_BYTES:
+        usable = max(0, shutil.disk_usage(self.folder).free - _SPARE_BYTES)
+        if needed > usable:
             raise OSError(
-                f"the features of {count} image(s) take {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free in "
-                f"{self.folder}: choose another cache folder, a smaller image_size, or fp16"
+                f"the features of {count} image(s) take {needed / 1e9:.1f} GB, but {usable / 1e9:.1f} GB can be used "
+                f"in {self.folder}: choose another cache folder, a smaller image_size, or fp16"
             )
 
     def _encode(
-        self,
-        cases: Sequence[Mapping[str, Any]],
-        files: Mapping[str, Path],
-        batch_size: int,
-        num_workers: int,
-        progress: bool,
+        self, cases: Cases, files: Mapping[str, Path], batch_size: int, num_workers: int, progress: bool
     ) -> list[FailedCase]:
+        """Write the features of the cases, and return those that have none."""
         if not cases:
             return []
         device = next(self.clip.image_encoder.parameters()).device
-        dataset = CaseDataset([{"mask": None, **case} for case in cases], self.preprocessing)
+        # Cases of several sets need not have the same further keys, which could not be collated then.
+        steps = Compose([self.preprocessing, SelectItemsd(["image", "mask", "case_id"])])
+        dataset = CaseDataset([{"mask": None, **case} for case in cases], steps)
         loader = CaseLoader(dataset, batch_size=batch_size, num_workers=num_workers, progress=progress)
+        failures = []
         for batch in loader:
             images = convert_to_tensor(batch["image"], track_meta=False).to(device)
             with torch.inference_mode():
                 features = self.clip.image_encoder(images)
             masks = convert_to_tensor(batch["mask"], track_meta=False)
-            for name, image, patches, mask in zip(
-                batch["case_id"], features.image, features.patches, masks, strict=True
-            ):
-                self._save(files[name], image, patches, mask)
-        return list(loader.failures)
+            kept = features.patches.to(_DTYPES[self.dtype])
+            for name, image, patches, mask in zip(batch["case_id"], features.image, kept, masks, strict=True):
+                if image.isfinite().all() and patches.isfinite().all():
+                    self._save(files[name], image, patches, mask)
+                else:
+                    failures.append(FailedCase(name, f"its features exceed {self.dtype} or are NaN; try fp32"))
+        return [*loader.failures, *failures]
 
     def _save(self, path: Path, image: Tensor, patches: Tensor, mask: Tensor) -> None:
         known = torch.where(mask[0].isnan(), float(UNKNOWN), (mask[0] > 0.5).float())
-        tensors = {
-            "image": image.cpu().contiguous(),
-            "patches": patches.to(_DTYPES[self.dtype]).cpu().contiguous(),
-            "mask": known.to(torch.uint8),
-        }
+        tensors = (image.cpu().contiguous(), patches.cpu().contiguous(), known.to(torch.uint8))
         try:
             with atomic_path(path) as partial:
-                save_file(tensors, partial)
+                save_file(dict(zip(_TENSORS, tensors, strict=True)), partial)
         except (SafetensorError, OSError) as error:
             raise OSError(
                 f"cannot write features to {self.folder} ({error}): free some space or choose another cache folder; "
                 "what is written stays, and only what is missing is encoded again"
             ) from error
+
+
+def _check_cases(cases: Cases) -> None:
+    """Refuse what would mix up two cases, or two kinds."""
+    seen: set[str] = set()
+    for case in cases:
+        name = case[AnomalyKeys.CASE_ID]
+        if name in seen:
+            raise ValueError(f"two cases are named {name!r}: names must be unique; begin them with their set's")
+        if case.get(AnomalyKeys.LABEL) not in (0, 1):
+            raise ValueError(
+                f"the label of {name!r} must be 0 (normal) or 1 (anomalous), got {case.get(AnomalyKeys.LABEL)!r}"
+            )
+        seen.add(name)
+
+
+def _is_whole(path: Path, case_id: str) -> bool:
+    """Tell whether the features of a case are there, as long as their header says."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            if set(_TENSORS) <= set(file.keys()):
+                return True
+    except FileNotFoundError:
+        return False
+    except (SafetensorError, OSError):
+        pass
+    logger.warning("%s: its cached features are damaged and encoded again", case_id)
+    return False
+
+
+def _shared(work: Callable[[Cases], Result], cases: Cases) -> list[Result]:
+    """Do this process's share of the work and return the results of all processes.
+
+    An error in one process is raised in all, for nobody may wait for a process that gave up.
+    """
+    if not dist.is_initialized():
+        return [work(cases)]
+    rank, world = dist.get_rank(), dist.get_world_size()
+    result: Result | None = None
+    problem: Exception | None = None
+    try:
+        result = work(cases[rank::world])
+    except Exception as error:
+        problem = error
+    gathered: list[Any] = [None] * world
+    dist.all_gather_object(gathered, (result, problem and f"{type(problem).__name__}: {problem}"))
+    if problem is not None:
+        raise problem
+    for number, (_, message) in enumerate(gathered):
+        if message:
+            raise RuntimeError(f"process {number} of {world} could not cache its features: {message}")
+    return [result for result, _ in gathered]

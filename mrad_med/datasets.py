@@ -97,7 +97,7 @@ def _stem(name: str) -> str:
 def load_labelled_folder(root: str | os.PathLike[str]) -> Datalist:
     """Return the datalist of a folder ``normal/``, ``defect/``, ``mask/``, or of folders of such folders, the classes.
 
-    A mask has the stem of its defect image. Images in ``normal/`` need none.
+    A mask has the stem of its defect image. Images in ``normal/`` need none. Hidden folders are passed over.
 
     Args:
         root: the folder; ``mask/`` may be absent (then there are labels only), and one of the others too.
@@ -111,10 +111,10 @@ def load_labelled_folder(root: str | os.PathLike[str]) -> Datalist:
     """
     root = Path(root)
     if _is_labelled(root):
-        return _load_class(root, root.name, "")
+        return _load_class(root, root.resolve().name, "")
     datalist: Datalist = []
     for folder, subfolders, _ in os.walk(root, onerror=_refuse, followlinks=False):
-        subfolders.sort()
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in list(subfolders):
             path = Path(folder) / name
             if _is_labelled(path):
@@ -171,7 +171,7 @@ def load_visa(root: str | os.PathLike[str], *, split: str = "test") -> Datalist:
         As `load_labelled_folder`; masks hold class numbers, so any value above 0 is anomalous.
 
     Raises:
-        DatasetError: the table is missing or of another layout, or names a file that is not there.
+        DatasetError: the table is missing or of another layout, or names a file that is not there or outside.
 
     Reference:
         Zou et al., SPot-the-Difference self-supervised pre-training for anomaly detection and segmentation, ECCV 2022.
@@ -180,32 +180,41 @@ def load_visa(root: str | os.PathLike[str], *, split: str = "test") -> Datalist:
     table = root / "split_csv" / "1cls.csv"
     if not table.is_file():
         raise DatasetError(f"{root} has no split_csv/1cls.csv: unpack the whole archive of VisA there")
-    with table.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    wanted = {"object", "split", "label", "image", "mask"}
-    if not rows or not wanted <= rows[0].keys():
-        raise DatasetError(f"{table} lacks the columns {', '.join(sorted(wanted - set(rows[0] if rows else ())))}")
-    datalist = [_visa_case(root, row) for row in rows if row["split"] == split]
-    if not datalist:
+    with table.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream)
+        lacking = {"object", "split", "label", "image", "mask"} - set(reader.fieldnames or ())
+        if lacking:
+            raise DatasetError(f"{table} lacks the columns {', '.join(sorted(lacking))}")
+        rows = [row for row in reader if row["split"] == split]
+    if not rows:
         raise DatasetError(f"{table} has no split {split!r}; 'train' and 'test' are expected")
-    lacking = [name for case in datalist for name in (case["image"], case["mask"]) if name and not Path(name).is_file()]
-    if lacking:
-        raise DatasetError(f"{len(lacking)} file(s) that {table} names are not there, such as {lacking[0]}")
+    for row in rows:
+        _check_visa_row(row)
+    case_ids = _case_ids([root / row["image"] for row in rows], root)
+    datalist: Datalist = [
+        {
+            "image": str(root / row["image"]),
+            "case_id": case_id,
+            "label": int(row["label"] == "anomaly"),
+            "mask": str(root / row["mask"]) if row["mask"] else None,
+            AnomalyKeys.MASK_THRESHOLD.value: 0,
+            "class": row["object"],
+        }
+        for row, case_id in zip(rows, case_ids, strict=True)
+    ]
+    absent = [name for case in datalist for name in (case["image"], case["mask"]) if name and not Path(name).is_file()]
+    if absent:
+        raise DatasetError(f"{len(absent)} file(s) that {table} names are not there, such as {absent[0]}")
     return datalist
 
 
-def _visa_case(root: Path, row: Mapping[str, str]) -> dict[str, Any]:
+def _check_visa_row(row: Mapping[str, str | None]) -> None:
+    if row["label"] not in ("normal", "anomaly") or None in row.values():
+        raise DatasetError(f"the table of VisA has a row of another layout, that of the image {row['image']!r}")
     for name in ("image", "mask"):
-        if Path(row[name]).is_absolute() or ".." in Path(row[name]).parts:
+        path = Path(row[name] or "")
+        if path.is_absolute() or ".." in path.parts:
             raise DatasetError(f"the table of VisA names a file outside its folder: {row[name]!r}")
-    return {
-        "image": str(root / row["image"]),
-        "case_id": _stem(row["image"]),
-        "label": int(row["label"] == "anomaly"),
-        "mask": str(root / row["mask"]) if row["mask"] else None,
-        AnomalyKeys.MASK_THRESHOLD.value: 0,
-        "class": row["object"],
-    }
 
 
 def load_training_set(root: str | os.PathLike[str]) -> Datalist:
@@ -217,23 +226,29 @@ def load_training_set(root: str | os.PathLike[str]) -> Datalist:
     return load_visa(root) if (Path(root) / "split_csv").is_dir() else load_labelled_folder(root)
 
 
-def choose_held_out(cases: Sequence[Mapping[str, Any]], held_out: int | Sequence[str], *, seed: int = 0) -> list[str]:
+def choose_held_out(
+    cases: Sequence[Mapping[str, Any]], held_out: int | str | Sequence[str], *, seed: int = 0
+) -> list[str]:
     """Return the names of the classes that a training is validated on.
 
     Args:
         cases: a datalist with classes.
-        held_out: names, or how many to draw; 0 trains on all, as published.
+        held_out: name or names, or how many to draw; 0 trains on all, as published.
         seed: of the draw.
 
     Raises:
-        DatasetError: there is no such class, or none would be left to train on.
+        DatasetError: there is no such class, none would be left to train on, or their number is negative.
     """
-    classes = sorted({str(case["class"]) for case in cases})
-    chosen = random.Random(seed).sample(classes, min(held_out, len(classes))) if isinstance(held_out, int) else held_out  # noqa: S311
-    unknown = sorted(set(chosen) - set(classes))
+    classes = sorted({str(case.get("class", "")) for case in cases})
+    if isinstance(held_out, int):
+        if held_out < 0:
+            raise DatasetError(f"how many classes to hold out cannot be negative, got {held_out}")
+        held_out = random.Random(seed).sample(classes, min(held_out, len(classes)))  # noqa: S311 - no secret
+    chosen = {held_out} if isinstance(held_out, str) else set(held_out)
+    unknown = sorted(chosen - set(classes))
     if unknown:
         raise DatasetError(f"there is no class {', '.join(unknown)} to hold out; the set has {', '.join(classes)}")
-    if set(chosen) == set(classes):
+    if chosen == set(classes):
         raise DatasetError(
             f"no class is left to train on: {', '.join(classes)} would be held out; hold out fewer, or 0 to train "
             "without validation"

@@ -28,9 +28,14 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         cases: one mapping per case with ``case_id``, ``label`` and, where the set has them, ``class``.
         files: of the cache, in the order of the cases.
         grid_size: rows and columns of the patch grid.
+
+    Raises:
+        ValueError: there are not as many files as cases.
     """
 
     def __init__(self, cases: Sequence[Mapping[str, Any]], files: Sequence[Path], grid_size: tuple[int, int]) -> None:
+        if len(cases) != len(files):
+            raise ValueError(f"each case needs one file of features, got {len(cases)} case(s) and {len(files)} file(s)")
         self.cases = list(cases)
         self.files = list(files)
         self.grid_size = grid_size
@@ -67,8 +72,8 @@ class FeatureDataset(Dataset[dict[str, Any]]):
                 return tuple(file.get_tensor(name) for name in names)
         except (SafetensorError, OSError) as error:
             raise OSError(
-                f"the cached features of {self.cases[index][AnomalyKeys.CASE_ID]} are damaged or gone; delete "
-                f"{self.files[index]} and run again: only what is missing is encoded"
+                f"the cached features of {self.cases[index][AnomalyKeys.CASE_ID]} are damaged or gone ({error}); run "
+                "again: the cache encodes what is damaged or missing, and nothing else"
             ) from error
 
     def subset(self, indices: Iterable[int]) -> FeatureDataset:
@@ -78,7 +83,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
 
     def split(self, held_out: Sequence[str]) -> tuple[FeatureDataset, FeatureDataset]:
         """Return the cases of all other classes, and those of the held-out ones."""
-        inside = [case.get("class") in set(held_out) for case in self.cases]
+        inside = [_class_of(case) in set(held_out) for case in self.cases]
         return (
             self.subset(index for index, is_held_out in enumerate(inside) if not is_held_out),
             self.subset(index for index, is_held_out in enumerate(inside) if is_held_out),
@@ -89,7 +94,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         """What goes onto cards: the classes and how many images of each label they have."""
         labels: dict[str, list[int]] = {}
         for case in self.cases:
-            labels.setdefault(str(case.get("class", "")), []).append(int(case[AnomalyKeys.LABEL]))
+            labels.setdefault(_class_of(case), []).append(int(case[AnomalyKeys.LABEL]))
         return tuple(
             {"name": name, "normal": len(values) - sum(values), "anomalous": sum(values)}
             for name, values in sorted(labels.items())
@@ -99,6 +104,10 @@ class FeatureDataset(Dataset[dict[str, Any]]):
     def sha256(self) -> str:
         """Hash of everything the features and labels depend on: the names of the files are hashes of it."""
         return hashlib.sha256("\n".join(file.name for file in self.files).encode()).hexdigest()
+
+
+def _class_of(case: Mapping[str, Any]) -> str:
+    return str(case.get("class", ""))
 
 
 def _known_mask(mask: Tensor) -> Tensor:
@@ -133,9 +142,16 @@ def feature_loader(
             loaded once.
         seed: of the order.
         num_workers: processes that read ahead.
+
+    Raises:
+        ValueError: there are more processes than images to share out.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if not shuffle:
+        if 0 < len(dataset) < world:  # those without an image would not take part in what is gathered at the end
+            raise ValueError(
+                f"{len(dataset)} image(s) cannot be shared out among {world} processes: hold out more, or start fewer"
+            )
         part = dataset.subset(range(rank, len(dataset), world)) if world > 1 else dataset
         return DataLoader(part, batch_size=batch_size, collate_fn=collate_features, num_workers=num_workers)
     sampler: DistributedSampler[dict[str, Any]] = DistributedSampler(dataset, world, rank, shuffle=True, seed=seed)

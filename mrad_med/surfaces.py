@@ -186,12 +186,9 @@ def make_surface(
         uint8 (384, 384, 3) and uint8 (384, 384) of 0 and 255.
 
     Raises:
-        ValueError: there is no such surface or defect.
+        ValueError: there is no such surface or defect, or the count is below 1.
     """
-    if surface not in SURFACES or (defect is not None and defect not in DEFECTS):
-        raise ValueError(
-            f"surfaces are {', '.join(SURFACES)} and defects {', '.join(DEFECTS)}; got {surface!r}, {defect!r}"
-        )
+    _check(surface, defect, count)
     random = np.random.RandomState(seed)
     image = paint(random, SURFACES[surface](random))
     mask = np.zeros((SIDE, SIDE), bool)
@@ -215,7 +212,12 @@ def write_surface_dataset(
         surfaces: the classes.
         count: images with defects a class, and as many without.
         seed: of the whole set.
+
+    Raises:
+        ValueError: there is no such surface, or the count is below 1; nothing is written then.
     """
+    for surface in surfaces:
+        _check(surface, None, count)
     folder = Path(folder)
     random = np.random.RandomState(seed)
     for surface in surfaces:
@@ -224,11 +226,20 @@ def write_surface_dataset(
             number, places = int(random.randint(2**31)), int(random.randint(1, 5))
             picture, mask = make_surface(surface, defect=defect, count=places, seed=number)
             name = f"{defect}_{index:03d}.png"
+            _save_png(folder / surface / "mask" / name, mask)  # first: no defect may be without one
             _save_png(folder / surface / "defect" / name, picture)
-            _save_png(folder / surface / "mask" / name, mask)
             whole, _ = make_surface(surface, seed=number + 1)
             _save_png(folder / surface / "normal" / f"whole_{index:03d}.png", whole)
     return str(folder)
+
+
+def _check(surface: str, defect: str | None, count: int) -> None:
+    if surface not in SURFACES or (defect is not None and defect not in DEFECTS):
+        raise ValueError(
+            f"surfaces are {', '.join(SURFACES)} and defects {', '.join(DEFECTS)}; got {surface!r}, {defect!r}"
+        )
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
 
 
 def _save_png(path: Path, picture: NDArray[np.uint8]) -> None:

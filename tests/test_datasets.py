@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from pydicom.data import get_testdata_file
 
-from mrad_med import DatasetError, find_cases, load_labelled_folder
+from mrad_med import (
+    BackboneCard,
+    DatasetError,
+    build_preprocessing,
+    choose_held_out,
+    find_cases,
+    load_labelled_folder,
+    load_training_set,
+    load_visa,
+)
 
 
 def fill(root: Path, names: Iterable[str]) -> Path:
@@ -258,3 +270,223 @@ def test_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("os.walk", walk)
     with pytest.raises(DatasetError, match=r"cannot list .*closed \(Permission denied\)"):
         find_cases(tmp_path)
+
+
+# folders of classes
+
+
+def test_folders_of_labelled_folders_are_classes_however_deep(tmp_path):
+    fill(tmp_path, ["tile/normal/a.png", "tile/defect/a.png", "tile/mask/a.png", "set 2/board/normal/a.png"])
+    items = load_labelled_folder(tmp_path)
+    assert [(item["case_id"], item["class"], item["label"], item["mask"]) for item in items] == [
+        ("tile/normal/a", "tile", 0, None),
+        ("tile/defect/a", "tile", 1, str(tmp_path / "tile/mask/a.png")),
+        ("set 2/board/normal/a", "set 2/board", 0, None),
+    ]
+
+
+def test_class_without_masks_does_not_take_those_of_another(tmp_path):
+    fill(tmp_path, ["a/defect/1.png", "a/mask/1.png", "b/defect/1.png"])
+    assert [item["mask"] for item in load_labelled_folder(tmp_path)] == [str(tmp_path / "a/mask/1.png"), None]
+
+
+def test_class_that_lacks_a_mask_is_named(tmp_path):
+    fill(tmp_path, ["a/defect/1.png", "a/mask/1.png", "b/defect/1.png", "b/mask/2.png"])
+    with pytest.raises(DatasetError, match=r"1 image\(s\) in .*b.defect have no mask .*: b/defect/1$"):
+        load_labelled_folder(tmp_path)
+
+
+def test_hidden_classes_are_passed_over(tmp_path):
+    fill(tmp_path, ["a/normal/1.png", ".trash/b/normal/1.png", "deeper/.c/normal/1.png"])
+    assert [item["class"] for item in load_labelled_folder(tmp_path)] == ["a"]
+
+
+def test_only_class_is_named_like_its_folder_from_wherever_it_is_read(tmp_path, monkeypatch):
+    fill(tmp_path / "tiles", ["normal/1.png"])
+    monkeypatch.chdir(tmp_path / "tiles")
+    for root in (".", tmp_path / "tiles", "../tiles", tmp_path / "tiles" / "normal" / ".."):
+        assert [item["class"] for item in load_labelled_folder(root)] == ["tiles"]
+
+
+# VisA
+
+COLUMNS = "object,split,label,image,mask"
+VISA = (
+    "candle,train,normal,candle/Data/Images/Normal/000.JPG,",
+    "candle,test,normal,candle/Data/Images/Normal/001.JPG,",
+    "candle,test,anomaly,candle/Data/Images/Anomaly/000.JPG,candle/Data/Masks/Anomaly/000.png",
+    "pcb1,train,normal,pcb1/Data/Images/Normal/000.JPG,",
+    "pcb1,test,anomaly,pcb1/Data/Images/Anomaly/000.JPG,pcb1/Data/Masks/Anomaly/000.png",
+)
+
+
+def make_visa(root: Path, *rows: str, columns: str = COLUMNS, start: str = "") -> Path:
+    """Make all files that `VISA` names, and a table of it or of the given rows."""
+    fill(root, [name for row in VISA for name in row.split(",")[3:] if name])
+    (root / "split_csv").mkdir()
+    table = "\r\n".join([columns, *(rows or VISA)]) + "\r\n"
+    (root / "split_csv" / "1cls.csv").write_text(start + table, encoding="utf-8", newline="")
+    return root
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff"], ids=["plain", "saved by a spreadsheet"])
+def test_visa_is_read_as_downloaded(tmp_path, start):
+    root = make_visa(tmp_path, start=start)
+    assert load_visa(root) == [
+        {
+            "image": str(root / "candle/Data/Images/Normal/001.JPG"),
+            "case_id": "candle/Data/Images/Normal/001",
+            "label": 0,
+            "mask": None,
+            "mask_threshold": 0,
+            "class": "candle",
+        },
+        {
+            "image": str(root / "candle/Data/Images/Anomaly/000.JPG"),
+            "case_id": "candle/Data/Images/Anomaly/000",
+            "label": 1,
+            "mask": str(root / "candle/Data/Masks/Anomaly/000.png"),
+            "mask_threshold": 0,
+            "class": "candle",
+        },
+        {
+            "image": str(root / "pcb1/Data/Images/Anomaly/000.JPG"),
+            "case_id": "pcb1/Data/Images/Anomaly/000",
+            "label": 1,
+            "mask": str(root / "pcb1/Data/Masks/Anomaly/000.png"),
+            "mask_threshold": 0,
+            "class": "pcb1",
+        },
+    ]
+
+
+def test_train_split_of_visa_is_normal(tmp_path):
+    cases = load_visa(str(make_visa(tmp_path)), split="train")
+    assert [(case["class"], case["label"], case["mask"]) for case in cases] == [("candle", 0, None), ("pcb1", 0, None)]
+
+
+def test_cases_of_visa_that_differ_only_in_the_suffix_have_names_of_their_own(tmp_path):
+    rows = [
+        "candle,test,normal,candle/Data/Images/Normal/001.JPG,",
+        "candle,test,normal,candle/Data/Images/Normal/001.png,",
+    ]
+    fill(tmp_path, ["candle/Data/Images/Normal/001.png"])
+    case_ids = [case["case_id"] for case in load_visa(make_visa(tmp_path, *rows))]
+    assert case_ids == ["candle/Data/Images/Normal/001_JPG", "candle/Data/Images/Normal/001_png"]
+
+
+def test_class_numbers_in_the_masks_of_visa_are_anomalous(tmp_path):
+    make_visa(tmp_path)
+    picture, mask = np.zeros((40, 60, 3), np.uint8), np.zeros((40, 60), np.uint8)
+    mask[:20, :30], mask[20:, 30:] = 3, 11
+    Image.fromarray(picture).save(tmp_path / "pcb1/Data/Images/Anomaly/000.JPG")
+    Image.fromarray(mask).save(tmp_path / "pcb1/Data/Masks/Anomaly/000.png")
+    card = BackboneCard("tiny", "", 32, 24, 14, 56, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    loaded = build_preprocessing(card, image_size=56, with_mask=True)(load_visa(tmp_path)[-1])["mask"]
+    expected = np.kron([[1, 0], [0, 1]], np.ones((28, 28)))
+    np.testing.assert_array_equal(loaded[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "message"),
+    [
+        (VISA, "object,split,image", r"1cls\.csv lacks the columns label, mask$"),
+        ((), "image;mask", r"1cls\.csv lacks the columns image, label, mask, object, split$"),
+        (VISA[:1], COLUMNS, r"1cls\.csv has no split 'test'; 'train' and 'test' are expected"),
+        (("candle,test,broken,a.JPG,",), COLUMNS, r"row of another layout, that of the image 'a\.JPG'"),
+        (("candle,test,normal,a.JPG",), COLUMNS, r"row of another layout, that of the image 'a\.JPG'"),
+        (("candle,test,normal",), COLUMNS, "row of another layout, that of the image None"),
+        (
+            ("candle,test,normal,gone.JPG,", *VISA),
+            COLUMNS,
+            r"^1 file\(s\) that .*1cls\.csv names .*, such as .*gone\.JPG",
+        ),
+        (
+            ("candle,test,anomaly,candle/Data/Images/Anomaly/000.JPG,gone.png",),
+            COLUMNS,
+            r"^1 file\(s\) that .*1cls\.csv names are not there, such as .*gone\.png",
+        ),
+        (("candle,test,normal,,",), COLUMNS, r"^1 file\(s\) that .* are not there"),
+        (("candle,test,normal,/etc/passwd,",), COLUMNS, "names a file outside its folder: '/etc/passwd'"),
+        (("candle,test,normal,candle/../../a.JPG,",), COLUMNS, r"outside its folder: 'candle/\.\./\.\./a\.JPG'"),
+        (
+            ("candle,test,anomaly,candle/Data/Images/Anomaly/000.JPG,../a.png",),
+            COLUMNS,
+            r"outside its folder: '\.\./a\.png'",
+        ),
+    ],
+)
+def test_table_of_visa_that_cannot_be_trusted_is_refused(tmp_path, rows, columns, message):
+    with pytest.raises(DatasetError, match=message):
+        load_visa(make_visa(tmp_path, *rows, columns=columns))
+
+
+def test_visa_without_its_table_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match=r"has no split_csv/1cls\.csv: unpack the whole archive of VisA there"):
+        load_visa(tmp_path)
+
+
+def test_unknown_split_of_visa_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match="no split 'val'; 'train' and 'test' are expected"):
+        load_visa(make_visa(tmp_path), split="val")
+
+
+def test_training_set_is_visa_or_labelled_folders(tmp_path):
+    visa, folders = make_visa(tmp_path / "visa"), fill(tmp_path / "folders", ["a/normal/1.png", "b/defect/1.png"])
+    assert load_training_set(visa) == load_visa(visa)
+    assert load_training_set(str(folders)) == load_labelled_folder(folders)
+    with pytest.raises(DatasetError, match=r"neither .* nor a folder below it has normal/ or defect/"):
+        load_training_set(visa / "candle")
+
+
+# classes to validate on
+
+
+def make_classes(*names: str) -> list[dict]:
+    return [{"case_id": f"{name}/{i}", "class": name} for i in range(2) for name in names]
+
+
+def test_classes_are_held_out_by_their_names():
+    cases = make_classes("b", "a", "c")
+    assert choose_held_out(cases, ["c", "a"]) == ["a", "c"]
+    assert choose_held_out(cases, "b") == ["b"]
+    assert choose_held_out(cases, []) == []
+
+
+def test_number_of_held_out_classes_is_drawn_by_the_seed():
+    cases = make_classes(*"abcdefgh")
+    drawn = [choose_held_out(cases, 3, seed=seed) for seed in range(20)]
+    assert all(len(set(names)) == 3 and set(names) < set("abcdefgh") and names == sorted(names) for names in drawn)
+    assert {name for names in drawn for name in names} == set("abcdefgh")
+    assert drawn == [choose_held_out(cases[::-1], 3, seed=seed) for seed in range(20)]
+
+
+def test_no_class_is_held_out_for_a_training_on_all():
+    assert choose_held_out(make_classes("a"), 0) == []
+
+
+@pytest.mark.parametrize("held_out", [2, 5, ["a", "b"], ["b", "a", "a"]])
+def test_holding_out_all_classes_is_refused(held_out):
+    with pytest.raises(
+        DatasetError, match="no class is left to train on: a, b would be held out; hold out fewer, or 0"
+    ):
+        choose_held_out(make_classes("b", "a"), held_out)
+
+
+@pytest.mark.parametrize(("held_out", "unknown"), [(["z", "a", "y"], "y, z"), ("ab", "ab")])
+def test_unknown_class_is_refused_with_those_there_are(held_out, unknown):
+    message = f"there is no class {unknown} to hold out; the set has a, b"
+    with pytest.raises(DatasetError, match=re.escape(message)):
+        choose_held_out(make_classes("b", "a"), held_out)
+
+
+def test_negative_number_of_held_out_classes_is_refused():
+    with pytest.raises(DatasetError, match="cannot be negative, got -1"):
+        choose_held_out(make_classes("b", "a"), -1)
+
+
+def test_cases_without_classes_can_be_trained_on_but_not_held_out():
+    cases = [{"case_id": "1"}, {"case_id": "2"}]
+    assert choose_held_out(cases, 0) == []
+    with pytest.raises(DatasetError, match="no class is left to train on"):
+        choose_held_out(cases, 1)

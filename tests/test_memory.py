@@ -155,6 +155,51 @@ def test_empty_mask_of_an_anomalous_image_is_warned_of(tiny_clip: CLIP, caplog: 
     assert bank.patch_labels.tolist() == [0, 0, 1, 0]
 
 
+def test_mask_of_nan_is_not_known_for_one_image_of_a_batch(tiny_clip: CLIP, caplog: pytest.LogCaptureFixture):
+    masks = torch.zeros(3, 1, 56, 56)
+    masks[1] = torch.nan
+    masks[2, ..., :14] = 1
+    bank = make_bank(tiny_clip, {"image": make_images(3), "mask": masks, "label": torch.tensor([0, 1, 1])})
+    assert bank.image_labels.tolist() == [0, 1, 1]
+    assert bank.patch_labels.tolist() == [0, 1, 0]
+    assert caplog.text == ""
+
+
+def test_part_of_a_mask_that_is_not_known_belongs_to_neither_region(tiny_clip: CLIP):
+    mask = torch.full((1, 1, 56, 56), torch.nan)
+    mask[..., :14, :], mask[..., 42:, :] = 1, 0
+    bank = make_bank(tiny_clip, {"image": make_images(), "mask": mask, "label": torch.tensor([1])})
+    grid = average_neighbors(tiny_clip.image_encoder(make_images()).patches, (4, 4)).reshape(4, 4, 32)
+    assert bank.patch_labels.tolist() == [1, 0]
+    expected = F.normalize(torch.stack([grid[0].mean(0), grid[3].mean(0)]), dim=1)
+    torch.testing.assert_close(bank.patch_keys, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_features_encoded_before_give_the_entries_of_their_images(tiny_clip: CLIP, with_mask: bool):
+    batches = make_labelled_batches()
+    if not with_mask:
+        for batch in batches:
+            del batch["mask"]
+    cached = [
+        {name: value for name, value in batch.items() if name != "image"}
+        | {"features": tiny_clip.image_encoder(batch["image"])}
+        for batch in batches
+    ]
+    bank = make_bank(tiny_clip, *cached)
+    assert bank.card.image_size == (56, 56)
+    assert_same_entries(bank, make_bank(tiny_clip, *batches))
+
+
+def test_masks_unlike_the_images_of_their_features_are_refused(tiny_clip: CLIP):
+    features = tiny_clip.image_encoder(torch.zeros(2, 3, 28, 70))
+    batch = {"features": features, "label": torch.tensor([0, 1])}
+    with pytest.raises(
+        MemoryBankError, match=r"masks must be \(2, 1, 28, 70\) like their images, got \(2, 1, 70, 28\)"
+    ):
+        make_bank(tiny_clip, batch | {"mask": torch.zeros(2, 1, 70, 28)})
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 6])
 def test_batches_of_any_size_give_the_same_bank(tiny_clip: CLIP, tiny_bank: MemoryBank, batch_size: int):
     assert_same_entries(make_bank(tiny_clip, *make_labelled_batches(batch_size=batch_size)), tiny_bank, atol=1e-6)

@@ -396,6 +396,16 @@ def test_threshold_of_masks_can_be_moved(tmp_path):
         LoadMaskd("mask")({"image": image, "mask": path})
 
 
+def test_threshold_of_the_case_comes_before_that_of_the_transform(tmp_path):
+    image = LoadMedicalImage()(write_picture(tmp_path / "image.png", corner_pixels()))
+    path = write_picture(tmp_path / "mask.png", np.where(blob() > 0, 7, 3).astype(np.uint8))  # class numbers
+    areas = [
+        LoadMaskd("mask", threshold=200)({"image": image, "mask": path, "mask_threshold": cut})["mask"].sum()
+        for cut in (0, 5, 7)
+    ]
+    assert areas == [ROWS * COLUMNS, 15 * 20, 0]
+
+
 def test_mask_of_another_size_is_refused(tmp_path):
     with pytest.raises(ImageFileError, match=r"its mask is 40 x 60 and the image 60 x 40: .* same size"):
         load_mask(tmp_path, write_picture(tmp_path / "mask.png", blob().T))
