@@ -85,21 +85,27 @@ class _HeadTrainer(SupervisedTrainer):
         return cast(nn.Module, getattr(self.network, "module", self.network))
 
     def _once(self, features: ImageFeatures) -> dict[str, Tensor]:
-        """Return what the head needs to know of a batch, the same in every epoch: one row an image."""
+        """Return what the head needs to know of an image, the same in every epoch: a batch of one."""
         raise NotImplementedError
 
     @torch.no_grad()
     def _prepare_with_known(self, batch: dict[str, Any], device: torch.device, *args: Any, **keywords: Any) -> Any:
         features, target = self._prepare_features(batch, device, *args, **keywords)
         indices = batch["index"].tolist()
-        if any(index not in self._known for index in indices):
-            self.head.train()
-            found = self._once(features)
-            for row, index in enumerate(indices):
-                self._known[index] = {name: values[row].cpu() for name, values in found.items()}
+        self.head.train()
+        for row, index in enumerate(indices):
+            if index not in self._known:
+                # Each image alone: the last bits may depend on the batch, and a resumed training meets it in another.
+                found = self._once(_image_of(features, row))
+                self._known[index] = {name: values[0].cpu() for name, values in found.items()}
         names = self._known[indices[0]]
         known = {name: torch.stack([self._known[index][name] for index in indices]).to(device) for name in names}
         return features, target, (), known
+
+    def _iteration(self, engine: SupervisedTrainer, batchdata: dict[str, Any]) -> Any:
+        output = super()._iteration(engine, batchdata)
+        # MONAI's handlers, those of its MLflow tracking among them, look for the loss in a list of dictionaries.
+        return [{**output, "loss": output["loss"].item()}]
 
 
 class FineTuneTrainer(_HeadTrainer):
@@ -205,6 +211,13 @@ def select_trainable(dataset: FeatureDataset) -> FeatureDataset:
     return selected
 
 
+def _image_of(features: ImageFeatures, row: int) -> ImageFeatures:
+    image, patches, projected = (
+        tensor[row : row + 1] for tensor in (features.image, features.patches, features.projected_patches)
+    )
+    return ImageFeatures(image, patches, projected, features.grid_size)
+
+
 def _check_labels(dataset: FeatureDataset) -> None:
     anomalous = sum(int(case[AnomalyKeys.LABEL]) for case in dataset.cases)
     if anomalous in (0, len(dataset)):
@@ -216,10 +229,10 @@ def _check_labels(dataset: FeatureDataset) -> None:
 
 def _stop_at_nan(engine: Engine) -> None:
     """Stop before the weights are touched."""
-    loss = engine.state.output["loss"]
-    if not math.isfinite(float(loss)):
+    loss = engine.state.output["loss"].item()
+    if not math.isfinite(loss):
         cases = ", ".join(engine.state.batch["case_id"])
         raise TrainingError(
-            f"the loss is {float(loss)} in epoch {engine.state.epoch}, on {cases}: look at these images and masks, "
+            f"the loss is {loss} in epoch {engine.state.epoch}, on {cases}: look at these images and masks, "
             "or lower the learning rate; the last checkpoint is untouched"
         )

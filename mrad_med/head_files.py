@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from ignite.engine import Engine
 from torch import Tensor
 
+from mrad_med.clip import CLIPTextEncoder
 from mrad_med.features import FeatureDataset
 from mrad_med.files import atomic_path, sha256_of_file
 from mrad_med.heads import FineTunedHead, PromptedHead
@@ -22,7 +25,18 @@ from mrad_med.memory import MemoryBank
 from mrad_med.official import load_official_checkpoint
 from mrad_med.types import BackboneCard, HeadCard
 
-__all__ = ["HeadError", "check_head", "describe_head", "load_head", "save_head"]
+__all__ = [
+    "HeadError",
+    "best_epoch",
+    "check_head",
+    "copy_weights",
+    "describe_head",
+    "load_head",
+    "load_weights",
+    "save_head",
+    "save_tensors",
+    "sha256_of_text_tower",
+]
 
 
 class HeadError(ValueError):
@@ -67,25 +81,69 @@ def save_head(
 
     Returns:
         The card as written, with the hash of the weights.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to; a file that was there before is untouched.
     """
     path = Path(path)
-    state = head.learned_state() if isinstance(head, PromptedHead) else head.state_dict()
-    with atomic_path(path) as partial:
-        torch.save({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, partial)
+    save_tensors(copy_weights(head), path)
     metrics = dict(card.metrics)
-    if evaluator is not None and evaluator.state.best_metric_epoch > 0:
+    if evaluator is not None and best_epoch(evaluator) is not None:
         best = {name: getattr(evaluator.state, name) for name in ("best_metric", "best_metric_epoch")}
         metrics[evaluator.state.key_metric_name] = best
     card = replace(
         card,
         metrics=metrics,
         weights_sha256=sha256_of_file(path),
+        text_sha256=sha256_of_text_tower(head.prompts.text_encoder) if isinstance(head, PromptedHead) else None,
         created=datetime.now(timezone.utc).date().isoformat(),
         version=version("mrad-med"),
     )
     with atomic_path(path.with_suffix(".json")) as partial:
         partial.write_text(json.dumps(asdict(card), indent=2, default=str) + "\n", encoding="utf-8")
     return card
+
+
+def best_epoch(evaluator: Engine) -> int | None:
+    """Return the epoch that was best in validation; None before one, and where its metric is undefined (NaN)."""
+    epoch: int = evaluator.state.best_metric_epoch
+    return epoch if epoch > 0 and isfinite(evaluator.state.best_metric) else None
+
+
+def copy_weights(head: FineTunedHead | PromptedHead) -> dict[str, Tensor]:
+    """Return a copy of a head's learned weights, in main memory."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in head.learned_state().items()}
+
+
+def save_tensors(content: Mapping[str, Any], path: Path) -> None:
+    """Write tensors and plain values with `torch.save`: the whole file or nothing.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to.
+    """
+    try:
+        with atomic_path(path) as partial:
+            torch.save(content, partial)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter
+        raise OSError(f"cannot write {path} ({error}): free some space or choose another folder") from error
+
+
+def load_weights(head: FineTunedHead | PromptedHead, state: Mapping[str, Tensor]) -> None:
+    """Load the learned weights of a head; everything but the text tower, which is the backbone's, must be there.
+
+    Raises:
+        HeadError: the weights are those of another variant, or have other shapes.
+    """
+    try:
+        missing, unexpected = head.load_state_dict(dict(state), strict=False)
+    except RuntimeError as error:
+        raise HeadError(f"these weights belong to another backbone: {error}") from error
+    missing = [name for name in missing if not name.startswith("prompts.text_encoder.")]
+    if missing or unexpected:
+        raise HeadError(
+            f"these weights are not those of a {type(head).__name__}: they lack {missing[:3]} and bring "
+            f"{unexpected[:3]}"
+        )
 
 
 def load_head(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], HeadCard | None]:
@@ -104,6 +162,7 @@ def load_head(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], HeadCard
     try:
         values = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         card = HeadCard(**{item.name: values[item.name] for item in fields(HeadCard) if item.name in values})
+        card = replace(card, training_set=tuple(card.training_set))
     except (ValueError, TypeError) as error:
         raise HeadError(f"{path.with_suffix('.json').name} is no card of a head ({error}); copy it again") from error
     if sha256_of_file(path) != card.weights_sha256:
@@ -114,10 +173,27 @@ def load_head(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], HeadCard
     return state, card
 
 
-def check_head(card: HeadCard, backbone: BackboneCard, bank: MemoryBank) -> None:
+def sha256_of_text_tower(text_encoder: CLIPTextEncoder) -> str:
+    """Return the hash of a text tower's weights: `BackboneCard.sha256` is of the image tower alone."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(text_encoder.tower.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_head(
+    card: HeadCard, backbone: BackboneCard, bank: MemoryBank, text_encoder: CLIPTextEncoder | None = None
+) -> None:
     """Refuse a head that was trained on another backbone, or with entries that are not in this bank.
 
     A bank that extends the one the head was trained with is welcome.
+
+    Args:
+        card: of the head.
+        backbone: at hand.
+        bank: at hand.
+        text_encoder: the backbone's, which a head of MRAD-CLIP must also agree with.
 
     Raises:
         HeadError: says what was expected and what was given.
@@ -128,6 +204,14 @@ def check_head(card: HeadCard, backbone: BackboneCard, bank: MemoryBank) -> None
             f"backbone at hand is {backbone.name!r} (sha256 {backbone.sha256[:12]}): load that backbone or train a "
             "head for this one"
         )
+    if card.text_sha256 is not None and text_encoder is not None:
+        given = sha256_of_text_tower(text_encoder)
+        if card.text_sha256 != given:
+            raise HeadError(
+                f"this head's prompts were learned for another text tower (sha256 {card.text_sha256[:12]}) than that "
+                f"of {backbone.name!r} ({given[:12]}): load the backbone it was trained with, or train a "
+                "head for this one"
+            )
     if card.bank_sha256 not in (bank.sha256, *bank.card.includes):
         raise HeadError(
             f"this head was trained with another memory bank (sha256 {card.bank_sha256[:12]}) than the one at hand "

@@ -71,8 +71,13 @@ class FineTunedHead(nn.Module):
 
     Args:
         bank: the memory. Its keys become buffers outside the state dict.
+        start_temperature: the weights start as those of MRAD-TF at this temperature (exactly, unless the joint space
+            is the narrower one). None starts from random weights, as published.
         patch_quantile: of the raw cosine, above which patch keys are excluded in training.
         image_quantile: the same for image keys.
+
+    Raises:
+        ValueError: the temperature is not positive.
     """
 
     image_keys: Tensor
@@ -81,7 +86,12 @@ class FineTunedHead(nn.Module):
     patch_labels: Tensor
 
     def __init__(
-        self, bank: MemoryBank, *, patch_quantile: float = PATCH_QUANTILE, image_quantile: float = IMAGE_QUANTILE
+        self,
+        bank: MemoryBank,
+        *,
+        start_temperature: float | None = None,
+        patch_quantile: float = PATCH_QUANTILE,
+        image_quantile: float = IMAGE_QUANTILE,
     ) -> None:
         super().__init__()
         width, embed_dim = bank.patch_keys.shape[1], bank.image_keys.shape[1]
@@ -89,6 +99,9 @@ class FineTunedHead(nn.Module):
         self.patch_key = nn.Linear(width, embed_dim)
         self.image_query = nn.Linear(embed_dim, embed_dim)
         self.image_key = nn.Linear(embed_dim, embed_dim)
+        if start_temperature is not None:
+            _start_from_retrieval(self.patch_query, self.patch_key, start_temperature)
+            _start_from_retrieval(self.image_query, self.image_key, start_temperature)
         self.patch_quantile = patch_quantile
         self.image_quantile = image_quantile
         _register_bank(self, bank)
@@ -139,13 +152,17 @@ class FineTunedHead(nn.Module):
 
     def _project_keys(self, level: str, layer: nn.Module, keys: Tensor) -> Tensor:
         """Return the projected keys; in evaluation they are computed once per change of weights or keys."""
-        if self.training or torch.is_grad_enabled():
+        if self.training or torch.is_grad_enabled() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return layer(keys)  # type: ignore[no-any-return]
         # Writing to a tensor raises its version, moving it changes its address.
         state = tuple((tensor.data_ptr(), _version(tensor)) for tensor in (*layer.parameters(), keys))
         if self._folded.get(level, (None,))[0] != state:
             self._folded[level] = (state, layer(keys))
         return self._folded[level][1]
+
+    def learned_state(self) -> dict[str, Tensor]:
+        """Return the weights that were learned: the state dict, for the bank's tensors are not in it."""
+        return self.state_dict()
 
     def with_bank(self, bank: MemoryBank) -> FineTunedHead:
         """Return the same head over another memory bank, with the same weights."""
@@ -222,6 +239,17 @@ class PromptedHead(nn.Module):
     def _projected(self, features: ImageFeatures) -> Tensor:
         averaged = average_neighbors(features.projected_patches, features.grid_size)
         return F.normalize(averaged, dim=-1)
+
+
+def _start_from_retrieval(query: nn.Linear, key: nn.Linear, temperature: float) -> None:
+    """Make the product of a projected query and a projected key their cosine divided by a temperature."""
+    if not temperature > 0:
+        raise ValueError(f"start_temperature must be positive, got {temperature}")
+    nn.init.orthogonal_(query.weight, gain=temperature**-0.5)
+    with torch.no_grad():
+        key.weight.copy_(query.weight)
+        query.bias.zero_()
+        key.bias.zero_()
 
 
 def _patch_queries(features: ImageFeatures) -> Tensor:

@@ -32,9 +32,8 @@ def probability_focal_loss(anomalous: Tensor, mask: Tensor) -> Tensor:
     Reference:
         MRAD, arXiv 2602.00522, as its published code computes it. MONAI's focal loss takes logits and differs by 1e-4.
     """
-    probabilities = torch.cat([1 - anomalous, anomalous], dim=1)
-    target = torch.cat([1 - mask, mask], dim=1).clamp(_SMOOTH, 1 - _SMOOTH)
-    likelihood = (target * probabilities).sum(1) + _SMOOTH
+    is_normal, is_anomalous = (share.clamp(_SMOOTH, 1 - _SMOOTH) for share in (1 - mask, mask))
+    likelihood = is_normal * (1 - anomalous) + is_anomalous * anomalous + _SMOOTH
     return (-((1 - likelihood) ** 2) * likelihood.log()).mean()
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from mrad_med.clip import CLIP, CLIPImageEncoder
-from mrad_med.head_files import HeadError, check_head, load_head
+from mrad_med.clip import CLIP, CLIPImageEncoder, CLIPTextEncoder
+from mrad_med.head_files import HeadError, check_head, load_head, load_weights
 from mrad_med.heads import FineTunedHead, Head, PromptedHead, TrainFreeHead
 from mrad_med.maps import GAUSSIAN_SIGMA, upsample_and_blur
 from mrad_med.memory import MemoryBank
@@ -34,6 +37,7 @@ class MRAD(nn.Module):
         self.image_encoder = image_encoder
         self.head = head
         self.sigma = sigma
+        self.register_load_state_dict_pre_hook(_complete_head)  # type: ignore[no-untyped-call]
 
     def encode(self, images: Tensor) -> ImageFeatures:
         """Return the features of (B, 3, H, W) normalized images."""
@@ -80,7 +84,13 @@ def build_mrad_tf(clip: CLIP, bank: MemoryBank, *, temperature: float = 1.0, sig
 
 
 def build_mrad_ft(
-    clip: CLIP, bank: MemoryBank, *, checkpoint: Checkpoint | None = None, sigma: float = GAUSSIAN_SIGMA
+    clip: CLIP,
+    bank: MemoryBank,
+    *,
+    checkpoint: Checkpoint | None = None,
+    start_temperature: float | None = None,
+    seed: int | None = None,
+    sigma: float = GAUSSIAN_SIGMA,
 ) -> MRAD:
     """Return MRAD-FT, retrieval by a learned metric.
 
@@ -88,17 +98,23 @@ def build_mrad_ft(
         clip: the backbone that made the bank.
         bank: the memory.
         checkpoint: a file of `save_head`, a published checkpoint file, or the state dict of a `FineTunedHead`; None
-            starts from random weights, for training.
+            starts from weights for training.
+        start_temperature: as in `FineTunedHead`; None starts from random weights, as published.
+        seed: of the random weights; None draws them from torch's own state.
         sigma: of the Gaussian that smooths the map, in pixels of the network's input.
 
     Raises:
         MemoryBankError: the bank does not belong to this backbone.
-        HeadError: the head was trained on another backbone or with another bank, or its file is damaged.
-        ValueError: the checkpoint belongs to another variant.
+        HeadError: the head was trained on another backbone or with another bank, is one of another variant, or its
+            file is damaged.
+        ValueError: the temperature is not positive.
     """
     bank.check(clip.card)
-    head = FineTunedHead(bank)
-    _load_weights(head, checkpoint, clip, bank)
+    state = _read_checkpoint(checkpoint, clip, bank)
+    with _random_weights(seed):
+        head = FineTunedHead(bank, start_temperature=start_temperature)
+    if state is not None:
+        load_weights(head, state)
     return _assemble(clip, head, sigma)
 
 
@@ -108,10 +124,11 @@ def build_mrad_clip(
     *,
     checkpoint: Checkpoint | None = None,
     threshold: float = 0.5,
-    context_length: int = CONTEXT_LENGTH,
-    depth: int = DEPTH,
-    deep_length: int = DEEP_LENGTH,
+    context_length: int | None = None,
+    depth: int | None = None,
+    deep_length: int | None = None,
     fp16_deep_prompts: bool = False,
+    seed: int | None = None,
     sigma: float = GAUSSIAN_SIGMA,
 ) -> MRAD:
     """Return MRAD-CLIP, patches against text prompts that each image's regions bias.
@@ -122,51 +139,85 @@ def build_mrad_clip(
         checkpoint: a file of `save_head`, a published checkpoint file, or the state dict of a `PromptedHead` (its text
             tower may be absent); None starts from random weights, for training.
         threshold: patches whose retrieval probability is above it are the anomalous region.
-        context_length: as in `RegionPrompts`.
-        depth: as in `RegionPrompts`.
-        deep_length: as in `RegionPrompts`.
+        context_length: as in `RegionPrompts`; None takes that of the checkpoint, or 12 as published.
+        depth: as in `RegionPrompts`; None takes that of the checkpoint, or 9 as published, or as many as there are.
+        deep_length: as in `RegionPrompts`; None takes that of the checkpoint, or 4 as published.
         fp16_deep_prompts: as in `RegionPrompts`; the published code rounds.
+        seed: of the random weights; None draws them from torch's own state.
         sigma: of the Gaussian that smooths the map, in pixels of the network's input.
 
     Raises:
         MemoryBankError: the bank does not belong to this backbone.
-        HeadError: the head was trained on another backbone or with another bank, or its file is damaged.
-        ValueError: the backbone has no text tower, or the checkpoint belongs to another variant.
+        HeadError: the head was trained on another backbone or with another bank, is one of another variant or with
+            other prompts, or its file is damaged.
+        ValueError: the backbone has no text tower, or one that is too small for these prompts.
     """
     bank.check(clip.card)
     if clip.text_encoder is None:
         raise ValueError(f"{clip.card.name} has no text tower; MRAD-CLIP needs one: load for example 'openai'")
-    prompts = RegionPrompts(
-        clip.text_encoder,
-        clip.card.embed_dim,
-        context_length=context_length,
-        depth=depth,
-        deep_length=deep_length,
-        fp16_deep_prompts=fp16_deep_prompts,
-    )
-    head = PromptedHead(FineTunedHead(bank), prompts, threshold=threshold)
-    _load_weights(head, checkpoint, clip, bank)
+    state = _read_checkpoint(checkpoint, clip, bank)
+    sizes = _prompt_sizes(clip.text_encoder, state, context_length=context_length, depth=depth, deep_length=deep_length)
+    with _random_weights(seed):
+        prompts = RegionPrompts(clip.text_encoder, clip.card.embed_dim, fp16_deep_prompts=fp16_deep_prompts, **sizes)
+        head = PromptedHead(FineTunedHead(bank), prompts, threshold=threshold)
+    if state is not None:
+        load_weights(head, state)
     return _assemble(clip, head, sigma)
 
 
-def _load_weights(
-    head: FineTunedHead | PromptedHead, checkpoint: Checkpoint | None, clip: CLIP, bank: MemoryBank
-) -> None:
-    """Load weights into a head; everything but the text tower, which is the backbone's, must be there."""
-    if checkpoint is None:
+def _complete_head(network: MRAD, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Let the state dict of a head alone, as `save_head` writes it, load into the network: the rest of it is frozen.
+
+    MONAI's commands, such as ``ckpt_export``, load a bundle's models/model.pt into the network.
+    """
+    if prefix or any(name.startswith("image_encoder.") for name in state):
         return
-    state, card = (checkpoint, None) if isinstance(checkpoint, Mapping) else load_head(checkpoint)
+    learned = {f"head.{name}": state.pop(name) for name in list(state)}
+    frozen = network.state_dict()
+    state.update({name: frozen[name] for name in frozen if "image_encoder." in name or ".text_encoder." in name})
+    state.update(learned)
+
+
+def _read_checkpoint(checkpoint: Checkpoint | None, clip: CLIP, bank: MemoryBank) -> Mapping[str, Tensor] | None:
+    if checkpoint is None or isinstance(checkpoint, Mapping):
+        return checkpoint
+    state, card = load_head(checkpoint)
     if card is not None:
-        check_head(card, clip.card, bank)
-    try:
-        missing, unexpected = head.load_state_dict(dict(state), strict=False)
-    except RuntimeError as error:
-        raise HeadError(f"this checkpoint belongs to another backbone: {error}") from error
-    missing = [name for name in missing if not name.startswith("prompts.text_encoder.")]
-    if missing or unexpected:
-        raise HeadError(
-            f"this checkpoint is not one of a {type(head).__name__}: it lacks {missing[:3]} and brings {unexpected[:3]}"
-        )
+        check_head(card, clip.card, bank, clip.text_encoder)
+    return state
+
+
+def _prompt_sizes(
+    text_encoder: CLIPTextEncoder, state: Mapping[str, Tensor] | None, **asked: int | None
+) -> dict[str, int]:
+    """Return how many learned tokens prompts have: what is asked for, or what the weights say, or as published."""
+    blocks = len(text_encoder.tower.transformer.resblocks)
+    published = {"context_length": CONTEXT_LENGTH, "depth": min(DEPTH, blocks), "deep_length": DEEP_LENGTH}
+    found: dict[str, int] = {}
+    if state is not None and "prompts.context_normal" in state:
+        deep = [len(tensor) for name, tensor in state.items() if name.startswith("prompts.deep_prompts.")]
+        found = {"context_length": len(state["prompts.context_normal"]), "depth": 1 + len(deep)}
+        found |= {"deep_length": deep[0]} if deep else {}
+    given = {name: value for name, value in asked.items() if value is not None}
+    differing = [
+        f"{name} {found[name]}, not {given[name]}" for name in given if found.get(name) not in (None, given[name])
+    ]
+    if differing:
+        raise HeadError(f"this checkpoint has {', '.join(differing)}: leave that out, for the checkpoint decides")
+    return {**published, **found, **given}
+
+
+@contextmanager
+def _random_weights(seed: int | None) -> Iterator[None]:
+    """Seed the random weights made inside, and leave torch's own state as it was; nothing without a seed.
+
+    What a run draws before depends on what it found done, such as features in a cache: a training that starts anew
+    would start from other weights.
+    """
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
 
 
 def _assemble(clip: CLIP, head: Head, sigma: float) -> MRAD:

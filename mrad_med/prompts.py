@@ -27,6 +27,9 @@ class RegionPrompts(nn.Module):
         depth: text blocks with learned tokens, counting the first, whose are the contexts.
         deep_length: learned tokens before each of the others.
         fp16_deep_prompts: round them to fp16 in the forward pass, as the published code does.
+
+    Raises:
+        ValueError: the text tower has fewer blocks than ``depth``, or no room for so many learned tokens.
     """
 
     embedded: Tensor
@@ -45,6 +48,17 @@ class RegionPrompts(nn.Module):
         super().__init__()
         from open_clip import tokenize
 
+        words = tokenize(list(STATES)).argmax(-1)  # the end token has the highest number
+        ends = words + context_length
+        blocks, positions = len(text_encoder.tower.transformer.resblocks), len(text_encoder.tower.positional_embedding)
+        if not 1 <= depth <= blocks:
+            raise ValueError(f"this text tower has {blocks} blocks: depth must be 1 to {blocks}, got {depth}")
+        if not 1 <= deep_length <= context_length < positions - int(words.max()):
+            raise ValueError(
+                f"this text tower has {positions} positions: context_length must be 1 to "
+                f"{positions - int(words.max()) - 1} and deep_length 1 to context_length, got {context_length} and "
+                f"{deep_length}"
+            )
         width = text_encoder.width
         self.text_encoder = text_encoder
         self.context_length = context_length
@@ -56,8 +70,7 @@ class RegionPrompts(nn.Module):
         self.deep_prompts = nn.ParameterList(
             nn.Parameter(torch.randn(deep_length, width) * _INIT_STD) for _ in range(depth - 1)
         )
-        tokens = tokenize([" ".join(["X"] * context_length) + " " + state for state in STATES])
-        ends = tokens.argmax(-1)  # the end token has the highest number
+        tokens = tokenize([" ".join(["X"] * context_length) + " " + state for state in STATES], positions)
         tokens = tokens[:, : int(ends.max()) + 1].to(text_encoder.tower.token_embedding.weight.device)
         self.register_buffer("embedded", text_encoder.embed(tokens), persistent=False)  # (2, T, W)
         self.register_buffer("ends", ends, persistent=False)
@@ -67,7 +80,7 @@ class RegionPrompts(nn.Module):
         biases = torch.stack([self.bias_normal(region_tokens[:, 0]), self.bias_anomaly(region_tokens[:, 1])], dim=1)
         contexts = torch.stack([self.context_normal, self.context_anomaly]) + biases[:, :, None]  # (B, 2, C, W)
         prefix, suffix = self.embedded[:, :1], self.embedded[:, 1 + self.context_length :]
-        batch = len(region_tokens)
+        batch = region_tokens.shape[0]  # not len(): a tracer would fix it
         prompts = torch.cat(
             [prefix.expand(batch, -1, -1, -1), contexts, suffix.expand(batch, -1, -1, -1)], dim=2
         )  # (B, 2, T, W)

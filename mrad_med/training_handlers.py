@@ -14,11 +14,11 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from monai.engines import Evaluator, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
 from mrad_med.engines import TrainingError
-from mrad_med.files import atomic_path
-from mrad_med.heads import PromptedHead
+from mrad_med.head_files import best_epoch, copy_weights, load_weights, save_tensors, sha256_of_text_tower
+from mrad_med.heads import FineTunedHead, PromptedHead
 from mrad_med.metrics import PixelMetrics, image_metrics
 from mrad_med.types import AnomalyKeys
 
@@ -110,23 +110,31 @@ def _gather(part: Any) -> list[Any]:
 class TrainingCheckpoint:
     """Save a training after every epoch, resume one that was killed, and end with the best weights.
 
-    One file, ``last.pt``, replaced as a whole: MONAI's `CheckpointSaver` writes into the file that it replaces, and its
-    notion of what was best does not survive the process. Training is reproducible from epoch to epoch, so a resumed one
-    ends with the weights of an uninterrupted one.
+    Writes two files into a folder. ``last.pt`` holds everything a run needs to go on: the head after the last epoch
+    (``head``), after the best one (``best_head``), optimizer, schedule and counts. ``best.pt`` is the state dict of the
+    best head alone, there as soon as a validation has said which that is:
+    ``build_mrad_ft(clip, bank, checkpoint=torch.load("best.pt", weights_only=True))``.
+
+    It stands where zoo bundles have MONAI's `CheckpointSaver`, which writes into the file that it replaces, so that a
+    run killed at that moment leaves neither, and which forgets with the process what was best. Nothing in an epoch is
+    random but the order, which follows from seed and epoch, so a resumed training ends with the weights of an
+    uninterrupted one.
 
     Args:
-        folder: where ``last.pt`` goes; one training each.
-        trainer_head: the head that is trained, not wrapped for several processes.
+        folder: where the files go; one training each.
+        head: the head that is trained, not wrapped for several processes.
         optimizer: of the training.
         lr_scheduler: of the training, if it has one.
-        evaluator: of the validation; its key metric says which epoch was best. The last is kept without one.
+        evaluator: of the validation; its key metric, where it is defined, says which epoch was best. The last is kept
+            without one.
         identity: what must be the same in a run that resumes: hashes of backbone, bank and training set, settings.
+            Optimizer, schedule, batches an epoch, processes and text tower are compared without being named here.
     """
 
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        head: nn.Module,
+        head: FineTunedHead | PromptedHead,
         optimizer: torch.optim.Optimizer,
         *,
         lr_scheduler: Any = None,
@@ -134,15 +142,21 @@ class TrainingCheckpoint:
         identity: Mapping[str, str | int | float | bool | None] | None = None,
     ) -> None:
         self.path = Path(folder) / "last.pt"
+        self.best_path = Path(folder) / "best.pt"
         self.head = head
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.evaluator = evaluator
         self.identity = dict(identity or {})
+        if isinstance(head, PromptedHead):
+            self.identity["text_tower"] = sha256_of_text_tower(head.prompts.text_encoder)
         self._best: dict[str, Tensor] | None = None
 
     def attach(self, engine: Trainer) -> None:
-        """Listen to the trainer; the validation must be attached before."""
+        """Listen to the trainer; validation and schedule must be attached before, early stopping after."""
+        for state in (engine, self.evaluator):
+            if state is not None:
+                state.state_dict_user_keys.extend(["best_metric", "best_metric_epoch"])
         engine.add_event_handler(Events.STARTED, self.resume)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
         engine.add_event_handler(Events.COMPLETED, self.restore_best)
@@ -157,10 +171,10 @@ class TrainingCheckpoint:
             return
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
-            identity = saved["identity"]
+            given, expected = saved["identity"], self._identity(engine)
         except Exception as error:  # bytes that are no checkpoint make the unpickler raise almost anything
             raise TrainingError(f"{self.path} is damaged; delete it to train from the start") from error
-        other = sorted(name for name in {*identity, *self.identity} if identity.get(name) != self.identity.get(name))
+        other = sorted(name for name in {*given, *expected} if given.get(name) != expected.get(name))
         if other:
             raise TrainingError(
                 f"{self.path} belongs to another training: {', '.join(other)} differ(s); choose another output folder, "
@@ -168,49 +182,60 @@ class TrainingCheckpoint:
             )
         max_epochs = engine.state.max_epochs
         engine.load_state_dict(saved["trainer"])
-        engine.state.max_epochs = max_epochs
-        self.head.load_state_dict(saved["head"], strict=False)  # without the text tower, which is the backbone's
+        engine.state.max_epochs = max_epochs  # which may have been raised
+        load_weights(self.head, saved["head"])
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.lr_scheduler is not None:
             self.lr_scheduler.load_state_dict(saved["lr_scheduler"])
-        self._best = saved["best_head"]
         if self.evaluator is not None:
-            self.evaluator.state.best_metric = saved["best_metric"]
-            self.evaluator.state.best_metric_epoch = saved["best_metric_epoch"]
+            self.evaluator.load_state_dict(saved["evaluator"])
+        self._best = saved["best_head"]
         logger.info("resumed after epoch %d of %d", engine.state.epoch, max_epochs)
 
     def save(self, engine: Trainer) -> None:
         """Write the state of the training.
 
         Raises:
+            TrainingError: a weight is NaN; the checkpoint before is untouched.
             OSError: the disk is full, or the folder cannot be written to; the checkpoint before is untouched.
         """
-        head = _learned(self.head)
-        best = None if self.evaluator is None else self.evaluator.state
-        if best is not None and best.best_metric_epoch == engine.state.epoch:
-            self._best = {name: tensor.detach().cpu().clone() for name, tensor in head.items()}
+        head = copy_weights(self.head)
+        if not all(tensor.isfinite().all() for tensor in head.values()):
+            raise TrainingError(
+                f"weights became NaN or infinite in epoch {engine.state.epoch}: lower the learning rate; the "
+                f"checkpoint of the epoch before in {self.path.parent} is untouched"
+            )
+        is_best = self.evaluator is not None and best_epoch(self.evaluator) == engine.state.epoch
+        if is_best:
+            self._best = head
         if dist.is_initialized() and dist.get_rank() > 0:
             return
+        if is_best:
+            save_tensors(head, self.best_path)
         content = {
-            "identity": self.identity,
+            "identity": self._identity(engine),
             "trainer": engine.state_dict(),
+            "evaluator": None if self.evaluator is None else self.evaluator.state_dict(),
             "head": head,
+            "best_head": self._best,
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
-            "best_head": self._best,
-            "best_metric": None if best is None else float(best.best_metric),
-            "best_metric_epoch": None if best is None else best.best_metric_epoch,
         }
-        try:
-            with atomic_path(self.path) as partial:
-                torch.save(content, partial)
-        except (OSError, RuntimeError) as error:  # torch's writer raises the latter
-            raise OSError(f"cannot write {self.path}: {error}; the checkpoint before is untouched") from error
+        save_tensors(content, self.path)
 
     def restore_best(self, _: Engine) -> None:
         """Give the head the weights that were best in validation."""
         if self._best is not None:
-            self.head.load_state_dict(self._best, strict=False)
+            load_weights(self.head, self._best)
+
+    def _identity(self, engine: Trainer) -> dict[str, Any]:
+        return {
+            **self.identity,
+            "optimizer": f"{type(self.optimizer).__name__} {self.optimizer.defaults}",
+            "lr_scheduler": None if self.lr_scheduler is None else type(self.lr_scheduler).__name__,
+            "epoch_length": engine.state.epoch_length,
+            "processes": dist.get_world_size() if dist.is_initialized() else 1,
+        }
 
 
 class EarlyStop:
@@ -233,11 +258,7 @@ class EarlyStop:
 
     def __call__(self, engine: Trainer) -> None:
         """Stop if it is time."""
-        best = self.evaluator.state.best_metric_epoch
-        if best > 0 and engine.state.epoch - best >= self.patience:
+        best = best_epoch(self.evaluator)
+        if best is not None and engine.state.epoch - best >= self.patience:
             logger.info("stopped after epoch %d: epoch %d was the best", engine.state.epoch, best)
             engine.terminate()
-
-
-def _learned(head: nn.Module) -> dict[str, Tensor]:
-    return head.learned_state() if isinstance(head, PromptedHead) else head.state_dict()

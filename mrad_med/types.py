@@ -131,6 +131,7 @@ class HeadCard:
         configuration: everything that shaped the training, and the head (context length, depth, ...).
         metrics: measured results, and on what.
         weights_sha256: hash of the weights file beside the card.
+        text_sha256: of MRAD-CLIP, hash of the text tower that its prompts were learned for.
         created: ISO date.
         version: version of mrad_med that wrote it.
     """
@@ -143,6 +144,7 @@ class HeadCard:
     configuration: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     weights_sha256: str = ""
+    text_sha256: str | None = None
     created: str = ""
     version: str = ""
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from open_clip.model import CLIPTextCfg, _build_text_tower
 from open_clip.transformer import VisionTransformer
 from PIL import Image
 
-from mrad_med import CLIP, BackboneCard, CLIPImageEncoder, MemoryBank, build_memory_bank
+from mrad_med import CLIP, BackboneCard, CLIPImageEncoder, CLIPTextEncoder, MemoryBank, build_memory_bank
 
 TINY_SIZE = 56  # four patches of 14 pixels a side
 
@@ -32,7 +33,15 @@ def make_tiny_clip(seed: int = 0, **keywords) -> CLIP:
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
     )
-    return CLIP(CLIPImageEncoder(tower, **keywords), card)
+    return CLIP(CLIPImageEncoder(tower, **keywords), card, make_tiny_text_encoder(seed))
+
+
+def make_tiny_text_encoder(seed: int = 0, *, layers: int = 3) -> CLIPTextEncoder:
+    torch.manual_seed(seed)
+    tower = _build_text_tower(24, CLIPTextCfg(width=16, heads=2, layers=layers))
+    for parameter in tower.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return CLIPTextEncoder(tower)
 
 
 def make_labelled_batches(count: int = 6, batch_size: int = 2, size: int = TINY_SIZE, seed: int = 1) -> list[dict]:

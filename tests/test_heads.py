@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from mrad_med import BankCard, ImageFeatures, MemoryBank
-from mrad_med.heads import TrainFreeHead
+from mrad_med.heads import FineTunedHead, TrainFreeHead
 from mrad_med.retrieval import average_neighbors
 
 CARD = BankCard(backbone="by hand", backbone_sha256=None, image_size=None)
@@ -124,3 +125,16 @@ def test_features_of_another_width_are_refused():
         head.image_probability(features)
     with pytest.raises(ValueError, match="queries are 6 wide and keys 4"):
         head.patch_probability(features)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.07])
+def test_a_learned_metric_that_starts_from_retrieval_gives_what_retrieval_gives(temperature: float):
+    features = make_random_features()
+    features = replace(features, patches=features.projected_patches)  # as wide as the joint space
+    labels = torch.tensor([1, 0])
+    bank = MemoryBank(torch.eye(2, 3), labels, torch.eye(2, 3), labels, CARD)
+    plain = TrainFreeHead(bank, temperature=temperature)
+    learned = FineTunedHead(bank, start_temperature=temperature).eval()
+    with torch.no_grad():
+        assert torch.allclose(learned.patch_probability(features), plain.patch_probability(features), atol=1e-5)
+        assert torch.allclose(learned.image_probability(features), plain.image_probability(features), atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +10,24 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.engines import IterationEvents, SupervisedTrainer
+from monai.handlers import LrScheduleHandler
 from open_clip.model import CLIPTextCfg, _build_text_tower
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from mrad_med import (
     CLIP,
     MRAD,
     AnomalyInferer,
+    FeatureDataset,
+    FineTuneTrainer,
+    HeadError,
     MemoryBank,
+    PromptTrainer,
     build_mrad_clip,
     build_mrad_ft,
+    feature_loader,
     load_clip,
     load_official_checkpoint,
 )
@@ -31,6 +40,7 @@ from tests.reference_weights import head_state, normalize, openai_state_dict
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "mrad.npz")
 HEADS = np.load(Path(__file__).parent / "golden" / "learned_heads.npz")
+LossPart = Callable[..., Tensor]
 
 
 def gap(given: Tensor, name: str) -> float:
@@ -140,12 +150,16 @@ def test_prompted_network_meets_the_published_numbers(
 def test_checkpoints_of_another_variant_or_layout_are_refused(
     reference: CLIP, bank: MemoryBank, checkpoints: dict[str, Path], tmp_path: Path
 ):
-    with pytest.raises(ValueError, match="not one of a FineTunedHead"):
+    with pytest.raises(HeadError, match="not those of a FineTunedHead: they lack"):
         build_mrad_ft(reference, bank, checkpoint=checkpoints["clip"])
-    with pytest.raises(ValueError, match="not one of a PromptedHead: it lacks"):
+    with pytest.raises(HeadError, match="not those of a PromptedHead: they lack"):
         build_mrad_clip(reference, bank, checkpoint=checkpoints["ft"])
-    with pytest.raises(ValueError, match="belongs to another backbone"):
+    with pytest.raises(HeadError, match="these weights belong to another backbone"):
         build_mrad_ft(reference, bank, checkpoint={"patch_query.weight": torch.zeros(2, 2)})
+    with pytest.raises(HeadError, match="has context_length 12, not 8: leave that out"):
+        build_mrad_clip(reference, bank, checkpoint=checkpoints["clip"], context_length=8)
+    with pytest.raises(HeadError, match="has depth 9, not 12, deep_length 4, not 2: leave that out"):
+        build_mrad_clip(reference, bank, checkpoint=checkpoints["clip"], depth=12, deep_length=2)
     with pytest.raises(ValueError, match="has no text tower"):
         build_mrad_clip(replace(reference, text_encoder=None), bank, checkpoint=checkpoints["clip"])
     (tmp_path / "broken.pth").write_bytes(checkpoints["ft"].read_bytes()[:1000])
@@ -157,50 +171,88 @@ def test_checkpoints_of_another_variant_or_layout_are_refused(
         load_official_checkpoint(tmp_path / "missing.pth")
 
 
-def test_steps_of_fine_tuning_meet_the_published_losses_and_weights(features: ImageFeatures, fine_tuned: FineTunedHead):
-    masks = query_masks()
-    labels = masks.flatten(1).amax(1).long()
-    fine_tuned.train()
+@pytest.fixture(scope="module")
+def training_set(features: ImageFeatures, tmp_path_factory: pytest.TempPathFactory) -> FeatureDataset:
+    """Return the queries as a cache would keep them; the published steps took them as one batch."""
+    folder = tmp_path_factory.mktemp("features")
+    cases, files = [], []
+    for index, mask in enumerate(query_masks()):
+        files.append(folder / f"{index}.safetensors")
+        tensors = {"image": features.image[index], "patches": features.patches[index], "mask": mask[0].byte()}
+        save_file(tensors, files[-1])
+        cases.append({"case_id": f"query {index}", "label": int(mask.max())})
+    return FeatureDataset(cases, files, features.grid_size)
+
+
+def follow_steps(trainer: SupervisedTrainer, parts: list[LossPart], watched: list[nn.Parameter]) -> np.ndarray:
+    """Train; return a row a step: each part of the loss, the whole, and the norm of each watched gradient."""
+    rows: list[list[float]] = []
+
+    def note_losses(engine: SupervisedTrainer) -> None:
+        target = engine.state.output["label"]
+        values = [part(engine.state.output["pred"], target).item() for part in parts]
+        rows.append([*values, engine.state.output["loss"].item()])
+
+    trainer.add_event_handler(IterationEvents.LOSS_COMPLETED, note_losses)
+    trainer.add_event_handler(
+        IterationEvents.BACKWARD_COMPLETED, lambda: rows[-1].extend(item.grad.norm().item() for item in watched)
+    )
+    trainer.run()
+    return np.array(rows)
+
+
+def upsample(maps: Tensor) -> Tensor:
+    return F.interpolate(maps, size=(518, 518), mode="bilinear", align_corners=False)
+
+
+def test_steps_of_the_fine_tune_trainer_meet_the_published_losses_gradients_and_weights(
+    training_set: FeatureDataset, fine_tuned: FineTunedHead
+):
     optimizer = torch.optim.Adam(fine_tuned.parameters(), lr=4e-4, betas=(0.5, 0.999))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3, eta_min=1e-6)
-    for expected in HEADS["ft_steps"]:
-        probability = fine_tuned.patch_probability(features).reshape(-1, 1, 37, 37)
-        maps = F.interpolate(probability, size=(518, 518), mode="bilinear", align_corners=False)
-        image = fine_tuned.image_probability(features)
-        losses = [
-            probability_focal_loss(maps, masks),
-            dice_loss(maps, masks),
-            F.cross_entropy(torch.cat([1 - image, image], dim=1) / 0.07, labels),
-        ]
-        optimizer.zero_grad()
-        sum(losses).backward()
-        np.testing.assert_allclose([loss.item() for loss in losses], expected[:3], atol=1e-5)
-        norms = [layer.weight.grad.norm().item() for layer in (fine_tuned.patch_query, fine_tuned.patch_key)]
-        np.testing.assert_allclose(norms, expected[[4, 6]], rtol=1e-3)
-        optimizer.step()
-        schedule.step()
+    loader = feature_loader(training_set, batch_size=3)
+    trainer = FineTuneTrainer(
+        "cpu", 3, loader, fine_tuned, optimizer, train_handlers=[LrScheduleHandler(schedule, print_lr=False)]
+    )
+    parts = [
+        lambda given, target: probability_focal_loss(upsample(given[0]), target["mask"]),
+        lambda given, target: dice_loss(upsample(given[0]), target["mask"]),
+        lambda given, target: F.cross_entropy(torch.cat([1 - given[1], given[1]], dim=1) / 0.07, target["label"]),
+    ]
+    layers = (fine_tuned.patch_query, fine_tuned.patch_key, fine_tuned.image_query, fine_tuned.image_key)
+    watched = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+    steps = follow_steps(trainer, parts, watched)
+    np.testing.assert_allclose(steps[:, :4], HEADS["ft_steps"][:, :4], atol=1e-5)
+    # A constant added to all scores of a query changes no probability: the gradient of a key's bias is rounding alone.
+    meaningful = [4, 5, 6, 8, 9, 10]
+    np.testing.assert_allclose(steps[:, meaningful], HEADS["ft_steps"][:, meaningful], rtol=1e-3)
     after = torch.stack([fine_tuned.patch_query.weight[:4, :8], fine_tuned.patch_key.weight[:4, :8]])
     assert gap(after, "ft_w_after") < 1e-5
 
 
-def test_steps_of_prompt_learning_meet_the_published_losses_and_gradients(
-    reference: CLIP, bank: MemoryBank, features: ImageFeatures, checkpoints: dict[str, Path]
+def test_steps_of_the_prompt_trainer_meet_the_published_losses_and_gradients(
+    reference: CLIP, bank: MemoryBank, training_set: FeatureDataset, checkpoints: dict[str, Path]
 ):
-    head = build_mrad_clip(reference, bank, checkpoint=checkpoints["clip"], fp16_deep_prompts=True).head.train()
-    learned, masks = [parameter for parameter in head.parameters() if parameter.requires_grad], query_masks()
+    head = build_mrad_clip(reference, bank, checkpoint=checkpoints["clip"], fp16_deep_prompts=True).head
+    learned = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    trainer = PromptTrainer(
+        "cpu",
+        2,
+        feature_loader(training_set, batch_size=3),
+        head,
+        torch.optim.Adam(learned, lr=4e-4, betas=(0.5, 0.999)),
+        image_encoder=reference.image_encoder,
+    )
+    parts = [
+        lambda given, target: probability_focal_loss(upsample(given), target["mask"]),
+        lambda given, target: dice_loss(upsample(given), target["mask"]),
+        lambda given, target: dice_loss(1 - upsample(given), 1 - target["mask"]),
+    ]
     prompts = head.prompts
     watched = [prompts.context_normal, prompts.context_anomaly, prompts.bias_normal.weight, prompts.bias_anomaly.weight]
-    watched.append(prompts.deep_prompts[0])
-    optimizer = torch.optim.Adam(learned, lr=4e-4, betas=(0.5, 0.999))
-    for expected in HEADS["clip_steps"]:
-        probability = head.patch_probability(features).reshape(-1, 1, 37, 37)
-        maps = F.interpolate(probability, size=(518, 518), mode="bilinear", align_corners=False)
-        losses = [probability_focal_loss(maps, masks), dice_loss(maps, masks), dice_loss(1 - maps, 1 - masks)]
-        optimizer.zero_grad()
-        sum(losses).backward()
-        np.testing.assert_allclose([loss.item() for loss in losses], expected[:3], atol=1e-5)
-        np.testing.assert_allclose([item.grad.norm().item() for item in watched], expected[4:], rtol=1e-3)
-        optimizer.step()
+    steps = follow_steps(trainer, parts, [*watched, prompts.deep_prompts[0]])
+    np.testing.assert_allclose(steps[:, :4], HEADS["clip_steps"][:, :4], atol=1e-5)
+    np.testing.assert_allclose(steps[:, 4:], HEADS["clip_steps"][:, 4:], rtol=1e-3)
 
 
 def test_projected_keys_follow_a_change_of_weights(features: ImageFeatures, fine_tuned: FineTunedHead):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrad_med import CLIP, MRAD, MemoryBank, MemoryBankError, build_mrad_tf
+from mrad_med import CLIP, MRAD, MemoryBank, MemoryBankError, build_mrad_ft, build_mrad_tf
 from mrad_med.maps import upsample_and_blur
-from tests.conftest import make_labelled_batches, make_tiny_clip
+from tests.conftest import TINY_SIZE, make_labelled_batches, make_tiny_clip
 
 
 def make_images(batch: int = 3, height: int = 56, width: int = 56) -> Tensor:
@@ -158,3 +158,16 @@ def test_bank_without_anomalous_patches_is_refused(tiny_clip: CLIP, tiny_bank: M
 def test_images_that_do_not_fit_the_patches_are_refused(network: MRAD):
     with pytest.raises(ValueError, match="multiples of the patch size 14, got 57 x 56"):
         network(make_images(1, 57, 56))
+
+
+def test_fine_tuning_starts_from_no_temperature_that_is_not_positive(tiny_clip: CLIP, tiny_bank: MemoryBank):
+    with pytest.raises(ValueError, match="start_temperature must be positive"):
+        build_mrad_ft(tiny_clip, tiny_bank, start_temperature=0.0)
+
+
+def test_fine_tuning_may_start_from_retrieval(tiny_clip: CLIP, tiny_bank: MemoryBank):
+    features = tiny_clip.image_encoder(torch.rand(2, 3, TINY_SIZE, TINY_SIZE))
+    plain = build_mrad_tf(tiny_clip, tiny_bank, temperature=0.07)
+    started = build_mrad_ft(tiny_clip, tiny_bank, start_temperature=0.07)
+    with torch.no_grad():
+        assert torch.allclose(started.image_probability(features), plain.image_probability(features), atol=1e-5)
