@@ -20,6 +20,7 @@ from mrad_med.datasets import (
 )
 from mrad_med.detector import AnomalyDetector
 from mrad_med.engines import FineTuneTrainer, PrepareFeatures, PromptTrainer, TrainingError, select_trainable
+from mrad_med.export import ExportError, export_network
 from mrad_med.features import FeatureDataset, collate_features, feature_loader
 from mrad_med.handlers import MetricsSaver, ResultCollector, ResultSaver
 from mrad_med.head_files import HeadError, describe_head, load_head, save_head
@@ -69,6 +70,7 @@ __all__ = [
     "CaseResult",
     "DatasetError",
     "EarlyStop",
+    "ExportError",
     "FailedCase",
     "FailedCasesError",
     "FeatureCache",
@@ -112,6 +114,7 @@ __all__ = [
     "collate_features",
     "describe_head",
     "describe_run",
+    "export_network",
     "feature_loader",
     "find_bundle",
     "find_cases",

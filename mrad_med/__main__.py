@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = parser.parse_known_args(arguments)
     try:
         options.overrides = _overrides(overrides)
-        if overrides and options.command not in (_detect, _run):
+        if overrides and options.command not in (_detect, _run, _train, _export):
             raise ValueError(f"unknown: {' '.join(overrides)}; see mrad-med bank --help")
         status: int = options.command(options)
     except FailedCasesError as error:
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mrad-med",
         description="Zero-shot anomaly detection for medical images.",
-        epilog="Any value of a bundle's configs/inference.json can be overridden: --temperature 1 --device cpu ...",
+        epilog="detect, run, train and export take any value of the bundle's config: --device cpu --image_size 518 ...",
     )
     parser.add_argument("--version", action="version", version=f"mrad-med {mrad_med.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -69,6 +69,19 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run a bundle directory, as python -m monai.bundle run does")
     run.add_argument("bundle", help="bundle directory, name, or config file")
     run.set_defaults(command=_run)
+
+    train = commands.add_parser("train", help="train a bundle's head on a folder of labelled images")
+    train.add_argument("bundle", help="bundle directory or name, such as mrad_ft")
+    train.add_argument("--dataset_dir", required=True, help="VisA as downloaded, or folders of classes")
+    train.add_argument("--output_dir", help="folder for features, bank, checkpoints and head (default: the bundle's)")
+    train.set_defaults(command=_train)
+
+    export = commands.add_parser("export", help="write a bundle's network as one file, checked against it")
+    export.add_argument("bundle", help="bundle directory or name")
+    export.add_argument(
+        "--out", type=Path, required=True, help="file ending in .onnx, .pt2 (torch.export) or .ts (TorchScript)"
+    )
+    export.set_defaults(command=_export)
 
     bank = commands.add_parser("bank", help="build, extend, merge or show memory banks").add_subparsers(
         required=True, metavar="ACTION"
@@ -144,10 +157,40 @@ def _detect(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    workflow = mrad_med.BundleWorkflow(options.bundle, **options.overrides)
+    _work(mrad_med.BundleWorkflow(options.bundle, **options.overrides))
+    return ALL_WELL
+
+
+def _train(options: argparse.Namespace) -> int:
+    root = mrad_med.find_bundle(options.bundle)
+    config = root / "configs" / "train.json"
+    if not config.is_file():
+        raise FileNotFoundError(f"{root} has no configs/train.json: choose a bundle that learns, such as mrad_ft")
+    values = {"bundle_root": str(root), "dataset_dir": options.dataset_dir, **options.overrides}
+    if options.output_dir:
+        values["output_dir"] = options.output_dir
+    workflow = mrad_med.BundleWorkflow(str(config), workflow_type="train", **values)
+    _work(workflow)
+    _say(f"trained: {workflow.parser.get_parsed_content('checkpoint')}")
+    return ALL_WELL
+
+
+def _work(workflow: mrad_med.BundleWorkflow) -> None:
     workflow.initialize()
     workflow.run()
     workflow.finalize()
+
+
+def _export(options: argparse.Namespace) -> int:
+    detector = mrad_med.AnomalyDetector.from_bundle(options.bundle, **options.overrides)
+    differences = mrad_med.export_network(
+        detector.network,
+        options.out,
+        provenance=detector.provenance,
+        image_size=detector.image_size,
+        inferer=detector.inferer,
+    )
+    _say(f"{options.out}: differs from the network by at most {max(differences.values()):.1e}")
     return ALL_WELL
 
 

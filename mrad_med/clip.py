@@ -91,7 +91,7 @@ class CLIPImageEncoder(nn.Module):
     def _embed(self, images: Tensor, grid_size: tuple[int, int]) -> Tensor:
         """Return (B, 1 + N, D) tokens with positions resized to this grid, after the first layer norm."""
         tokens = self.tower.conv1(images.float()).flatten(2).transpose(1, 2)  # (B, N, D)
-        classes = self.tower.class_embedding.expand(len(tokens), 1, -1)
+        classes = self.tower.class_embedding.expand(tokens.shape[0], 1, -1)  # not len(): a tracer would fix it
         tokens = torch.cat([classes, tokens], dim=1) + self._positions(grid_size)
         return self.tower.ln_pre(tokens)  # type: ignore[no-any-return]
 
@@ -214,10 +214,10 @@ class CLIPTextEncoder(nn.Module):
         mask = self.tower.attn_mask[:length, :length].to(hidden)
         for index, block in enumerate(self.tower.transformer.resblocks):
             if 0 < index <= len(deep_prompts):
-                deep = deep_prompts[index - 1].expand(len(hidden), -1, -1)
+                deep = deep_prompts[index - 1].expand(hidden.shape[0], -1, -1)
                 hidden = torch.cat([hidden[:, :1], deep, hidden[:, 1 + deep.shape[1] :]], dim=1)
             hidden = block(hidden, attn_mask=mask)
-        last = self.tower.ln_final(hidden[torch.arange(len(hidden), device=hidden.device), ends])
+        last = self.tower.ln_final(hidden[torch.arange(hidden.shape[0], device=hidden.device), ends])
         return F.normalize(last @ self.tower.text_projection, dim=-1)
 
 

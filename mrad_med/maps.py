@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["fuse_scores", "top_fraction_mean", "upsample_and_blur"]
@@ -35,30 +36,35 @@ def upsample_and_blur(patch_maps: Tensor, image_size: tuple[int, int], *, sigma:
     """
     if sigma < 0:
         raise ValueError(f"sigma must not be negative, got {sigma}")
-    rows = _axis_matrix(patch_maps.shape[-2], image_size[0], sigma).to(patch_maps)
-    columns = _axis_matrix(patch_maps.shape[-1], image_size[1], sigma).to(patch_maps)
+    # int: under a tracer, sizes are tensors
+    rows, columns = (
+        torch.from_numpy(_axis_matrix(int(source), int(target), sigma)).to(patch_maps)
+        for source, target in zip(patch_maps.shape[-2:], image_size, strict=True)
+    )
     with torch.autocast(patch_maps.device.type, enabled=False):
         return rows @ patch_maps @ columns.T
 
 
 @lru_cache(maxsize=32)
-@torch.inference_mode(False)  # a tensor made in inference mode could not take part in a later backward pass
-@torch.no_grad()
-def _axis_matrix(source: int, target: int, sigma: float) -> Tensor:
-    """Return the (target, source) float64 matrix that upsamples one axis and blurs it."""
-    identity = torch.eye(source, dtype=torch.float64)
-    upsampled = F.interpolate(identity[:, None], size=target, mode="linear", align_corners=False)[:, 0].T
+def _axis_matrix(source: int, target: int, sigma: float) -> NDArray[np.float64]:
+    """Return the (target, source) matrix that upsamples one axis and blurs it.
+
+    An array, no tensor: what is kept must not depend on the mode of the first caller (inference, tracing, export).
+    """
+    position = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+    # Bilinear: a hat around each pixel of the source.
+    upsampled: NDArray[np.float64] = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(source)))
     radius = int(GAUSSIAN_TRUNCATE * sigma + 0.5)
     if radius == 0:
-        return upsampled.contiguous()
-    offsets = torch.arange(-radius, radius + 1)
-    kernel = torch.exp(-0.5 * (offsets / sigma).double() ** 2)
+        return upsampled
+    offsets = np.arange(-radius, radius + 1)
+    kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
     kernel /= kernel.sum()
     # Mirroring with period 2 * target also holds where the kernel is longer than the axis.
-    position = (torch.arange(target)[:, None] + offsets) % (2 * target)
-    position = torch.where(position < target, position, 2 * target - 1 - position)
-    blur = torch.zeros(target, target, dtype=torch.float64)
-    blur.scatter_add_(1, position, kernel.expand(target, -1))
+    neighbors = (np.arange(target)[:, None] + offsets) % (2 * target)
+    neighbors = np.where(neighbors < target, neighbors, 2 * target - 1 - neighbors)
+    blur: NDArray[np.float64] = np.zeros((target, target))
+    np.add.at(blur, (np.arange(target)[:, None], neighbors), kernel)
     return blur @ upsampled
 
 

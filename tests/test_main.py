@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from monai.data import load_net_with_metadata
 
 import mrad_med
 from mrad_med.__main__ import main
@@ -149,3 +150,75 @@ def test_what_is_done_stays_in_the_tables_when_a_run_is_stopped(
     assert main(["detect", str(image_folder), "--out", str(tmp_path / "out"), *SMALL]) == status
     with (tmp_path / "out" / "scores.csv").open(newline="") as stream_of_rows:
         assert [row["case_id"] for row in csv.DictReader(stream_of_rows)] == ["a"]
+
+
+def test_a_network_is_exported_and_the_difference_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "served" / "mrad.ts"
+    assert main(["export", "mrad_tf", "--out", str(path), "--temperature", "0.5", *SMALL]) == 0
+    assert f"{path}: differs from the network by at most " in capsys.readouterr().out
+    _, metadata, _ = load_net_with_metadata(str(path))
+    assert metadata["inputs"]["image"]["shape"] == ["batch", 3, 126, 126]
+    assert metadata["settings"]["overrides"]["temperature"] == "0.5"
+    assert metadata["memory_bank"]["card"]["backbone"] == metadata["backbone"]["name"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mrad_tf", "--out", "mrad.engine"], "ending in .onnx, .pt2, .ts"),
+        (["mrad_tf", "--out", "mrad.ts", "--image_size", "100"], "multiple of the patch size"),
+        (["mrad_tf", "--out", "mrad.ts", "--temprature", "1"], "no value named temprature"),
+        (["mrad_ft", "--out", "mrad.ts", "--checkpoint", "missing.pt"], "no weights of a head in missing.pt"),
+        (["nothing", "--out", "mrad.ts"], "nothing is no bundle directory"),
+    ],
+)
+def test_exports_that_cannot_be_are_told_in_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", *words, "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_head_is_trained_and_its_file_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = mrad_med.write_surface_dataset(tmp_path / "set", surfaces=["fabric", "leather"], count=1)
+    words = ["train", "mrad_ft", "--dataset_dir", folder, "--output_dir", str(tmp_path / "out"), *SMALL]
+    assert main([*words, "--tensorboard", "False"]) == 0
+    trained = tmp_path / "out" / "models" / "model.pt"
+    assert f"trained: {trained}" in capsys.readouterr().out
+    card = json.loads(trained.with_suffix(".json").read_text())
+    assert card["variant"] == "MRAD-FT"
+    assert card["configuration"]["image_size"] == 126
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mrad_tf"], "mrad_tf has no configs/train.json: choose a bundle that learns, such as mrad_ft"),
+        (["nothing"], "nothing is no bundle directory"),
+        (["mrad_ft", "--epoch", "2"], "no value named epoch"),
+        (["mrad_ft", "--device", "cpu"], "labelled images are expected"),
+    ],
+)
+def test_trainings_that_cannot_be_are_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+):
+    (tmp_path / "empty").mkdir()
+    places = ["--dataset_dir", str(tmp_path / "empty"), "--output_dir", str(tmp_path / "out")]
+    assert main(["train", *words, *places]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_training_needs_a_folder(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "mrad_ft"])
+    assert "--dataset_dir" in capsys.readouterr().err
