@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     detect = commands.add_parser("detect", help="score an image, or every image below a folder")
     detect.add_argument("path", type=Path, help="a photograph, DICOM file or NIfTI volume, or a folder of them")
     detect.add_argument("--out", type=Path, required=True, help="folder for maps, overlays, scores.csv and run.json")
-    detect.add_argument("--bundle", default="mrad_tf", help="bundle directory or name (default: %(default)s)")
+    detect.add_argument("--bundle", default="mrad_clip", help="bundle directory or name (default: %(default)s)")
     detect.add_argument("--no-overlays", action="store_true", help="write maps and tables only")
     detect.set_defaults(command=_detect)
 

@@ -72,13 +72,13 @@ class AnomalyDetector:
         self.preprocessing = build_preprocessing(clip.card, image_size=image_size, max_pixels=max_pixels)
 
     @classmethod
-    def from_bundle(cls, bundle: str | os.PathLike[str] = "mrad_tf", **overrides: Any) -> AnomalyDetector:
+    def from_bundle(cls, bundle: str | os.PathLike[str] = "mrad_clip", **overrides: Any) -> AnomalyDetector:
         """Return the detector a bundle describes.
 
         Args:
             bundle: a bundle directory, or the name of one of the project's bundles.
             **overrides: values of the bundle's ``configs/inference.json``, for example ``backbone``, ``memory_bank``,
-                ``temperature``, ``device``, ``precision``, ``batch_size``.
+                ``checkpoint``, ``device``, ``precision``, ``batch_size``.
 
         Raises:
             FileNotFoundError: there is no such bundle.

@@ -79,6 +79,11 @@ class _HeadTrainer(SupervisedTrainer):
         )
         self.add_event_handler(IterationEvents.LOSS_COMPLETED, _stop_at_nan)
 
+    def run(self) -> None:
+        """Train; the head is in evaluation mode afterwards, ready to score."""
+        super().run()
+        self.head.eval()
+
     @property
     def head(self) -> nn.Module:
         """The head itself, without the wrapper that averages its gradients over processes."""

@@ -117,7 +117,7 @@ class TrainingCheckpoint:
 
     It stands where zoo bundles have MONAI's `CheckpointSaver`, which writes into the file that it replaces, so that a
     run killed at that moment leaves neither, and which forgets with the process what was best. Nothing in an epoch is
-    random but the order, which follows from seed and epoch, so a resumed training ends with the weights of an
+    random but the order, which follows from seed and epoch, so on a CPU a resumed training ends with the weights of an
     uninterrupted one.
 
     Args:
@@ -187,7 +187,7 @@ class TrainingCheckpoint:
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.lr_scheduler is not None:
             self.lr_scheduler.load_state_dict(saved["lr_scheduler"])
-        if self.evaluator is not None:
+        if self.evaluator is not None and saved["evaluator"] is not None:
             self.evaluator.load_state_dict(saved["evaluator"])
         self._best = saved["best_head"]
         logger.info("resumed after epoch %d of %d", engine.state.epoch, max_epochs)

@@ -153,6 +153,7 @@ def test_a_bundle_gives_a_detector_and_takes_overrides():
     assert detector.network.head.temperature == 0.5
     assert detector.image_size == 126
     assert detector.provenance["settings"]["bundle"] == "mrad_tf"
+    assert AnomalyDetector.from_bundle(device="cpu").provenance["settings"]["bundle"] == "mrad_clip"
 
 
 def test_an_unknown_override_is_refused():

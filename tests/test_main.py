@@ -57,7 +57,7 @@ def test_results_may_lie_inside_the_input_folder_and_are_not_scored_again(image_
         (["--backbone", "no-such-model"], "neither a file nor a backbone"),
         (["--memory_bank", "missing.safetensors"], "there is no memory bank"),
         (["--image_size", "100"], "multiple of the patch size"),
-        (["--temperature", "0"], "temperature must be positive"),
+        (["--bundle", "mrad_tf", "--temperature", "0"], "temperature must be positive"),
         (["stray"], "cannot understand 'stray'"),
     ],
 )

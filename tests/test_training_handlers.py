@@ -173,6 +173,16 @@ def test_a_checkpoint_needs_neither_validation_nor_schedule(tmp_path: Path, tiny
     assert torch.load(tmp_path / "last.pt", weights_only=True)["best_head"] is None
 
 
+def test_a_resumed_training_may_begin_to_be_validated(tmp_path: Path, tiny_clip: CLIP, dataset: FeatureDataset):
+    first = make_run("fine_tune", tmp_path, tiny_clip, dataset, max_epochs=1)
+    first.checkpoint.evaluator = None
+    first.trainer.run()
+    second = make_run("fine_tune", tmp_path, tiny_clip, dataset, max_epochs=2)
+    second.trainer.run()
+    assert second.trainer.state.iteration == 6
+    assert second.evaluator.state.best_metric_epoch == 2
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda _: b"", lambda _: b"not a checkpoint"])
 def test_a_damaged_checkpoint_is_refused_and_left_alone(
     damage, tmp_path: Path, tiny_clip: CLIP, dataset: FeatureDataset
@@ -278,6 +288,7 @@ def test_early_stopping_survives_a_resumption(tmp_path: Path, tiny_clip: CLIP, d
             run.trainer.run()
         epochs.append(run.trainer.state.epoch)
     assert epochs == [2, 4, 4]  # killed, stopped, still stopped
+    assert_equal_bits(run.weights, torch.load(tmp_path / "best.pt", weights_only=True))
 
 
 def test_patience_must_be_an_epoch():
