@@ -100,13 +100,18 @@ def plain_block(block: ResidualAttentionBlock, hidden: Tensor, *, with_vv: bool)
     return hidden, attention.out_proj((weights @ value).transpose(1, 2).flatten(2))
 
 
+def plain_average(patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """Return (B, N, D) patches averaged with their neighbors by three poolings."""
+    grid = patches.mT.unflatten(-1, grid_size)
+    pooled = [F.avg_pool2d(grid, kernel, stride=1, padding=kernel // 2) for kernel in (1, 3, 5)]
+    return torch.stack(pooled).mean(0).flatten(2).mT
+
+
 def plain_scores(bank: MemoryBank, size: int, features: ImageFeatures) -> Tensor:
     """Return (B, 1) scores: poolings, softmax over all keys, upsampling, Gaussian, mean of the highest pixels."""
-    averaged = []
-    for patches in (features.patches, features.projected_patches):
-        grid = patches.mT.unflatten(-1, features.grid_size)
-        pooled = [F.avg_pool2d(grid, kernel, stride=1, padding=kernel // 2) for kernel in (1, 3, 5)]
-        averaged.append(torch.stack(pooled).mean(0).flatten(2).mT)
+    averaged = [
+        plain_average(patches, features.grid_size) for patches in (features.patches, features.projected_patches)
+    ]
     queries = F.normalize(averaged[0], dim=-1)
     patch = torch.softmax(queries @ bank.patch_keys.T, dim=-1) @ F.one_hot(bank.patch_labels, 2).float()
     similarity = F.normalize(features.image, dim=-1) @ bank.image_keys.T
