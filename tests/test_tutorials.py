@@ -26,9 +26,15 @@ def test_notebook_keeps_its_outputs_and_no_path_of_a_machine(path: Path):
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)
-    texts = [output.get("text", "") for cell in code for output in cell.outputs]
+    outputs = [output for cell in code for output in cell.outputs]
+    texts = [output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs]
     assert not any(root in text for text in texts for root in ("/home/", "/tmp/", "/root/", "C:\\"))
-    assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
+    assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
+
+
+def test_each_notebook_has_a_script():
+    names = [{path.stem for path in TUTORIALS.glob(pattern)} for pattern in ("*.ipynb", "*.py")]
+    assert names[0] == names[1] != set()
 
 
 @pytest.mark.parametrize("path", sorted(TUTORIALS.glob("*.py")), ids=lambda path: path.stem)
