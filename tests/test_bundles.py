@@ -18,6 +18,7 @@ from PIL import Image
 
 import mrad_med
 from mrad_med.files import sha256_of_file
+from mrad_med.head_files import sha256_of_text_tower
 
 ROOT = Path(__file__).parent.parent
 BUNDLES = {name: ROOT / "bundles" / name for name in ("mrad_tf", "mrad_ft", "mrad_clip")}
@@ -185,7 +186,8 @@ def test_a_shared_head_belongs_to_backbone_and_bank_and_says_how_it_was_made(bun
     assert card.variant == VARIANTS[bundle]
     assert card.backbone_sha256 == mrad_med.load_clip("embedded").card.sha256
     assert card.bank_sha256 == bank.sha256
-    assert card.text_sha256 is None or bundle == "mrad_clip"
+    text_encoder = mrad_med.load_clip("embedded").text_encoder
+    assert card.text_sha256 == (sha256_of_text_tower(text_encoder) if bundle == "mrad_clip" else None)
     assert {source["name"] for source in card.training_set} == {source["name"] for source in bank.card.sources}
     assert card.metrics["how_chosen"]
     for result in card.metrics["held_out_results"]:
