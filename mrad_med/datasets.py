@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrad_med.readers import IMAGE_SUFFIXES, is_supported_image
+from mrad_med.listings import cases_of_rows, read_table
+from mrad_med.pairs import Datalist, DatasetError, Report, name_cases, printable, reporter, shorten, stem_of
+from mrad_med.readers import is_supported_image
 from mrad_med.types import AnomalyKeys
 
 __all__ = ["DatasetError", "choose_held_out", "find_cases", "load_labelled_folder", "load_training_set", "load_visa"]
-
-Datalist = list[dict[str, Any]]
-
-
-class DatasetError(ValueError):
-    """A folder that does not hold what is expected of it."""
 
 
 def find_cases(root: str | os.PathLike[str], *, exclude: str | os.PathLike[str] | None = None) -> Datalist:
@@ -39,7 +33,7 @@ def find_cases(root: str | os.PathLike[str], *, exclude: str | os.PathLike[str] 
     """
     root = Path(root)
     if root.is_file():
-        return [{AnomalyKeys.IMAGE.value: str(root), AnomalyKeys.CASE_ID.value: _stem(_printable(root.name))}]
+        return [{AnomalyKeys.IMAGE.value: str(root), AnomalyKeys.CASE_ID.value: stem_of(printable(root.name))}]
     if not root.is_dir():
         raise DatasetError(f"there is no file or folder {root}")
     excluded = None if exclude is None else Path(exclude).resolve()
@@ -58,7 +52,7 @@ def find_cases(root: str | os.PathLike[str], *, exclude: str | os.PathLike[str] 
         )
     return [
         {AnomalyKeys.IMAGE.value: str(path), AnomalyKeys.CASE_ID.value: case_id}
-        for path, case_id in zip(files, _case_ids(files, root), strict=True)
+        for path, case_id in zip(files, name_cases(files, root), strict=True)
     ]
 
 
@@ -66,41 +60,14 @@ def _refuse(error: OSError) -> None:
     raise DatasetError(f"cannot list {error.filename} ({error.strerror}); grant access or leave it out") from error
 
 
-def _case_ids(files: list[Path], root: Path) -> list[str]:
-    """Return unique names: the path below the root without suffix, or with it where two files differ only there."""
-    names = [_printable(path.relative_to(root).as_posix()) for path in files]
-    stems = [_stem(name) for name in names]
-    count = Counter(stems)
-    taken: set[str] = {stem for stem in stems if count[stem] == 1}
-    case_ids = []
-    for stem, name in zip(stems, names, strict=True):
-        case_id = stem if count[stem] == 1 else name.replace(".", "_")
-        while count[stem] > 1 and case_id in taken:
-            case_id += "_"
-        taken.add(case_id)
-        case_ids.append(case_id)
-    return case_ids
-
-
-def _printable(name: str) -> str:
-    """Return a name that can be printed, tabulated and made a file of: no bytes outside Unicode, no backslash."""
-    return name.encode("utf-8", "replace").decode("utf-8").replace("\\", "_")
-
-
-def _stem(name: str) -> str:
-    """Return a name without the suffix of an image; the last number of a DICOM file's name is none."""
-    longest_first = sorted(IMAGE_SUFFIXES, key=len, reverse=True)
-    suffix = next((suffix for suffix in longest_first if name.lower().endswith(suffix)), "")
-    return name[: len(name) - len(suffix)]
-
-
-def load_labelled_folder(root: str | os.PathLike[str]) -> Datalist:
+def load_labelled_folder(root: str | os.PathLike[str], *, strict: bool = True) -> Datalist:
     """Return the datalist of a folder ``normal/``, ``defect/``, ``mask/``, or of folders of such folders, the classes.
 
     A mask has the stem of its defect image. Images in ``normal/`` need none. Hidden folders are passed over.
 
     Args:
         root: the folder; ``mask/`` may be absent (then there are labels only), and one of the others too.
+        strict: a defect image without its mask is an error; else it is kept without, with a warning.
 
     Returns:
         ``{"image", "case_id", "label", "mask", "class"}`` for each image; the mask is None for a normal image, and for
@@ -109,9 +76,9 @@ def load_labelled_folder(root: str | os.PathLike[str]) -> Datalist:
     Raises:
         DatasetError: neither ``normal/`` nor ``defect/`` is anywhere, or a defect image lacks its mask.
     """
-    root = Path(root)
+    root, report = Path(root), reporter(strict=strict)
     if _is_labelled(root):
-        return _load_class(root, root.resolve().name, "")
+        return _load_class(root, root.resolve().name, "", report)
     datalist: Datalist = []
     for folder, subfolders, _ in os.walk(root, onerror=_refuse, followlinks=False):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
@@ -119,8 +86,8 @@ def load_labelled_folder(root: str | os.PathLike[str]) -> Datalist:
             path = Path(folder) / name
             if _is_labelled(path):
                 subfolders.remove(name)
-                class_name = _printable(path.relative_to(root).as_posix())
-                datalist += _load_class(path, class_name, class_name + "/")
+                class_name = printable(path.relative_to(root).as_posix())
+                datalist += _load_class(path, class_name, class_name + "/", report)
     if not datalist:
         raise DatasetError(
             f"neither {root} nor a folder below it has normal/ or defect/: labelled images are expected in them"
@@ -132,7 +99,7 @@ def _is_labelled(folder: Path) -> bool:
     return (folder / "normal").is_dir() or (folder / "defect").is_dir()
 
 
-def _load_class(root: Path, class_name: str, prefix: str) -> Datalist:
+def _load_class(root: Path, class_name: str, prefix: str, report: Report) -> Datalist:
     """Return the datalist of one folder with ``normal/``, ``defect/`` and ``mask/``."""
     masks: dict[str, str] = {}
     if (root / "mask").is_dir():
@@ -153,19 +120,21 @@ def _load_class(root: Path, class_name: str, prefix: str) -> Datalist:
             )
     lacking = [item["case_id"] for item in datalist if masks and item["label"] and item["mask"] is None]
     if lacking:
-        shown = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
-        raise DatasetError(
-            f"{len(lacking)} image(s) in {root / 'defect'} have no mask of the same name in {root / 'mask'}: {shown}"
+        report(
+            f"{len(lacking)} image(s) in {root / 'defect'} have no mask of the same name in {root / 'mask'}: "
+            f"{shorten(lacking)}"
         )
     return datalist
 
 
-def load_visa(root: str | os.PathLike[str], *, split: str = "test") -> Datalist:
+def load_visa(root: str | os.PathLike[str], *, split: str = "test", strict: bool = True) -> Datalist:
     """Return the datalist of VisA as it is downloaded: ``<class>/Data/{Images,Masks}`` and ``split_csv/1cls.csv``.
 
     Args:
         root: the unpacked archive.
         split: ``"train"`` (normal images only) or ``"test"``, whose 2162 images are the published training set of MRAD.
+        strict: a file that the table names and that is not there is an error; else its case is left out, or kept
+            without mask, with a warning.
 
     Returns:
         As `load_labelled_folder`; masks hold class numbers, so any value above 0 is anomalous.
@@ -176,45 +145,23 @@ def load_visa(root: str | os.PathLike[str], *, split: str = "test") -> Datalist:
     Reference:
         Zou et al., SPot-the-Difference self-supervised pre-training for anomaly detection and segmentation, ECCV 2022.
     """
-    root = Path(root)
+    return visa_cases(Path(root), split, report=reporter(strict=strict))
+
+
+def visa_cases(root: Path, split: str, *, report: Report) -> Datalist:
+    """Return what `load_visa` returns; what is wrong with a row is reported."""
     table = root / "split_csv" / "1cls.csv"
     if not table.is_file():
         raise DatasetError(f"{root} has no split_csv/1cls.csv: unpack the whole archive of VisA there")
-    with table.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        lacking = {"object", "split", "label", "image", "mask"} - set(reader.fieldnames or ())
-        if lacking:
-            raise DatasetError(f"{table} lacks the columns {', '.join(sorted(lacking))}")
-        rows = [row for row in reader if row["split"] == split]
+    named = read_table(table, ["object", "split", "label", "image", "mask"])
+    rows = [
+        {**row, "class": row.get("object"), AnomalyKeys.MASK_THRESHOLD.value: 0}
+        for row in named
+        if row.get("split") == split
+    ]
     if not rows:
         raise DatasetError(f"{table} has no split {split!r}; 'train' and 'test' are expected")
-    for row in rows:
-        _check_visa_row(row)
-    case_ids = _case_ids([root / row["image"] for row in rows], root)
-    datalist: Datalist = [
-        {
-            "image": str(root / row["image"]),
-            "case_id": case_id,
-            "label": int(row["label"] == "anomaly"),
-            "mask": str(root / row["mask"]) if row["mask"] else None,
-            AnomalyKeys.MASK_THRESHOLD.value: 0,
-            "class": row["object"],
-        }
-        for row, case_id in zip(rows, case_ids, strict=True)
-    ]
-    absent = [name for case in datalist for name in (case["image"], case["mask"]) if name and not Path(name).is_file()]
-    if absent:
-        raise DatasetError(f"{len(absent)} file(s) that {table} names are not there, such as {absent[0]}")
-    return datalist
-
-
-def _check_visa_row(row: Mapping[str, str | None]) -> None:
-    if row["label"] not in ("normal", "anomaly") or None in row.values():
-        raise DatasetError(f"the table of VisA has a row of another layout, that of the image {row['image']!r}")
-    for name in ("image", "mask"):
-        path = Path(row[name] or "")
-        if path.is_absolute() or ".." in path.parts:
-            raise DatasetError(f"the table of VisA names a file outside its folder: {row[name]!r}")
+    return cases_of_rows(rows, root, where=table, class_name="", report=report)
 
 
 def load_training_set(root: str | os.PathLike[str]) -> Datalist:

@@ -11,6 +11,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pydicom
+import tifffile
 from monai.data import ImageReader, MetaTensor, NibabelReader, PydicomReader
 from monai.transforms import EnsureChannelFirst
 from monai.utils import ImageMetaKey
@@ -54,6 +55,8 @@ _PIXEL_TAGS = [
     "SamplesPerPixel",
     "SegmentSequence",
 ]
+
+ORIENTATION_TAG = 0x0112  # of EXIF and TIFF: how a picture is turned
 
 _PILLOW_LIMIT = threading.Lock()  # Pillow's limit is one for the whole process
 
@@ -99,6 +102,8 @@ class PhotographReader(ImageReader):
                 self._check_header(picture)
                 return _plain_mode(ImageOps.exif_transpose(picture))
         except UnidentifiedImageError as error:
+            if str(names[0]).lower().endswith((".tif", ".tiff")):
+                return _read_tiff(names[0], self.max_pixels)
             raise ImageFileError(
                 "not an image in any known format; is the name right and the copy complete?"
             ) from error
@@ -109,9 +114,8 @@ class PhotographReader(ImageReader):
 
     def _check_header(self, picture: Image.Image) -> None:
         _check_size(picture.width, picture.height, self.max_pixels)
-        frames = getattr(picture, "n_frames", 1)
-        if frames > 1 and picture.format != "MPO":  # cameras add a preview to their JPEGs as a second MPO frame
-            raise ImageFileError(f"the file holds {frames} frames or pages; save each as a file of its own")
+        if picture.format != "MPO":  # cameras add a preview to their JPEGs as a second MPO frame
+            _check_frames(getattr(picture, "n_frames", 1))
 
     def get_data(self, img: Image.Image) -> tuple[NDArray[Any], dict[str, Any]]:
         """Return the (W, H[, 3]) array and the metadata MONAI needs; nothing else of the file's metadata travels on."""
@@ -132,6 +136,43 @@ def _open_unlimited(path: os.PathLike[str] | str) -> Image.Image:
             return Image.open(path)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+
+
+_PLAIN_TONES = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
+
+
+def _read_tiff(path: os.PathLike[str] | str, max_pixels: int) -> Image.Image:
+    """Return the picture of a TIFF that Pillow does not know, such as colors declared as three grey samples.
+
+    Public archives hold such files. Grey values of any depth and colors of 8 bits are read.
+    """
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            _check_frames(len(tiff.pages))
+            page = tiff.pages[0]
+            _check_size(page.imagewidth, page.imagelength, max_pixels)
+            if page.samplesperpixel not in (1, 3) or page.photometric not in _PLAIN_TONES:
+                raise ImageFileError("a TIFF neither of plain grey values nor of RGB colors; save it as PNG")
+            pixels, orientation = page.asarray(), page.tags.valueof(ORIENTATION_TAG, default=1)
+    except tifffile.TiffFileError as error:
+        raise ImageFileError("not an image in any known format; is the name right and the copy complete?") from error
+    except ImageFileError:
+        raise
+    except Exception as error:  # as Pillow, it raises nearly everything on damaged files
+        raise ImageFileError(f"the TIFF cannot be read ({type(error).__name__}); save it as PNG") from error
+    if pixels.ndim == 3 and pixels.shape[-1] == 3 and pixels.dtype == np.uint8:
+        picture = Image.fromarray(pixels)
+    elif pixels.ndim == 2 and pixels.dtype.kind in "iuf":
+        picture = Image.fromarray(pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32))
+    else:
+        raise ImageFileError(f"a TIFF with colors or values of kind {pixels.dtype}; save it as PNG of 8 or 16 bits")
+    picture.getexif()[ORIENTATION_TAG] = orientation
+    return ImageOps.exif_transpose(picture)
+
+
+def _check_frames(frames: int) -> None:
+    if frames > 1:
+        raise ImageFileError(f"the file holds {frames} frames or pages; save each as a file of its own")
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

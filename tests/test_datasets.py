@@ -230,6 +230,14 @@ def test_many_missing_masks_are_counted_and_some_are_named(tmp_path):
         load_labelled_folder(tmp_path)
 
 
+def test_image_whose_mask_is_missing_is_kept_without_where_not_strict(tmp_path, caplog):
+    fill(tmp_path, ["defect/a.png", "defect/b.png", "mask/a.png"])
+    items = load_labelled_folder(tmp_path, strict=False)
+    assert [(item["label"], item["mask"]) for item in items] == [(1, str(tmp_path / "mask/a.png")), (1, None)]
+    assert "1 image(s) in" in caplog.text
+    assert caplog.text.rstrip().endswith("defect/b")
+
+
 def test_without_a_mask_folder_there_are_labels_only(tmp_path):
     fill(tmp_path, ["defect/a.png", "normal/n.png"])
     items = load_labelled_folder(tmp_path)
@@ -311,6 +319,7 @@ def test_only_class_is_named_like_its_folder_from_wherever_it_is_read(tmp_path, 
 # VisA
 
 COLUMNS = "object,split,label,image,mask"
+GOOD = "candle,test,normal,candle/Data/Images/Normal/001.JPG,"
 VISA = (
     "candle,train,normal,candle/Data/Images/Normal/000.JPG,",
     "candle,test,normal,candle/Data/Images/Normal/001.JPG,",
@@ -390,35 +399,41 @@ def test_class_numbers_in_the_masks_of_visa_are_anomalous(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "columns", "message"),
     [
-        (VISA, "object,split,image", r"1cls\.csv lacks the columns label, mask$"),
-        ((), "image;mask", r"1cls\.csv lacks the columns image, label, mask, object, split$"),
+        (VISA, "object,split,image", r"1cls\.csv lacks the columns label, mask; it has object, split, image$"),
+        ((), "image;mask", r"1cls\.csv lacks the columns object, split, label, image, mask; it has image;mask$"),
         (VISA[:1], COLUMNS, r"1cls\.csv has no split 'test'; 'train' and 'test' are expected"),
-        (("candle,test,broken,a.JPG,",), COLUMNS, r"row of another layout, that of the image 'a\.JPG'"),
-        (("candle,test,normal,a.JPG",), COLUMNS, r"row of another layout, that of the image 'a\.JPG'"),
-        (("candle,test,normal",), COLUMNS, "row of another layout, that of the image None"),
-        (
-            ("candle,test,normal,gone.JPG,", *VISA),
-            COLUMNS,
-            r"^1 file\(s\) that .*1cls\.csv names .*, such as .*gone\.JPG",
-        ),
-        (
-            ("candle,test,anomaly,candle/Data/Images/Anomaly/000.JPG,gone.png",),
-            COLUMNS,
-            r"^1 file\(s\) that .*1cls\.csv names are not there, such as .*gone\.png",
-        ),
-        (("candle,test,normal,,",), COLUMNS, r"^1 file\(s\) that .* are not there"),
-        (("candle,test,normal,/etc/passwd,",), COLUMNS, "names a file outside its folder: '/etc/passwd'"),
-        (("candle,test,normal,candle/../../a.JPG,",), COLUMNS, r"outside its folder: 'candle/\.\./\.\./a\.JPG'"),
+        ((f"{GOOD[:-1].replace('normal', 'broken')},", *VISA), COLUMNS, "^1 row.* have no label of 0 or 1 .*001.JPG$"),
+        ((GOOD + ",", *VISA), COLUMNS, r"^1 row\(s\) of .*1cls\.csv have more cells than the table has columns"),
+        (("candle,test,normal", *VISA), COLUMNS, r"^1 row\(s\) of .*1cls\.csv name no image, .*: row 1$"),
+        ((GOOD, GOOD), COLUMNS, r"^1 row\(s\) of .*1cls\.csv name an image .* that an earlier one names"),
+        (("candle,test,normal,gone.JPG,", *VISA), COLUMNS, r"^1 row.* name an image that is not there, .*: gone\.JPG$"),
+        (("candle,test,anomaly,candle/Data/Images/Anomaly/000.JPG,gone.png",), COLUMNS, "^1 row.* a mask that is not"),
+        (("candle,test,normal,/etc/passwd,",), COLUMNS, "names a file outside its folder .*: '/etc/passwd'"),
+        (("candle,test,normal,candle/../../a.JPG,",), COLUMNS, r"outside its folder .*: 'candle/\.\./\.\./a\.JPG'"),
         (
             ("candle,test,anomaly,candle/Data/Images/Anomaly/000.JPG,../a.png",),
             COLUMNS,
-            r"outside its folder: '\.\./a\.png'",
+            r"outside its folder .*: '\.\./a\.png'",
         ),
     ],
 )
 def test_table_of_visa_that_cannot_be_trusted_is_refused(tmp_path, rows, columns, message):
     with pytest.raises(DatasetError, match=message):
         load_visa(make_visa(tmp_path, *rows, columns=columns))
+
+
+def test_lost_files_of_visa_cost_only_their_cases_where_not_strict(tmp_path, caplog):
+    root = make_visa(tmp_path)
+    (root / "candle/Data/Images/Normal/001.JPG").unlink()
+    (root / "pcb1/Data/Masks/Anomaly/000.png").unlink()
+    cases = load_visa(root, strict=False)
+    assert [(case["case_id"], case["mask"] is None) for case in cases] == [
+        ("candle/Data/Images/Anomaly/000", False),
+        ("pcb1/Data/Images/Anomaly/000", True),
+    ]
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert "candle/Data/Images/Normal/001.JPG" in caplog.text
+    assert "pcb1/Data/Images/Anomaly/000.JPG" in caplog.text
 
 
 def test_visa_without_its_table_is_refused(tmp_path):

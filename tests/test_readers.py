@@ -16,7 +16,7 @@ import pytest
 import tifffile
 import torch
 from monai.transforms import LoadImage
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pydicom.pixels import pixel_array
 
 from mrad_med.readers import ImageFileError, PhotographReader, is_supported_image, read_image_file
@@ -231,6 +231,63 @@ def test_tiff_whose_second_page_is_damaged_is_refused(tmp_path, reader):
     path.write_bytes(content[:second] + struct.pack("<HH", 255, 4) + content[second + 4 :])
     with pytest.raises(ImageFileError, match="copy or export it again"):
         reader(path)
+
+
+def test_tiff_of_colors_declared_as_grey_samples_is_read_all_the_same(tmp_path):
+    """Some frames of CVC-ClinicDB are such files: Pillow refuses them, tifffile does not."""
+    path = tmp_path / "frame.tif"
+    tifffile.imwrite(path, color_pixels(), photometric="minisblack", planarconfig="contig")
+    with pytest.raises(UnidentifiedImageError), Image.open(path):
+        pass
+    image = read_image_file(path)
+    assert image.dtype == torch.uint8
+    np.testing.assert_array_equal(image.numpy(), color_pixels().transpose(2, 1, 0))
+
+
+def test_tiff_of_numbers_that_pillow_does_not_know_keeps_its_values(tmp_path):
+    path = tmp_path / "deep.tif"
+    tifffile.imwrite(path, grey_pixels() / 3.0)
+    np.testing.assert_array_equal(read_image_file(path)[0], (grey_pixels().T / 3.0).astype(np.float32))
+
+
+def test_tiff_that_pillow_does_not_know_is_shown_upright(tmp_path):
+    path = tmp_path / "turned.tif"
+    tifffile.imwrite(path, grey_pixels() / 3.0, extratags=[(ORIENTATION_TAG, 3, 1, 6, True)])
+    upright = np.rot90(grey_pixels() / 3.0, -1)  # 6: turned by 90 degrees against the clock
+    np.testing.assert_array_equal(read_image_file(path)[0], upright.T.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options", "message"),
+    [
+        (grey_pixels() / 3.0, {"photometric": "miniswhite"}, "neither of plain grey values nor of RGB colors"),
+        (color_pixels().view(np.int8), {"photometric": "rgb"}, "colors or values of kind int8; save it as PNG"),
+        (grey_pixels() + 1j, {}, "colors or values of kind complex128; save it as PNG"),
+        (np.zeros((2, ROWS, COLUMNS)), {"photometric": "minisblack"}, "2 frames or pages; save each as a file of its"),
+    ],
+)
+def test_tiff_that_neither_library_can_show_is_refused_with_advice(tmp_path, pixels, options, message):
+    path = tmp_path / "odd.tif"
+    tifffile.imwrite(path, pixels, **options)
+    with pytest.raises(ImageFileError, match=message):
+        read_image_file(path)
+
+
+def test_tiff_that_only_tifffile_knows_keeps_to_the_limit(tmp_path):
+    path = tmp_path / "large.tif"
+    tifffile.imwrite(path, grey_pixels() / 3.0)
+    with pytest.raises(ImageFileError, match=rf"{COLUMNS} x {ROWS} pixels are more than the limit of 599"):
+        read_image_file(path, max_pixels=ROWS * COLUMNS - 1)
+
+
+def test_tiff_whose_pixels_are_cut_off_is_refused_with_advice(tmp_path):
+    path = tmp_path / "cut.tif"
+    tifffile.imwrite(path, grey_pixels() / 3.0, compression="zlib")
+    content = bytearray(path.read_bytes())
+    content[-200:] = bytes(200)
+    path.write_bytes(content)
+    with pytest.raises(ImageFileError, match=r"the TIFF cannot be read \(\w+\); save it as PNG"):
+        read_image_file(path)
 
 
 def test_huge_image_is_refused_by_its_header_alone(tmp_path):

@@ -1,0 +1,270 @@
+"""Images and the masks that belong to them: listed, named, paired by name, checked."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import tifffile
+from PIL import Image
+
+from mrad_med.readers import IMAGE_SUFFIXES, ORIENTATION_TAG, PHOTOGRAPH_SUFFIXES, ImageFileError, read_image_file
+from mrad_med.transforms import MASK_THRESHOLD
+from mrad_med.types import AnomalyKeys
+
+__all__ = [
+    "Datalist",
+    "DatasetError",
+    "Report",
+    "cases_by_masks",
+    "check_masks",
+    "list_folders",
+    "list_images",
+    "make_cases",
+    "name_cases",
+    "pair_masks",
+    "path_below",
+    "printable",
+    "reporter",
+    "shorten",
+    "stem_of",
+]
+
+logger = logging.getLogger(__name__)
+
+Datalist = list[dict[str, Any]]
+Report = Callable[[str], None]  # takes what is wrong with a set, and what to do about it
+
+SHOWN = 5  # names in a message; the number of all is told before
+
+
+class DatasetError(ValueError):
+    """A folder that does not hold what is expected of it."""
+
+
+def reporter(*, strict: bool) -> Report:
+    """Return what is to be done with a problem of a set: raise `DatasetError` where strict, else log a warning."""
+    return _refuse if strict else _warn
+
+
+def _refuse(problem: str) -> None:
+    raise DatasetError(problem)
+
+
+def _warn(problem: str) -> None:
+    logger.warning("%s", problem)
+
+
+def shorten(names: Iterable[object]) -> str:
+    """Return the first few names as one text, with dots where there are more."""
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:SHOWN]) + (", ..." if len(texts) > SHOWN else "")
+
+
+def path_below(root: Path, name: str) -> Path:
+    r"""Return the path that a table of a set names; ``\`` is taken as ``/``, for tables are written on Windows too.
+
+    Raises:
+        DatasetError: the path is absolute, names a drive, or has ``..``: it would lead out of the folder.
+    """
+    portable = PurePosixPath(name.replace("\\", "/"))
+    if portable.is_absolute() or ".." in portable.parts or PureWindowsPath(name).drive or "\0" in name:
+        raise DatasetError(f"a table names a file outside its folder {root}: {name!r}; paths below it are expected")
+    return root / portable
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the images of one folder by their suffixes, sorted by name; hidden files are passed over.
+
+    Raises:
+        DatasetError: the folder cannot be listed.
+    """
+    return [path for path in _entries(folder, folders=False) if path.name.lower().endswith(IMAGE_SUFFIXES)]
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, sorted by name; hidden ones and what macOS adds to archives are passed over.
+
+    Raises:
+        DatasetError: the folder cannot be listed.
+    """
+    return [path for path in _entries(folder, folders=True) if path.name != "__MACOSX"]
+
+
+def _entries(folder: Path, *, folders: bool) -> list[Path]:
+    """Return the folders or the files in a folder; links count as what they lead to."""
+    try:
+        with os.scandir(folder) as entries:  # tells folders from files without a look at each of thousands
+            names = [
+                entry.name
+                for entry in entries
+                if not entry.name.startswith(".") and (entry.is_dir() if folders else entry.is_file())
+            ]
+    except OSError as error:
+        raise DatasetError(f"cannot list {folder} ({error.strerror}); grant access or leave it out") from error
+    return [folder / name for name in sorted(names)]
+
+
+def name_cases(files: Sequence[Path], root: Path) -> list[str]:
+    """Return unique names: the path below the root without suffix, or with it where two files differ only there."""
+    names = [printable(path.relative_to(root).as_posix()) for path in files]
+    stems = [stem_of(name) for name in names]
+    count = Counter(stems)
+    taken: set[str] = {stem for stem in stems if count[stem] == 1}
+    case_ids = []
+    for stem, name in zip(stems, names, strict=True):
+        case_id = stem if count[stem] == 1 else name.replace(".", "_")
+        while count[stem] > 1 and case_id in taken:
+            case_id += "_"
+        taken.add(case_id)
+        case_ids.append(case_id)
+    return case_ids
+
+
+def printable(name: str) -> str:
+    """Return a name that can be printed, tabulated and made a file of: no bytes outside Unicode, no backslash."""
+    return name.encode("utf-8", "replace").decode("utf-8").replace("\\", "_")
+
+
+def stem_of(name: str) -> str:
+    """Return a name without the suffix of an image; the last number of a DICOM file's name is none."""
+    longest_first = sorted(IMAGE_SUFFIXES, key=len, reverse=True)
+    suffix = next((suffix for suffix in longest_first if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(suffix)]
+
+
+def pair_masks(
+    images: Sequence[Path], masks: Sequence[Path], *, endings: Sequence[str] = (), report: Report
+) -> dict[Path, Path]:
+    """Return the mask of each image, paired by the stems of their names and never by their order.
+
+    Args:
+        images: of one folder.
+        masks: of one folder.
+        endings: what a mask's stem may add to its image's, such as ``"_mask"``.
+        report: told of images without mask, masks without image, and names that leave open which belong together;
+            none of these is in the result.
+    """
+    images_of, masks_of = defaultdict(list), defaultdict(list)
+    for image in images:
+        images_of[stem_of(image.name)].append(image)
+    for mask in masks:
+        masks_of[_image_stem(mask, images_of, endings)].append(mask)
+    unclear = [
+        path.name
+        for stem in sorted(images_of.keys() & masks_of.keys())
+        for group in (images_of[stem], masks_of[stem])
+        for path in group
+        if len(group) > 1
+    ]
+    if unclear:
+        report(
+            f"{len(unclear)} file(s) in {images[0].parent} or {masks[0].parent} share a name, so which mask belongs to "
+            f"which image is open: {shorten(unclear)}; remove those that are too many"
+        )
+    lonely = [path.name for stem in images_of.keys() - masks_of.keys() for path in images_of[stem]]
+    if lonely:
+        report(
+            f"{len(lonely)} of {len(images)} image(s) in {images[0].parent} have no mask of the same name: "
+            f"{shorten(sorted(lonely))}; unpack or copy the masks again"
+        )
+    stray = [path.name for stem in masks_of.keys() - images_of.keys() for path in masks_of[stem]]
+    if stray:
+        report(
+            f"{len(stray)} of {len(masks)} mask(s) in {masks[0].parent} have no image of the same name: "
+            f"{shorten(sorted(stray))}; unpack or copy the images again"
+        )
+    return {
+        images_of[stem][0]: masks_of[stem][0]
+        for stem in images_of.keys() & masks_of.keys()
+        if len(images_of[stem]) == len(masks_of[stem]) == 1
+    }
+
+
+def _image_stem(mask: Path, stems: Mapping[str, object], endings: Sequence[str]) -> str:
+    """Return the stem of the image a mask is named after; its own stem where there is no such image."""
+    own = stem_of(mask.name)
+    candidates = [own, *(own[: -len(ending)] for ending in endings if ending and own.endswith(ending))]
+    return next((stem for stem in candidates if stem in stems), own)
+
+
+def make_cases(root: Path, images: Sequence[Path], label: int, masks: Mapping[Path, Path], class_name: str) -> Datalist:
+    """Return cases of one label and class, with the masks that are known."""
+    return [
+        {
+            "image": str(image),
+            "case_id": case_id,
+            "label": label,
+            "mask": str(masks[image]) if image in masks else None,
+            "class": class_name,
+        }
+        for image, case_id in zip(images, name_cases(images, root), strict=True)
+    ]
+
+
+def cases_by_masks(
+    root: Path, images: Sequence[Path], masks: Mapping[Path, Path], class_name: str, report: Report
+) -> Datalist:
+    """Return the cases whose masks tell their labels; an image without a mask that can be read has none, left out."""
+    anomalous = {image: _has_anomaly(masks[image], report) for image in images if image in masks}
+    known = [image for image in images if anomalous.get(image) is not None]
+    cases = make_cases(root, known, 0, masks, class_name)
+    return [{**case, "label": int(bool(anomalous[Path(case["image"])]))} for case in cases]
+
+
+def _has_anomaly(mask: Path, report: Report) -> bool | None:
+    """Tell whether a mask has an anomalous pixel, by the rule its pixels are read with; None where it is unreadable."""
+    try:
+        highest = float(read_image_file(mask).max())
+    except ImageFileError as error:
+        report(f"the mask {mask} cannot be used, left out: {error}")
+        return None
+    return highest > (0 if highest <= 1 else MASK_THRESHOLD)
+
+
+def check_masks(cases: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return what is wrong with the masks of a datalist as far as headers tell: no pixel is decoded.
+
+    Args:
+        cases: with ``image``, ``case_id`` and ``mask``, a path or None; DICOM files and volumes are passed over.
+
+    Returns:
+        One sentence for each case whose mask has another size than its image, or whose files cannot be opened.
+    """
+    problems = []
+    for case in cases:
+        pair = [case[AnomalyKeys.IMAGE.value], case.get(AnomalyKeys.MASK.value)]
+        if not all(path and str(path).lower().endswith(PHOTOGRAPH_SUFFIXES) for path in pair):
+            continue
+        sizes = [_size_of(path) for path in pair]
+        for what, size in zip(("image", "mask"), sizes, strict=True):
+            if size is None:
+                problems.append(f"{case[AnomalyKeys.CASE_ID.value]}: its {what} cannot be opened; copy it again")
+        if None not in sizes and sizes[0] != sizes[1]:
+            shown = [" x ".join(map(str, size or ())) for size in sizes]
+            problems.append(f"{case[AnomalyKeys.CASE_ID.value]}: its mask is {shown[1]} and the image {shown[0]}")
+    return problems
+
+
+def _size_of(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Return (width, height) as shown, by the header alone; None where it cannot be read."""
+    try:
+        with Image.open(path) as picture:
+            lying = picture.getexif().get(ORIENTATION_TAG, 1) >= 5  # from 5 on, rows are shown as columns
+            return (picture.height, picture.width) if lying else (picture.width, picture.height)
+    except Exception:  # Pillow raises nearly everything on damaged files
+        return _tiff_size(path)
+
+
+def _tiff_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Return the same of a TIFF that Pillow does not know."""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            page = tiff.pages[0]
+            return int(page.imagewidth), int(page.imagelength)
+    except Exception:  # and so does tifffile; the caller says what to do
+        return None
