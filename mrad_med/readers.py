@@ -10,62 +10,33 @@ from typing import Any
 
 import nibabel
 import numpy as np
-import pydicom
 import tifffile
-from monai.data import ImageReader, MetaTensor, NibabelReader, PydicomReader
+from monai.data import ImageReader, MetaTensor, NibabelReader
 from monai.transforms import EnsureChannelFirst
 from monai.utils import ImageMetaKey
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from pydicom.errors import InvalidDicomError
-from pydicom.pixels.decoders.base import get_decoder
+
+from mrad_med.dicom import DICOM_SUFFIXES, DicomReader
+from mrad_med.headers import MAX_PIXELS, MAX_VOXELS, ImageFileError, has_dicom_magic
+from mrad_med.voi import VOIKeys
 
 __all__ = ["MAX_PIXELS", "ImageFileError", "PhotographReader", "is_supported_image", "read_image_file"]
 
-MAX_PIXELS = 100_000_000  # 10000 x 10000; a decoded RGB image of that size takes 300 MB
-MAX_VOXELS = 500_000_000  # 512 x 512 x 1900; a float32 volume of that size takes 2 GB
 MIN_SIDE = 16  # smaller images have no more pixels than the patch grid has patches
 
 PHOTOGRAPH_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 IMAGE_SUFFIXES = PHOTOGRAPH_SUFFIXES + DICOM_SUFFIXES + VOLUME_SUFFIXES
 
-# All that an image needs of a DICOM file: with these, patient tags never enter the process.
-_PIXEL_TAGS = [
-    "BitsAllocated",
-    "BitsStored",
-    "Columns",
-    "DoubleFloatPixelData",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
-    "FloatPixelData",
-    "HighBit",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-    "NumberOfFrames",
-    "PhotometricInterpretation",
-    "PixelData",
-    "PixelRepresentation",
-    "PixelSpacing",
-    "PlanarConfiguration",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "Rows",
-    "SamplesPerPixel",
-    "SegmentSequence",
-]
-
 ORIENTATION_TAG = 0x0112  # of EXIF and TIFF: how a picture is turned
+
+_GEOMETRY = ("affine", "original_affine", "spatial_shape", "space")
 
 _PILLOW_LIMIT = threading.Lock()  # Pillow's limit is one for the whole process
 
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _TRANSPARENT_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
-
-
-class ImageFileError(ValueError):
-    """An image file that cannot be used. The message says why and what to do, and never quotes the file's content."""
 
 
 class PhotographReader(ImageReader):
@@ -200,21 +171,14 @@ def is_supported_image(path: Path) -> bool:
     if path.name.lower().endswith(IMAGE_SUFFIXES):
         return True
     # Files named by a UID end in anything; the index of an export disk is no image.
-    return path.name.upper() != "DICOMDIR" and _has_dicom_magic(path)
-
-
-def _has_dicom_magic(path: Path) -> bool:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    return path.name.upper() != "DICOMDIR" and has_dicom_magic(path)
 
 
 def read_image_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Any:
     """Return a file as a MetaTensor (C, W, H) or (C, X, Y, Z) with its affine and nothing else of its header.
 
-    8-bit images keep uint8; everything else is float32 in the file's own units.
+    8-bit images keep uint8; everything else is float32 in the file's own units. Of DICOM, the stored windows travel
+    along too (`VOIKeys`).
 
     Args:
         path: a photograph, a DICOM file or a NIfTI volume.
@@ -244,11 +208,11 @@ def read_image_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXEL
     except Exception as error:  # MONAI, pydicom and nibabel raise nearly everything on damaged files
         # The message of another library may quote the file, so only its kind is told.
         raise ImageFileError(f"the file cannot be read ({type(error).__name__}); copy or export it again") from error
-    image.meta = {
-        key: image.meta[key] for key in ("affine", "original_affine", "spatial_shape", "space") if key in image.meta
-    }
+    image.meta = {key: image.meta[key] for key in (*_GEOMETRY, *VOIKeys.ALL) if key in image.meta}
     image.meta[ImageMetaKey.FILENAME_OR_OBJ] = str(path)
-    if image.ndim not in (3, 4) or (image.ndim == 4 and len(image) > 1):
+    # Of a DICOM film the channels are colors; of a NIfTI volume they are times, which must not pass for colors.
+    is_color_film = isinstance(reader, DicomReader) and len(image) == 3
+    if image.ndim not in (3, 4) or (image.ndim == 4 and len(image) > 1 and not is_color_film):
         axes = image.ndim - (1 if len(image) == 1 else 0)
         raise ImageFileError(f"{axes}-D data; 2-D images and 3-D volumes can be scored: split it first")
     if min(_sides(image)) < MIN_SIDE:
@@ -272,8 +236,8 @@ def _sides(image: MetaTensor) -> tuple[int, ...]:
 
 def _reader_for(path: Path, max_pixels: int) -> ImageReader:
     name = path.name.lower()
-    if name.endswith(DICOM_SUFFIXES) or _has_dicom_magic(path):
-        return _dicom_reader(path, max_pixels)
+    if name.endswith(DICOM_SUFFIXES) or has_dicom_magic(path):
+        return DicomReader(max_pixels)
     if name.endswith(VOLUME_SUFFIXES):
         _check_voxels(path)
         return NibabelReader()
@@ -288,37 +252,3 @@ def _check_voxels(path: Path) -> None:
     shape = nibabel.load(path).shape
     if np.prod(shape, dtype=float) > MAX_VOXELS:
         raise ImageFileError(f"{' x '.join(map(str, shape))} voxels are more than the limit of {MAX_VOXELS}; crop it")
-
-
-def _dicom_reader(path: Path, max_pixels: int) -> PydicomReader:
-    """Return MONAI's reader, told where this file's colors are; patient tags are left behind."""
-    try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_PIXEL_TAGS)
-    except PermissionError:
-        raise
-    except (InvalidDicomError, OSError, ValueError, EOFError, AttributeError) as error:
-        raise ImageFileError("the DICOM header cannot be read; copy or export the file again") from error
-    if "Rows" not in header:
-        raise ImageFileError("this DICOM object holds no image (a report, plan or structure set?); leave it out")
-    if "SegmentSequence" in header:
-        raise ImageFileError("this DICOM object is a segmentation, not an image; leave it out")
-    _check_size(int(header.Columns), int(header.Rows), max_pixels)
-    if str(header.get("NumberOfFrames") or 1).strip() != "1":
-        raise ImageFileError("the DICOM object holds several frames; save each as a file of its own")
-    if header.get("PhotometricInterpretation") in ("MONOCHROME1", "PALETTE COLOR"):
-        raise ImageFileError(
-            f"DICOM with {header.PhotometricInterpretation} pixels would be shown in wrong tones; convert it to "
-            "MONOCHROME2 or RGB"
-        )
-    syntax = getattr(header.file_meta, "TransferSyntaxUID", None)
-    if syntax is not None and not _can_decode(syntax):
-        raise ImageFileError(f'no decoder for {syntax.name} is installed; pip install "mrad-med[dicom]" brings it')
-    channel_dim = -1 if header.get("SamplesPerPixel", 1) > 1 else None
-    return PydicomReader(channel_dim=channel_dim, prune_metadata=True, specific_tags=_PIXEL_TAGS)
-
-
-def _can_decode(syntax: pydicom.uid.UID) -> bool:
-    try:
-        return bool(get_decoder(syntax).is_available)
-    except NotImplementedError:  # a private one, or none of images: reading will tell
-        return True

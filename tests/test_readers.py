@@ -18,12 +18,15 @@ import torch
 from monai.transforms import LoadImage
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydicom.pixels import pixel_array
+from pydicom.pixels.processing import apply_color_lut
 
 from mrad_med.readers import ImageFileError, PhotographReader, is_supported_image, read_image_file
+from mrad_med.voi import VOIKeys
 
 ROWS, COLUMNS = 20, 30
 ORIENTATION_TAG = 0x0112  # of EXIF
 META_KEYS = {"affine", "original_affine", "spatial_shape", "space", "filename_or_obj"}
+DICOM_META_KEYS = META_KEYS | set(VOIKeys.ALL)
 OBLIQUE = np.array([[0.8, 0.1, 0.0, -10.0], [-0.1, 0.8, 0.2, 5.0], [0.0, -0.2, 2.0, 7.0], [0.0, 0.0, 0.0, 1.0]])
 DICOM_FILES = sorted((Path(pydicom.data.__file__).parent / "test_files").rglob("*.dcm"))
 
@@ -456,16 +459,15 @@ def test_dicom_is_known_by_its_first_bytes(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("rtdose.dcm", "this DICOM object is a radiotherapy dose, not an image; leave it out"),
+        ("rtplan.dcm", "this DICOM object is a radiotherapy plan or record, not an image; leave it out"),
+        ("test-SR.dcm", "this DICOM object is a structured report, not an image; leave it out"),
+        ("waveform_ecg.dcm", "this DICOM object is a waveform, not an image; leave it out"),
+        ("priv_SQ.dcm", "this DICOM object holds no image; leave it out"),
         (
-            "examples_palette.dcm",
-            "PALETTE COLOR pixels would be shown in wrong tones; convert it to MONOCHROME2 or RGB",
+            "MR_truncated.dcm",
+            r"pixel data cannot be decoded \(\w+\): damaged, truncated, .*; copy or export the file again",
         ),
-        ("SC_rgb_rle_2frame.dcm", "holds several frames; save each as a file of its own"),
-        ("rtdose.dcm", "holds several frames; save each as a file of its own"),
-        ("rtplan.dcm", r"holds no image \(a report, plan or structure set\?\); leave it out"),
-        ("test-SR.dcm", r"holds no image \(a report, plan or structure set\?\); leave it out"),
-        ("waveform_ecg.dcm", r"holds no image \(a report, plan or structure set\?\); leave it out"),
-        ("MR_truncated.dcm", r"cannot be read \(\w+\); copy or export it again"),
         ("no_meta.dcm", "the DICOM header cannot be read; copy or export the file again"),
         ("SC_rgb_small_odd.dcm", "3 x 3 pixels are too few"),
     ],
@@ -475,12 +477,27 @@ def test_dicom_that_cannot_be_scored_is_refused_with_advice(name, message):
         read_image_file(bundled_dicom(name))
 
 
-def test_inverted_dicom_is_refused_with_advice(tmp_path):
-    dataset = pydicom.dcmread(bundled_dicom("CT_small.dcm"))
+def test_inverted_dicom_equals_its_twin(tmp_path):
+    dataset = pydicom.dcmread(bundled_dicom("MR_small.dcm"))
+    dataset.save_as(tmp_path / "twin.dcm")
     dataset.PhotometricInterpretation = "MONOCHROME1"
+    dataset.PixelData = (-1 - dataset.pixel_array).tobytes()  # of 16 signed bits
     dataset.save_as(tmp_path / "inverted.dcm")
-    with pytest.raises(ImageFileError, match="MONOCHROME1 pixels would be shown in wrong tones; convert it"):
-        read_image_file(tmp_path / "inverted.dcm")
+    assert torch.equal(read_image_file(tmp_path / "inverted.dcm"), read_image_file(tmp_path / "twin.dcm"))
+
+
+def test_palette_of_a_dicom_becomes_its_colors():
+    path = bundled_dicom("examples_palette.dcm")
+    dataset = pydicom.dcmread(path)
+    expected = apply_color_lut(dataset.pixel_array, dataset) >> 8
+    np.testing.assert_array_equal(read_image_file(path).numpy(), expected.transpose(2, 1, 0))
+
+
+def test_film_of_a_dicom_is_a_volume_with_colors():
+    path = bundled_dicom("SC_rgb_rle_2frame.dcm")
+    image = read_image_file(path)
+    assert image.shape == (3, 100, 100, 2)
+    np.testing.assert_array_equal(image.numpy(), pixel_array(path).transpose(3, 2, 1, 0))
 
 
 def test_dicom_without_pixels_is_refused(tmp_path):
@@ -501,7 +518,7 @@ def test_nothing_of_a_dicom_header_but_geometry_travels_on():
     path = bundled_dicom("CT_small.dcm")
     image = read_image_file(path)
     assert str(pydicom.dcmread(path).PatientName) == "CompressedSamples^CT1"
-    assert set(image.meta) <= META_KEYS
+    assert set(image.meta) <= DICOM_META_KEYS
     assert "CompressedSamples" not in str(image.meta)
     assert image.affine.shape == (4, 4)
 
@@ -534,9 +551,9 @@ def test_any_dicom_file_is_an_image_or_refused_without_naming_the_patient(path):
             advice in said for advice in ("again", "leave it out", "save each", "convert", "are needed", "install")
         )
     else:
-        assert image.ndim == 3
+        assert image.ndim in (3, 4)
         assert torch.isfinite(image).all()
-        assert set(image.meta) <= META_KEYS
+        assert set(image.meta) <= DICOM_META_KEYS
         said = str({key: value for key, value in image.meta.items() if key != "filename_or_obj"})
     words = [word for word in name.replace("^", " ").split() if len(word) > 3]
     assert not any(word in said for word in words)

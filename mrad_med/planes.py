@@ -1,0 +1,155 @@
+"""Where slices lie in the patient: their order, the affine of a stack of them, and what is wrong with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Planes", "Stack", "plane_name", "plane_normal", "stack_planes", "upright_affine"]
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's axes end left and posterior; NIfTI's and MONAI's right, anterior
+
+SAME_POSITION = 0.01  # mm along the normal: less than any scanner's step, more than rounding in headers
+SIDEWAYS = 0.1  # mm off the line through the first and the last slice
+UNEVEN = 0.05  # of the usual distance between slices
+GAP = 1.5  # times the usual distance between slices
+MIN_TILT = 0.1  # degrees between the stack and the normal of its slices; below it is rounding
+SQUARE = 0.01  # how far two directions may be from unit length and right angle
+PLANE_COSINE = 0.9  # to the nearest axis of the patient: up to 26 degrees off, as a tilted gantry is, is no oblique
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Parallel slices on one grid, in DICOM's patient coordinates (left, posterior, superior), in mm.
+
+    Attributes:
+        positions: (N, 3) center of each slice's first pixel.
+        orientation: (2, 3) unit directions in which columns and rows are counted (along a row; down a column).
+        spacing: distance between columns, and between rows.
+        thickness: of one slice; the step of a stack that is a single slice.
+    """
+
+    positions: NDArray[np.float64]
+    orientation: NDArray[np.float64]
+    spacing: tuple[float, float]
+    thickness: float = 1.0
+
+    def problem(self) -> str | None:
+        """Return why no affine can be made of these numbers, or None."""
+        numbers = [self.positions, self.orientation, np.asarray(self.spacing), np.asarray(self.thickness)]
+        if not all(np.isfinite(values).all() for values in numbers):
+            return "a position, direction or spacing that is no finite number"
+        if min(self.spacing) <= 0 or self.thickness <= 0:
+            return "a spacing that is not above 0"
+        if np.abs(self.orientation @ self.orientation.T - np.eye(2)).max() > SQUARE:
+            return "directions of rows and columns that are not perpendicular unit vectors"
+        return None
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Slices in the order in which they lie in the patient.
+
+    Attributes:
+        order: indices of the slices by position along the normal of their plane; of those that share a position, the
+            first given comes first.
+        repeated: those of ``order`` that repeat a position.
+        affine: (4, 4) from (column, row, slice) to RAS in mm; the slices are those of ``order`` but not ``repeated``.
+        faults: why the affine is not true everywhere.
+        remarks: what is unusual, though the affine tells it truly.
+    """
+
+    order: tuple[int, ...]
+    repeated: tuple[int, ...]
+    affine: NDArray[np.float64]
+    faults: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+def plane_normal(orientation: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the unit normal (3,) of a plane, right-handed with its two directions."""
+    normal: NDArray[np.float64] = np.cross(orientation[0], orientation[1])
+    return normal / np.linalg.norm(normal)
+
+
+def plane_name(orientation: NDArray[np.float64]) -> str:
+    """Return ``"axial"``, ``"coronal"``, ``"sagittal"``, or ``"oblique"`` where no axis of the patient is near."""
+    cosines = np.abs(plane_normal(orientation))
+    axis = int(cosines.argmax())
+    return ("sagittal", "coronal", "axial")[axis] if cosines[axis] >= PLANE_COSINE else "oblique"
+
+
+def upright_affine(spacing: tuple[float, float], step: float = 1.0) -> NDArray[np.float64]:
+    """Return the RAS affine of pictures whose place is not known: seen upright, as an axial slice is."""
+    return LPS_TO_RAS @ np.diag([spacing[0], spacing[1], step, 1.0])
+
+
+def stack_planes(planes: Planes) -> Stack:
+    """Return the order and the affine of slices, and what is wrong with them.
+
+    The third column of the affine is the mean step from the first slice to the last. Where the gantry was tilted it is
+    not the normal of the slices: the affine is a shear, and true.
+
+    Args:
+        planes: without a `Planes.problem`.
+
+    Reference:
+        DICOM PS3.3, C.7.6.2.1.1, equation C.7.6.2.1-1.
+    """
+    normal = plane_normal(planes.orientation)
+    heights = planes.positions @ normal
+    order = np.argsort(heights, kind="stable")
+    again = np.concatenate([[False], np.diff(heights[order]) < SAME_POSITION])
+    slices = planes.positions[order][~again]
+    step = (slices[-1] - slices[0]) / (len(slices) - 1) if len(slices) > 1 else normal * planes.thickness
+    affine = np.eye(4)
+    affine[:3, 0] = planes.orientation[0] * planes.spacing[0]
+    affine[:3, 1] = planes.orientation[1] * planes.spacing[1]
+    affine[:3, 2] = step
+    affine[:3, 3] = slices[0]
+    faults = [*_repetitions(again), *_distances(np.diff(heights[order][~again])), *_sideways(slices, normal)]
+    return Stack(
+        order=tuple(int(index) for index in order),
+        repeated=tuple(int(index) for index in order[again]),
+        affine=LPS_TO_RAS @ affine,
+        faults=tuple(faults),
+        remarks=tuple(_tilt(step, normal)),
+    )
+
+
+def _repetitions(again: NDArray[np.bool_]) -> list[str]:
+    count = int(again.sum())
+    return [f"{count} slice(s) at the position of another"] if count else []
+
+
+def _distances(distances: NDArray[np.float64]) -> list[str]:
+    """Return the faults of the distances between neighbors along the normal."""
+    if len(distances) < 2:
+        return []
+    usual = float(np.quantile(distances, 0.5, method="lower"))  # a median would lie between two where many are gaps
+    wide = distances[distances > GAP * usual]
+    if len(wide):
+        missing = int(np.maximum(np.round(wide / usual) - 1, 1).sum())
+        most = f"up to {wide.max():.4g} mm where {usual:.4g} mm are usual"
+        return [f"{len(wide)} gap(s) between slices ({most}), about {missing} slice(s) missing"]
+    if np.abs(distances - usual).max() > max(UNEVEN * usual, SAME_POSITION):
+        return [f"uneven distances between slices, from {distances.min():.4g} to {distances.max():.4g} mm"]
+    return []
+
+
+def _sideways(slices: NDArray[np.float64], normal: NDArray[np.float64]) -> list[str]:
+    """Return the fault of slices that do not lie on one line, whatever their distances are."""
+    if len(slices) < 3:
+        return []
+    line = slices[-1] - slices[0]
+    shares = (slices - slices[0]) @ normal / (line @ normal)
+    off = float(np.linalg.norm(slices - slices[0] - shares[:, None] * line, axis=1).max())
+    return [f"slices up to {off:.4g} mm off one line"] if off > SIDEWAYS else []
+
+
+def _tilt(step: NDArray[np.float64], normal: NDArray[np.float64]) -> list[str]:
+    sideways = float(np.linalg.norm(step - (step @ normal) * normal))
+    degrees = float(np.degrees(np.arctan2(sideways, step @ normal)))
+    return [f"a gantry tilt of {degrees:.1f} degrees, which the affine holds"] if degrees > MIN_TILT else []
