@@ -218,7 +218,9 @@ def main() -> None:
             f"ViT-L/14@336, {arguments.layers} blocks, random weights": partial(random_clip, arguments.layers)
         }
         if arguments.embedded:
-            builders["embedded backbone"] = lambda precision: load_clip("embedded", precision=precision)
+            builders["embedded backbone"] = lambda precision: load_clip(
+                "embedded", precision=precision, patch_path="v-v"
+            )
         groups = {title: build_contenders(build, arguments) for title, build in builders.items()}
         contenders = [contender for group in groups.values() for contender in group]
         for _ in range(arguments.repeats):

@@ -7,11 +7,12 @@ bank and scores medical images nobody labelled by retrieving from it.
 from importlib.metadata import version
 
 from mrad_med.backbones import load_clip
+from mrad_med.benchmark import run_benchmark
 from mrad_med.cache import FeatureCache
+from mrad_med.catalog import DATASETS, PublicDataset
 from mrad_med.checkpoints import BackboneError
 from mrad_med.clip import CLIP, CLIPImageEncoder, CLIPTextEncoder
 from mrad_med.datasets import (
-    DatasetError,
     choose_held_out,
     find_cases,
     load_labelled_folder,
@@ -19,16 +20,23 @@ from mrad_med.datasets import (
     load_visa,
 )
 from mrad_med.detector import AnomalyDetector
+from mrad_med.dicom import DicomReader
+from mrad_med.duplicates import find_duplicates
 from mrad_med.engines import FineTuneTrainer, PrepareFeatures, PromptTrainer, TrainingError, select_trainable
+from mrad_med.evaluation import Evaluation, evaluate_together
 from mrad_med.export import ExportError, export_network
 from mrad_med.features import FeatureDataset, collate_features, feature_loader
-from mrad_med.handlers import MetricsSaver, ResultCollector, ResultSaver
+from mrad_med.handlers import ResultCollector, ResultSaver
 from mrad_med.head_files import HeadError, describe_head, load_head, save_head
 from mrad_med.heads import FineTunedHead, PromptedHead, TrainFreeHead
 from mrad_med.inferers import AnomalyInferer, FeatureInferer, SliceAnomalyInferer
+from mrad_med.intervals import bootstrap, delong, delong_difference, weighted_auroc, weighted_average_precision
+from mrad_med.inventory import InventoryRow, inventory, load_datalist
+from mrad_med.lesions import LesionMetrics, OverlapMetrics
 from mrad_med.loaders import CaseDataset, CaseLoader, FailedCasesError
 from mrad_med.losses import FineTuneLoss, PromptLoss
 from mrad_med.maps import fuse_scores, top_fraction_mean, upsample_and_blur
+from mrad_med.measurement import SetMeasurement, undefined_metrics
 from mrad_med.memory import (
     MemoryBank,
     MemoryBankError,
@@ -36,29 +44,39 @@ from mrad_med.memory import (
     load_memory_bank,
     merge_memory_banks,
 )
-from mrad_med.metrics import PixelMetrics, image_metrics
+from mrad_med.metrics import AnomalyMapMetric, AnomalyScoreMetric, PixelMetrics, image_metrics
 from mrad_med.networks import MRAD, build_mrad_clip, build_mrad_ft, build_mrad_tf
 from mrad_med.official import load_official_bank, load_official_checkpoint
+from mrad_med.pairs import DatasetError, check_masks
 from mrad_med.preprocessing import build_postprocessing, build_preprocessing
 from mrad_med.readers import ImageFileError, PhotographReader
+from mrad_med.records import CaseRecord, MapMaker
 from mrad_med.results import CaseResult, OutputError, Results, ResultWriter, describe_run
 from mrad_med.retrieval import average_neighbors, retrieve
 from mrad_med.samples import make_phantom, write_sample_dataset, write_sample_images
+from mrad_med.series import DicomSeries, find_series, read_series
 from mrad_med.surfaces import DEFECTS, SURFACES, make_surface, write_surface_dataset
 from mrad_med.training_handlers import EarlyStop, PixelMetric, ScoreMetric, TrainingCheckpoint
 from mrad_med.types import AnomalyKeys, BackboneCard, BankCard, FailedCase, HeadCard, ImageFeatures
+from mrad_med.windows import WINDOWS, ApplyWindow, ApplyWindowd, apply_window
 from mrad_med.workflow import BundleWorkflow, find_bundle
 
 __version__ = version("mrad-med")
 
 __all__ = [
     "CLIP",
+    "DATASETS",
     "DEFECTS",
     "MRAD",
     "SURFACES",
+    "WINDOWS",
     "AnomalyDetector",
     "AnomalyInferer",
     "AnomalyKeys",
+    "AnomalyMapMetric",
+    "AnomalyScoreMetric",
+    "ApplyWindow",
+    "ApplyWindowd",
     "BackboneCard",
     "BackboneError",
     "BankCard",
@@ -67,9 +85,13 @@ __all__ = [
     "CLIPTextEncoder",
     "CaseDataset",
     "CaseLoader",
+    "CaseRecord",
     "CaseResult",
     "DatasetError",
+    "DicomReader",
+    "DicomSeries",
     "EarlyStop",
+    "Evaluation",
     "ExportError",
     "FailedCase",
     "FailedCasesError",
@@ -83,10 +105,13 @@ __all__ = [
     "HeadError",
     "ImageFeatures",
     "ImageFileError",
+    "InventoryRow",
+    "LesionMetrics",
+    "MapMaker",
     "MemoryBank",
     "MemoryBankError",
-    "MetricsSaver",
     "OutputError",
+    "OverlapMetrics",
     "PhotographReader",
     "PixelMetric",
     "PixelMetrics",
@@ -94,33 +119,45 @@ __all__ = [
     "PromptLoss",
     "PromptTrainer",
     "PromptedHead",
+    "PublicDataset",
     "ResultCollector",
     "ResultSaver",
     "ResultWriter",
     "Results",
     "ScoreMetric",
+    "SetMeasurement",
     "SliceAnomalyInferer",
     "TrainFreeHead",
     "TrainingCheckpoint",
     "TrainingError",
+    "apply_window",
     "average_neighbors",
+    "bootstrap",
     "build_memory_bank",
     "build_mrad_clip",
     "build_mrad_ft",
     "build_mrad_tf",
     "build_postprocessing",
     "build_preprocessing",
+    "check_masks",
     "choose_held_out",
     "collate_features",
+    "delong",
+    "delong_difference",
     "describe_head",
     "describe_run",
+    "evaluate_together",
     "export_network",
     "feature_loader",
     "find_bundle",
     "find_cases",
+    "find_duplicates",
+    "find_series",
     "fuse_scores",
     "image_metrics",
+    "inventory",
     "load_clip",
+    "load_datalist",
     "load_head",
     "load_labelled_folder",
     "load_memory_bank",
@@ -131,11 +168,16 @@ __all__ = [
     "make_phantom",
     "make_surface",
     "merge_memory_banks",
+    "read_series",
     "retrieve",
+    "run_benchmark",
     "save_head",
     "select_trainable",
     "top_fraction_mean",
+    "undefined_metrics",
     "upsample_and_blur",
+    "weighted_auroc",
+    "weighted_average_precision",
     "write_sample_dataset",
     "write_sample_images",
     "write_surface_dataset",

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = parser.parse_known_args(arguments)
     try:
         options.overrides = _overrides(overrides)
-        if overrides and options.command not in (_detect, _run, _train, _export):
+        if overrides and options.command not in (_detect, _run, _train, _evaluate, _benchmark, _export):
             raise ValueError(f"unknown: {' '.join(overrides)}; see mrad-med bank --help")
         status: int = options.command(options)
     except FailedCasesError as error:
@@ -54,7 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mrad-med",
         description="Zero-shot anomaly detection for medical images.",
-        epilog="detect, run, train and export take any value of the bundle's config: --device cpu --image_size 518 ...",
+        epilog="detect, run, train, evaluate, benchmark and export take any value of the bundle's config: "
+        "--device cpu --image_size 518 ...",
     )
     parser.add_argument("--version", action="version", version=f"mrad-med {mrad_med.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -75,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--dataset_dir", required=True, help="VisA as downloaded, or folders of classes")
     train.add_argument("--output_dir", help="folder for features, bank, checkpoints and head (default: the bundle's)")
     train.set_defaults(command=_train)
+
+    _add_evaluation(commands)
 
     export = commands.add_parser("export", help="write a bundle's network as one file, checked against it")
     export.add_argument("bundle", help="bundle directory or name")
@@ -114,6 +117,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_evaluation(commands: Any) -> None:
+    evaluate = commands.add_parser("evaluate", help="measure a bundle on a labelled set")
+    evaluate.add_argument("bundle", help="bundle directory or name")
+    evaluate.add_argument("--dataset", required=True, help="a set (see mrad-med datasets), or a layout: folder")
+    evaluate.add_argument("--dataset_dir", required=True, help="where the set is unpacked")
+    evaluate.add_argument("--output_dir", help="folder for results (default: the bundle's)")
+    evaluate.set_defaults(command=_evaluate)
+
+    benchmark = commands.add_parser("benchmark", help="measure several bundles on several sets, in one table")
+    benchmark.add_argument("sets", nargs="+", metavar="NAME=FOLDER", help="name of a set and where it is unpacked")
+    benchmark.add_argument("--bundles", nargs="+", default=["mrad_tf", "mrad_ft", "mrad_clip"], help="default: all")
+    benchmark.add_argument("--out", type=Path, required=True, help="folder for tables and results")
+    benchmark.add_argument("--medical", nargs="*", default=[], help="bundles that saw medical images in training")
+    benchmark.set_defaults(command=_benchmark)
+
+    datasets = commands.add_parser("datasets", help="list the public sets, and what of them is on disk")
+    datasets.add_argument("--root", type=Path, help="folder the sets are unpacked in")
+    datasets.set_defaults(command=_datasets)
+
+
 def _overrides(words: Sequence[str]) -> dict[str, Any]:
     """Return ``--name value`` and ``--name=value`` pairs; values are read as Python literals where they are."""
     pairs: dict[str, Any] = {}
@@ -144,10 +167,8 @@ def _detect(options: argparse.Namespace) -> int:
         raise
     writer.finish(failures)
     ranked = sorted(writer.rows, key=lambda row: -float(row["anomaly_score"]))
-    width = max([len("case"), *(len(row["case_id"]) for row in ranked[:_SUMMARY_ROWS])])
-    _say(f"{'case':<{width}}  score")
-    for row in ranked[:_SUMMARY_ROWS]:
-        _say(f"{row['case_id']:<{width}}  {float(row['anomaly_score']):.4f}")
+    shown = [(row["case_id"], f"{float(row['anomaly_score']):.4f}") for row in ranked[:_SUMMARY_ROWS]]
+    _say_table([("case", "score"), *shown])
     if len(ranked) > _SUMMARY_ROWS:
         _say(f"... and {len(ranked) - _SUMMARY_ROWS} more in scores.csv")
     _say(f"{len(ranked)} of {len(cases)} case(s) scored, results in {options.out}")
@@ -162,16 +183,65 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    root = mrad_med.find_bundle(options.bundle)
-    config = root / "configs" / "train.json"
-    if not config.is_file():
-        raise FileNotFoundError(f"{root} has no configs/train.json: choose a bundle that learns, such as mrad_ft")
-    values = {"bundle_root": str(root), "dataset_dir": options.dataset_dir, **options.overrides}
-    if options.output_dir:
-        values["output_dir"] = options.output_dir
-    workflow = mrad_med.BundleWorkflow(str(config), workflow_type="train", **values)
+    workflow = _workflow(options, "train", dataset_dir=options.dataset_dir)
     _work(workflow)
     _say(f"trained: {workflow.parser.get_parsed_content('checkpoint')}")
+    return ALL_WELL
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    workflow = _workflow(options, "evaluate", dataset=options.dataset, dataset_dir=options.dataset_dir)
+    workflow.initialize()
+    evaluation = workflow.parser.get_parsed_content("evaluation")
+    try:
+        workflow.run()
+    finally:
+        if evaluation.summary:
+            _say((evaluation.output_dir / "metrics.md").read_text(encoding="utf-8"))
+    return ALL_WELL
+
+
+def _workflow(options: argparse.Namespace, name: str, **values: Any) -> mrad_med.BundleWorkflow:
+    """Return the workflow of a config of a bundle, on top of that for inference unless it stands alone."""
+    root = mrad_med.find_bundle(options.bundle)
+    config = root / "configs" / f"{name}.json"
+    if not config.is_file():
+        raise FileNotFoundError(f"{root} has no configs/{name}.json: choose a bundle that has, such as mrad_ft")
+    values |= {"bundle_root": str(root), **options.overrides}
+    if options.output_dir:
+        values["output_dir"] = options.output_dir
+    if name == "train":
+        return mrad_med.BundleWorkflow(str(config), workflow_type="train", **values)
+    return mrad_med.BundleWorkflow([str(root / "configs" / "inference.json"), str(config)], **values)
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    datasets = dict(word.partition("=")[::2] for word in options.sets)
+    if not all([*datasets, *datasets.values()]) or len(datasets) < len(options.sets):
+        raise ValueError("sets are written NAME=FOLDER, each once, for example kvasir=data/Kvasir-SEG")
+    page = options.out / "benchmark.md"
+    try:
+        mrad_med.run_benchmark(options.bundles, datasets, options.out, medical=options.medical, **options.overrides)
+    except FailedCasesError:  # the tables are there all the same
+        _say(page.read_text(encoding="utf-8"))
+        raise
+    _say(page.read_text(encoding="utf-8"))
+    return ALL_WELL
+
+
+def _datasets(options: argparse.Namespace) -> int:
+    if options.root and not options.root.is_dir():
+        raise FileNotFoundError(f"there is no folder {options.root}")
+    table = [["name", "domain", "normal", "anomalous", "masks", "license", "home", "found" if options.root else ""]]
+    for row in mrad_med.inventory(options.root):
+        known, masks = row.dataset, "yes" if row.dataset.has_masks else "no"
+        counts = map(str, known.counts.get("test", ("?", "?")))
+        found = ", ".join(f"{split} {normal} + {anomalous}" for split, (normal, anomalous) in row.found.items())
+        where = f"{found} in {row.root}" if row.root else ""
+        table.append([known.name, known.domain, *counts, masks, known.license, known.home, where])
+        for problem in row.problems:
+            _say(f"{known.name}: {problem}", to_error=True)
+    _say_table(table)
     return ALL_WELL
 
 
@@ -202,8 +272,7 @@ def _labelled_loader(options: argparse.Namespace, clip: mrad_med.CLIP, image_siz
     steps = mrad_med.build_preprocessing(
         clip.card, image_size=options.image_size or image_size, with_mask=True, max_pixels=options.max_pixels
     )
-    data = mrad_med.load_labelled_folder(options.folder)
-    return CaseLoader(CaseDataset(data, steps), batch_size=options.batch_size)
+    return CaseLoader(CaseDataset(mrad_med.load_labelled_folder(options.folder), steps), batch_size=options.batch_size)
 
 
 def _bank_build(options: argparse.Namespace) -> int:
@@ -244,6 +313,12 @@ def _save_bank(bank: mrad_med.MemoryBank, path: Path) -> int:
     bank.save(path)
     _say(f"{path}: {bank}")
     return ALL_WELL
+
+
+def _say_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        _say("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 def _say(text: str, *, to_error: bool = False) -> None:

@@ -20,11 +20,12 @@ if TYPE_CHECKING:  # importing open_clip takes longer than the rest of this pack
 
 __all__ = ["CLIP", "CLIPImageEncoder", "CLIPTextEncoder"]
 
+PATCH_PATHS = ("v-v", "standard")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class CLIPImageEncoder(nn.Module):
-    """Encode normalized images into a class feature and V-V patch tokens.
+    """Encode normalized images into a class feature and patch tokens.
 
     The standard path is CLIP's own. The V-V path starts after the first block and adds, in every further block,
     attention of the block's values over themselves. Both paths share one computation of the values. The tower's own
@@ -34,18 +35,23 @@ class CLIPImageEncoder(nn.Module):
         tower: open_clip's vision transformer with weights loaded. Frozen and put in evaluation mode.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``, the type of the matrix products inside the blocks. The residual
             streams, layer norms, final projection and the features that come out are float32 whatever it is.
+        patch_path: where the patch tokens come from: ``"v-v"``, the branch of the paper, made for CLIP, whose own
+            patches say little; or ``"standard"``, the tower's own output, for towers that were trained on patches.
 
     Raises:
-        ValueError: the tower is of a kind that has no V-V branch, or the precision is unknown.
+        ValueError: the tower is of a kind that has no V-V branch, or precision or path are unknown.
     """
 
-    def __init__(self, tower: VisionTransformer, *, precision: str = "fp32") -> None:
+    def __init__(self, tower: VisionTransformer, *, precision: str = "fp32", patch_path: str = "v-v") -> None:
         super().__init__()
         _check_tower(tower)
+        if patch_path not in PATCH_PATHS:
+            raise ValueError(f"patch_path is one of {', '.join(PATCH_PATHS)}; got {patch_path!r}")
         if precision not in PRECISIONS:
             raise ValueError(f"precision is one of {', '.join(PRECISIONS)}; got {precision!r}")
         self.tower = tower.eval().requires_grad_(False)
         self.precision = precision
+        self.patch_path = patch_path
         for block in tower.transformer.resblocks:
             block.attn.to(PRECISIONS[precision])
             block.mlp.to(PRECISIONS[precision])
@@ -76,9 +82,11 @@ class CLIPImageEncoder(nn.Module):
         hidden = self._embed(images, grid_size)  # (B, 1 + N, D)
         vv_tokens = hidden
         blocks = self.tower.transformer.resblocks
+        has_branch = self.patch_path == "v-v"
         for index, block in enumerate(blocks):
-            first, last = index == 0, index == len(blocks) - 1
-            hidden, vv_update = _run_block(block, hidden, class_only=last and not first, with_vv=not first)
+            in_branch = has_branch and index > 0
+            class_only = in_branch and index == len(blocks) - 1
+            hidden, vv_update = _run_block(block, hidden, class_only=class_only, with_vv=in_branch)
             vv_tokens = hidden if vv_update is None else vv_tokens + vv_update
         patches = self.tower.ln_post(vv_tokens)[:, 1:]  # (B, N, D)
         image = hidden[:, 0] @ self.tower.proj  # no ln_post on the class token: parity with the published code

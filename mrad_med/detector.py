@@ -13,6 +13,7 @@ from monai.inferers import Inferer
 from mrad_med.clip import CLIP
 from mrad_med.datasets import find_cases
 from mrad_med.handlers import ResultCollector
+from mrad_med.head_files import load_head
 from mrad_med.inferers import SliceAnomalyInferer
 from mrad_med.loaders import CaseDataset, CaseLoader
 from mrad_med.memory import MemoryBank
@@ -42,6 +43,7 @@ class AnomalyDetector:
         num_workers: processes that read ahead; 0 reads in this one.
         max_pixels: photographs with more pixels are refused.
         settings: further values to record in results.
+        training_set: what the head was trained on, as its card has it; empty where nothing is known.
 
     Attributes:
         bank: the memory bank in use; `extend_bank` gives a detector with a larger one.
@@ -59,6 +61,7 @@ class AnomalyDetector:
         num_workers: int = 0,
         max_pixels: int = MAX_PIXELS,
         settings: Mapping[str, Any] | None = None,
+        training_set: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.clip = clip
         self.bank = bank
@@ -69,6 +72,7 @@ class AnomalyDetector:
         self.num_workers = num_workers
         self.settings = {"image_size": image_size, **(settings or {})}
         self.max_pixels = max_pixels
+        self.training_set = tuple(training_set)
         self.preprocessing = build_preprocessing(clip.card, image_size=image_size, max_pixels=max_pixels)
 
     @classmethod
@@ -96,9 +100,12 @@ class AnomalyDetector:
         with plain_errors():
             clip, bank, network, *values = (parser.get_parsed_content(name) for name in names)
             settings = {"bundle": root.name, **parser.get_parsed_content("settings")}
+            card = load_head(parser.get_parsed_content("checkpoint"))[1] if "checkpoint" in parser else None
         if overrides:
             settings["overrides"] = {name: str(value) for name, value in overrides.items()}
-        return cls(clip, bank, network, **dict(zip(names[3:], values, strict=True)), settings=settings)
+        parts = dict(zip(names[3:], values, strict=True))
+        training_set = () if card is None else card.training_set
+        return cls(clip, bank, network, **parts, settings=settings, training_set=training_set)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -195,4 +202,5 @@ class AnomalyDetector:
             num_workers=self.num_workers,
             max_pixels=self.max_pixels,
             settings=self.settings,
+            training_set=self.training_set,
         )

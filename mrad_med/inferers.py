@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,11 +11,13 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from mrad_med.maps import IMAGE_WEIGHT, TOP_FRACTION, fuse_scores
+from mrad_med.maps import IMAGE_WEIGHT, TOP_FRACTION, fuse_scores, upsample_and_blur
 from mrad_med.networks import MRAD
 from mrad_med.types import AnomalyKeys, ImageFeatures
 
 __all__ = ["AnomalyInferer", "FeatureInferer", "SliceAnomalyInferer"]
+
+SLICE_SCORES = "slice_scores"  # key of the scores of a volume's slices
 
 
 class AnomalyInferer(Inferer):
@@ -43,12 +46,24 @@ class AnomalyInferer(Inferer):
             `Invertd` can bring it back onto the file's grid, and ``anomaly_score`` (B, 1).
 
         Raises:
-            ValueError: a score is NaN.
+            ValueError: the images do not fit or are not finite, or a score is NaN.
         """
-        images = convert_to_tensor(inputs, track_meta=False)
-        output = self.score(network.encode(images), network, (images.shape[-2], images.shape[-1]))
-        output[AnomalyKeys.ANOMALY_MAP.value] = _with_metadata(output[AnomalyKeys.ANOMALY_MAP.value], inputs)
-        return output
+        probability, maps = self.examine(convert_to_tensor(inputs, track_meta=False), network)
+        return {
+            AnomalyKeys.ANOMALY_MAP.value: _with_metadata(maps, inputs),
+            AnomalyKeys.ANOMALY_SCORE.value: self.fuse(probability, maps),
+        }
+
+    def examine(self, images: Tensor, network: MRAD) -> tuple[Tensor, Tensor]:
+        """Return what scores are made of: (B, 1) image-level probabilities and (B, 1, H, W) maps of plain tensors.
+
+        Raises:
+            ValueError: the images do not fit or are not finite.
+        """
+        self._check_finite(images)
+        features = network.encode(images)
+        maps = network.anomaly_map(features, (images.shape[-2], images.shape[-1]))
+        return network.image_probability(features), maps
 
     def score(self, features: ImageFeatures, network: MRAD, image_size: tuple[int, int]) -> dict[str, Tensor]:
         """Return ``anomaly_map`` (B, 1, H, W) and ``anomaly_score`` (B, 1) of features.
@@ -57,12 +72,27 @@ class AnomalyInferer(Inferer):
             ValueError: a score is NaN.
         """
         maps = network.anomaly_map(features, image_size)
-        scores = fuse_scores(
-            network.image_probability(features), maps, image_weight=self.image_weight, fraction=self.top_fraction
-        )
+        scores = self.fuse(network.image_probability(features), maps)
+        return {AnomalyKeys.ANOMALY_MAP.value: maps, AnomalyKeys.ANOMALY_SCORE.value: scores}
+
+    def fuse(self, image_probability: Tensor, maps: Tensor) -> Tensor:
+        """Return (B, 1) scores of (B, 1) image-level probabilities and (B, 1, H, W) maps.
+
+        Raises:
+            ValueError: a score is NaN.
+        """
+        scores = fuse_scores(image_probability, maps, image_weight=self.image_weight, fraction=self.top_fraction)
         if not torch.isfinite(scores).all():
             raise ValueError("the network gives NaN: use precision='fp32', or get undamaged weights and bank")
-        return {AnomalyKeys.ANOMALY_MAP.value: maps, AnomalyKeys.ANOMALY_SCORE.value: scores}
+        return scores
+
+    @staticmethod
+    def _check_finite(images: Tensor) -> None:
+        if images.numel() and not torch.stack(images.aminmax()).isfinite().all():  # aminmax hands NaN on, and is small
+            raise ValueError(
+                "images must be finite, got NaN or infinite values; `build_preprocessing` replaces them, and so does "
+                "torch.nan_to_num"
+            )
 
 
 class FeatureInferer(Inferer):
@@ -84,41 +114,106 @@ class FeatureInferer(Inferer):
 
 
 class SliceAnomalyInferer(AnomalyInferer):
-    """Score volumes slice by slice along the last axis; images are scored whole.
+    """Score volumes slice by slice along one axis; images are scored whole.
 
-    The score of a volume is the highest score of its slices.
+    The score of a volume is the highest score of its slices, each made of its part of the map that is returned.
 
     Args:
         slices_per_batch: slices that are encoded together.
-        image_weight: as in `AnomalyInferer`.
-        top_fraction: as in `AnomalyInferer`.
+        axis: of the volume (X, Y, Z), along which the slices follow each other: 0, 1, 2, or negative from the last.
+        smooth: standard deviation, in slices, of a Gaussian that smooths the map across slices, edges mirrored; 0
+            leaves each slice as it is.
+        device: where maps and scores are put together; None is where the volume is. Slices go to the network's device
+            batch by batch, so that volumes larger than its memory can stay in the computer's.
+        slice_inferer: how slices and images are scored, for example a `SlidingWindowAnomalyInferer` for sides that are
+            no multiples of the patch size; None passes them through the network whole.
+        image_weight: as in `AnomalyInferer`; where a ``slice_inferer`` is given, that one's counts.
+        top_fraction: likewise.
+
+    Raises:
+        ValueError: a setting is out of its range.
     """
 
     def __init__(
-        self, *, slices_per_batch: int = 4, image_weight: float = IMAGE_WEIGHT, top_fraction: float = TOP_FRACTION
+        self,
+        *,
+        slices_per_batch: int = 4,
+        axis: int = -1,
+        smooth: float = 0.0,
+        device: torch.device | str | None = None,
+        slice_inferer: AnomalyInferer | None = None,
+        image_weight: float = IMAGE_WEIGHT,
+        top_fraction: float = TOP_FRACTION,
     ) -> None:
-        super().__init__(image_weight=image_weight, top_fraction=top_fraction)
         if slices_per_batch < 1:
             raise ValueError(f"slices_per_batch must be at least 1, got {slices_per_batch}")
+        if axis not in range(-3, 3):
+            raise ValueError(f"axis must be 0, 1 or 2, or -3 to -1 counted from the last, got {axis}")
+        if not 0 <= smooth < math.inf:
+            raise ValueError(f"smooth must be a number of slices, 0 or more, got {smooth}")
+        self.slice_inferer = slice_inferer or AnomalyInferer(image_weight=image_weight, top_fraction=top_fraction)
+        super().__init__(image_weight=self.slice_inferer.image_weight, top_fraction=self.slice_inferer.top_fraction)
         self.slices_per_batch = slices_per_batch
+        self.axis = axis % 3
+        self.smooth = smooth
+        self.device = device
 
+    @torch.no_grad()
     def __call__(self, inputs: Tensor, network: MRAD, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Return ``anomaly_map`` (B, 1, H, W[, D]) and ``anomaly_score`` (B, 1) of (B, 3, H, W[, D]) inputs."""
+        """Return maps and scores of a batch of volumes, or of images.
+
+        Args:
+            inputs: (B, 3, X, Y, Z) normalized volumes, or (B, 3, H, W) normalized images.
+            network: any variant of MRAD.
+            *args: handed on to the inferer of images.
+            **kwargs: handed on to the inferer of images.
+
+        Returns:
+            ``anomaly_map`` (B, 1, X, Y, Z), float32, with the metadata of the input as in `AnomalyInferer`,
+            ``anomaly_score`` (B, 1) and ``slice_scores`` (B, slices). Of images, what `AnomalyInferer` returns.
+
+        Raises:
+            ValueError: the input does not fit, is not finite or has no slices, or a score is NaN.
+        """
         if inputs.ndim != 5:
-            return super().__call__(inputs, network, *args, **kwargs)
-        volumes = convert_to_tensor(inputs, track_meta=False)
-        slices = volumes.permute(0, 4, 1, 2, 3).flatten(0, 1)  # (B * D, 3, H, W)
-        results = [
-            super(SliceAnomalyInferer, self).__call__(part, network, *args, **kwargs)
-            for part in slices.split(self.slices_per_batch)
-        ]
-        maps = torch.cat([result[AnomalyKeys.ANOMALY_MAP] for result in results])  # (B * D, 1, H, W)
-        scores = torch.cat([result[AnomalyKeys.ANOMALY_SCORE] for result in results])  # (B * D, 1)
-        maps = maps.reshape(len(volumes), -1, *maps.shape[1:]).permute(0, 2, 3, 4, 1)  # (B, 1, H, W, D)
+            return self.slice_inferer(inputs, network, *args, **kwargs)
+        volumes = convert_to_tensor(inputs, track_meta=False).movedim(2 + self.axis, 1)  # (B, D, 3, H, W)
+        if 0 in volumes.shape[:2]:
+            raise ValueError(f"expected volumes with slices along axis {self.axis}, got shape {tuple(inputs.shape)}")
+        probabilities, maps = self._examine_slices(volumes, network)
+        if self.smooth:
+            maps = _smooth_slices(maps, self.smooth)
+        # Slice by slice, for the highest pixels of all at once would take a second copy of the map.
+        scores = torch.cat([self.fuse(*pair) for pair in zip(probabilities.unbind(1), maps.unbind(1), strict=True)], 1)
         return {
-            AnomalyKeys.ANOMALY_MAP.value: _with_metadata(maps, inputs),
-            AnomalyKeys.ANOMALY_SCORE.value: scores.view(len(volumes), -1).amax(1, keepdim=True),
+            AnomalyKeys.ANOMALY_MAP.value: _with_metadata(maps.movedim(1, 2 + self.axis), inputs),
+            AnomalyKeys.ANOMALY_SCORE.value: scores.amax(1, keepdim=True),
+            SLICE_SCORES: scores,
         }
+
+    def _examine_slices(self, volumes: Tensor, network: MRAD) -> tuple[Tensor, Tensor]:
+        """Return (B, D, 1) image-level probabilities and (B, D, 1, H, W) maps of (B, D, 3, H, W) volumes."""
+        batch, depth, _, *image_size = volumes.shape
+        count, device = batch * depth, self.device or volumes.device
+        network_device = next(network.parameters()).device
+        probabilities = torch.empty(count, 1, device=device)
+        maps = torch.empty(count, 1, *image_size, device=device)
+        for start in range(0, count, self.slices_per_batch):
+            part = slice(start, min(start + self.slices_per_batch, count))
+            # Picked one by one: to flatten volumes and slices into one axis would copy all volumes.
+            slices = [volumes[index // depth, index % depth] for index in range(part.start, part.stop)]
+            found = self.slice_inferer.examine(torch.stack(slices).to(network_device), network)
+            probabilities[part], maps[part] = (item.to(device) for item in found)
+        return probabilities.view(batch, depth, 1), maps.view(batch, depth, 1, *image_size)
+
+
+def _smooth_slices(maps: Tensor, sigma: float) -> Tensor:
+    """Return (B, D, 1, H, W) maps after a Gaussian along D, whose edges are mirrored as `upsample_and_blur` does."""
+    depth = maps.shape[1]
+    units = torch.eye(depth, dtype=maps.dtype, device=maps.device).view(depth, 1, depth, 1)
+    blur = upsample_and_blur(units, (depth, 1), sigma=sigma).view(depth, depth).T  # each column is a blurred slice
+    with torch.autocast(maps.device.type, enabled=False):
+        return (blur @ maps.flatten(2)).view_as(maps).clamp_(0, 1)  # float rounding
 
 
 def _with_metadata(maps: Tensor, inputs: Tensor) -> Tensor:

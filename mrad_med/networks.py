@@ -110,7 +110,7 @@ def build_mrad_ft(
         ValueError: the temperature is not positive.
     """
     bank.check(clip.card)
-    state = _read_checkpoint(checkpoint, clip, bank)
+    state, _ = _read_checkpoint(checkpoint, clip, bank)
     with _random_weights(seed):
         head = FineTunedHead(bank, start_temperature=start_temperature)
     if state is not None:
@@ -127,7 +127,7 @@ def build_mrad_clip(
     context_length: int | None = None,
     depth: int | None = None,
     deep_length: int | None = None,
-    fp16_deep_prompts: bool = False,
+    fp16_deep_prompts: bool | None = None,
     seed: int | None = None,
     sigma: float = GAUSSIAN_SIGMA,
 ) -> MRAD:
@@ -142,7 +142,8 @@ def build_mrad_clip(
         context_length: as in `RegionPrompts`; None takes that of the checkpoint, or 12 as published.
         depth: as in `RegionPrompts`; None takes that of the checkpoint, or 9 as published, or as many as there are.
         deep_length: as in `RegionPrompts`; None takes that of the checkpoint, or 4 as published.
-        fp16_deep_prompts: as in `RegionPrompts`; the published code rounds.
+        fp16_deep_prompts: as in `RegionPrompts`; None does as the checkpoint's card says it was trained, and does not
+            round where there is none. The published code rounds.
         seed: of the random weights; None draws them from torch's own state.
         sigma: of the Gaussian that smooths the map, in pixels of the network's input.
 
@@ -155,10 +156,11 @@ def build_mrad_clip(
     bank.check(clip.card)
     if clip.text_encoder is None:
         raise ValueError(f"{clip.card.name} has no text tower; MRAD-CLIP needs one: load for example 'openai'")
-    state = _read_checkpoint(checkpoint, clip, bank)
+    state, trained = _read_checkpoint(checkpoint, clip, bank)
+    rounds = bool(trained.get("fp16_deep_prompts", False)) if fp16_deep_prompts is None else fp16_deep_prompts
     sizes = _prompt_sizes(clip.text_encoder, state, context_length=context_length, depth=depth, deep_length=deep_length)
     with _random_weights(seed):
-        prompts = RegionPrompts(clip.text_encoder, clip.card.embed_dim, fp16_deep_prompts=fp16_deep_prompts, **sizes)
+        prompts = RegionPrompts(clip.text_encoder, clip.card.embed_dim, fp16_deep_prompts=rounds, **sizes)
         head = PromptedHead(FineTunedHead(bank), prompts, threshold=threshold)
     if state is not None:
         load_weights(head, state)
@@ -178,13 +180,17 @@ def _complete_head(network: MRAD, state: dict[str, Tensor], prefix: str, *_: Any
     state.update(learned)
 
 
-def _read_checkpoint(checkpoint: Checkpoint | None, clip: CLIP, bank: MemoryBank) -> Mapping[str, Tensor] | None:
+def _read_checkpoint(
+    checkpoint: Checkpoint | None, clip: CLIP, bank: MemoryBank
+) -> tuple[Mapping[str, Tensor] | None, Mapping[str, Any]]:
+    """Return weights, and the configuration they were trained with, as far as it is known."""
     if checkpoint is None or isinstance(checkpoint, Mapping):
-        return checkpoint
+        return checkpoint, {}
     state, card = load_head(checkpoint)
-    if card is not None:
-        check_head(card, clip.card, bank, clip.text_encoder)
-    return state
+    if card is None:
+        return state, {}
+    check_head(card, clip.card, bank, clip.text_encoder)
+    return state, card.configuration
 
 
 def _prompt_sizes(

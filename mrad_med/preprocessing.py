@@ -31,7 +31,12 @@ __all__ = ["build_postprocessing", "build_preprocessing", "load_picture"]
 
 
 def build_preprocessing(
-    card: BackboneCard, *, image_size: int = IMAGE_SIZE, with_mask: bool = False, max_pixels: int = MAX_PIXELS
+    card: BackboneCard,
+    *,
+    image_size: int = IMAGE_SIZE,
+    with_mask: bool = False,
+    resize_mask: bool = True,
+    max_pixels: int = MAX_PIXELS,
 ) -> Compose:
     """Return what stands between a case ``{"image": path, ...}`` and the network, in MONAI's transforms.
 
@@ -39,6 +44,7 @@ def build_preprocessing(
         card: of the backbone, for its normalization constants.
         image_size: side of the square input in pixels, a multiple of the patch size.
         with_mask: also load ``"mask"`` (a path, None or absent) as (1, H, W).
+        resize_mask: bring the mask to the size of the input; it stays at that of the file otherwise.
         max_pixels: photographs with more pixels are refused.
 
     Returns:
@@ -59,7 +65,7 @@ def build_preprocessing(
             ScaleToBytesd(image),
             ToRGBd(image),
             ResizeBicubicd(image, image_size),
-            *([ResizeMaskd(mask, image_size)] if with_mask else []),
+            *([ResizeMaskd(mask, image_size)] if with_mask and resize_mask else []),
             ScaleIntensityRanged(image, a_min=0, a_max=255, b_min=0, b_max=1),
             NormalizeIntensityd(image, subtrahend=card.mean, divisor=card.std, channel_wise=True),
         ]

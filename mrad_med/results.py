@@ -30,7 +30,7 @@ from mrad_med.report import draw_overlay, most_suspicious_slice, save_overlay
 from mrad_med.transforms import ToDisplayOrientation
 from mrad_med.types import AnomalyKeys, FailedCase
 
-__all__ = ["CaseResult", "OutputError", "ResultWriter", "Results", "describe_run", "prepare_output"]
+__all__ = ["CaseResult", "OutputError", "ResultWriter", "Results", "describe_run", "package_versions", "prepare_output"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,11 @@ def describe_run(clip: CLIP, bank: MemoryBank, **settings: Any) -> dict[str, Any
     """Return what a record of a run should say of its parts: cards, hashes and settings, all plain values."""
     memory_bank = {"sha256": bank.sha256, "card": bank.card.to_dict()}
     return {"backbone": asdict(clip.card), "memory_bank": memory_bank, "settings": settings}
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that numbers depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _RECORDED_PACKAGES}
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,7 @@ class ResultWriter:
         record = {
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "seconds": round(time.time() - self._started, 3),
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in _RECORDED_PACKAGES},
+            "versions": package_versions(),
             **self.provenance,
             "cases": {"total": len(self.rows) + len(failed), "ok": len(self.rows), "failed": len(failed)},
             "failures": [asdict(failure) for failure in failures],

@@ -5,21 +5,20 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from ignite.metrics import Metric
 from monai.engines import Evaluator, Trainer
+from monai.handlers import IgniteMetricHandler
 from torch import Tensor
 
 from mrad_med.engines import TrainingError
 from mrad_med.head_files import best_epoch, copy_weights, load_weights, save_tensors, sha256_of_text_tower
 from mrad_med.heads import FineTunedHead, PromptedHead
-from mrad_med.metrics import PixelMetrics, image_metrics
+from mrad_med.metrics import AnomalyMapMetric, AnomalyScoreMetric
 from mrad_med.types import AnomalyKeys
 
 __all__ = ["EarlyStop", "PixelMetric", "ScoreMetric", "TrainingCheckpoint"]
@@ -29,7 +28,19 @@ logger = logging.getLogger(__name__)
 VALIDATION_STRIDE = 4  # maps are smoothed over 4 pixels, so that every fourth says as much
 
 
-class PixelMetric(Metric):
+class _DefinedMetric(IgniteMetricHandler):
+    """An ignite metric of an evaluator that is NaN, with a warning, where it is undefined."""
+
+    def compute(self) -> float:
+        """Return the metric; NaN where it is undefined."""
+        try:
+            return float(super().compute())
+        except ValueError as error:
+            logger.warning("%s", error)
+            return float("nan")
+
+
+class PixelMetric(_DefinedMetric):
     """One of the `PixelMetrics` as an ignite metric of an evaluator, over all processes.
 
     Args:
@@ -38,73 +49,27 @@ class PixelMetric(Metric):
     """
 
     def __init__(self, name: str = "auroc", *, stride: int = VALIDATION_STRIDE) -> None:
-        self.name = name
-        self.stride = stride
-        super().__init__(output_transform=itemgetter("pred", "label"))
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._pixels = PixelMetrics()
-
-    def update(self, output: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]) -> None:
-        """Take in predictions and targets of a batch; masks that are not known are left out."""
-        prediction, target = output
-        known = ~target["mask"].isnan().flatten(1).any(1)
-        maps, masks = prediction[AnomalyKeys.ANOMALY_MAP][known], target["mask"][known]
-        self._pixels.update(maps[..., :: self.stride, :: self.stride], masks[..., :: self.stride, :: self.stride])
-
-    def compute(self) -> float:
-        """Return the metric; NaN where it is undefined."""
-        merged = PixelMetrics()
-        for part in _gather(self._pixels):
-            merged.merge(part)
-        try:
-            return merged.compute()[self.name]
-        except ValueError as error:
-            logger.warning("%s", error)
-            return float("nan")
+        metric = AnomalyMapMetric(name, stride=stride)
+        super().__init__(metric, output_transform=_maps_and_masks, save_details=False)
 
 
-class ScoreMetric(Metric):
+class ScoreMetric(_DefinedMetric):
     """One of the `image_metrics` as an ignite metric of an evaluator, over all processes.
 
     Args:
-        name: ``"auroc"`` or ``"ap"``.
+        name: which of them, for example ``"auroc"`` or ``"ap"``.
     """
 
     def __init__(self, name: str = "auroc") -> None:
-        self.name = name
-        super().__init__(output_transform=itemgetter("pred", "label"))
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._scores: list[Tensor] = []
-        self._labels: list[Tensor] = []
-
-    def update(self, output: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]) -> None:
-        """Take in predictions and targets of a batch."""
-        prediction, target = output
-        self._scores.append(prediction[AnomalyKeys.ANOMALY_SCORE].flatten().cpu())
-        self._labels.append(target["label"].flatten().cpu())
-
-    def compute(self) -> float:
-        """Return the metric; NaN where it is undefined."""
-        parts = _gather((self._scores, self._labels))
-        scores, labels = (torch.cat([tensor for part in parts for tensor in part[i]]) for i in (0, 1))
-        try:
-            return image_metrics(scores, labels)[self.name]
-        except ValueError as error:
-            logger.warning("%s", error)
-            return float("nan")
+        super().__init__(AnomalyScoreMetric(name), output_transform=_scores_and_labels, save_details=False)
 
 
-def _gather(part: Any) -> list[Any]:
-    """Return what every process has."""
-    if not dist.is_initialized():
-        return [part]
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, part)
-    return parts
+def _maps_and_masks(output: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    return output["pred"][AnomalyKeys.ANOMALY_MAP], output["label"]["mask"]
+
+
+def _scores_and_labels(output: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    return output["pred"][AnomalyKeys.ANOMALY_SCORE].flatten(), output["label"]["label"].flatten()
 
 
 class TrainingCheckpoint:

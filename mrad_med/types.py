@@ -34,7 +34,7 @@ class ImageFeatures:
 
     Attributes:
         image: (B, E) class feature, not normalized.
-        patches: (B, N, D) V-V tokens after the last layer norm, not normalized, before the neighbor average.
+        patches: (B, N, D) tokens after the last layer norm, not normalized, before the neighbor average.
         projected_patches: (B, N, E) the same tokens in the joint image-text space.
         grid_size: rows and columns of the patch grid; ``N = rows * columns``, row by row.
     """
@@ -58,6 +58,7 @@ class BackboneCard:
         native_size: side in pixels of the square image the position table was made for.
         mean: mean per RGB channel that the input is normalized with, for values in [0, 1].
         std: standard deviation per RGB channel, for values in [0, 1].
+        patch_path: where the patch tokens come from, as in `CLIPImageEncoder`; a part of the hash.
     """
 
     name: str
@@ -68,6 +69,7 @@ class BackboneCard:
     native_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    patch_path: str = "v-v"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ Usage:
 
 Procedural surfaces (`mrad_med.write_surface_dataset`) are captioned from what they were made of: surface, color,
 defect. Captions meet the patches of the region they speak of, in the space where MRAD-CLIP compares patches with text.
-First two surfaces are held out, for the numbers on the card; then the tower that ships is trained on all. No medical
+First two surfaces are held out, for the numbers on the card (``--trial-file`` keeps that tower, for heads that are
+measured on these surfaces); then the tower that ships is trained on all. No medical
 image and no real industrial image takes part, so that sets of both stay held out for what is built on the tower.
 """
 
@@ -177,9 +178,10 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="folder for cached features")
     parser.add_argument("--surfaces", type=Path, help="a folder that write_surface_dataset has filled; made if absent")
     parser.add_argument("--count", type=int, default=40, help="images of each label and surface")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", default="fp32", help="of the image tower: fp32, or bf16 where it is fast")
+    parser.add_argument("--trial-file", type=Path, help="safetensors file for the tower that has not seen all surfaces")
     parser.add_argument("--output-directory", type=Path, default=default, help="default: mrad_med/weights")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -195,14 +197,11 @@ def main() -> None:
     trial = train(seen, clip.card.embed_dim, steps=options.steps, seed=options.seed)
     results = {"held_out_surfaces": measure(trial, held_out), "seen_surfaces": measure(trial, seen)}
     logger.info("%s", results)
+    if options.trial_file:
+        with atomic_path(options.trial_file) as partial:
+            partial.write_bytes(serialize(trial))
     model = train(regions, clip.card.embed_dim, steps=options.steps, seed=options.seed)
-    state = {f"text.{name}": tensor.detach() for name, tensor in model.encoder.tower.state_dict().items()}
-    # Words no caption has are still as they were drawn: zeros say so, and make the file small when compressed.
-    used = torch.zeros(TEXT_CONFIG["vocab_size"], dtype=torch.bool)
-    used[vocabulary()] = True
-    state["text.token_embedding.weight"] = state["text.token_embedding.weight"] * used[:, None]
-    state.pop("text.attn_mask", None)
-    content = save({name: tensor.half().contiguous() for name, tensor in state.items()}, metadata={"format": "pt"})
+    content = serialize(model)
     card = {
         "text_cfg": TEXT_CONFIG,
         "card": {
@@ -212,7 +211,7 @@ def main() -> None:
             f"defects of each of {len(mrad_med.SURFACES)}; captions of surface, color, state and defect; "
             f"seed {options.seed}",
             "against": "patches of the frozen embedded image tower, single and averaged",
-            "vocabulary": int(used.sum()),
+            "vocabulary": len(vocabulary()),
             "held_out": list(HELD_OUT),
             "held_out_results": results,
             "held_out_note": "of a tower trained in the same way without the held-out surfaces",
@@ -226,6 +225,17 @@ def main() -> None:
         partial.write_bytes(content)
     with atomic_path(options.output_directory / "embedded_text.json") as partial:
         partial.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def serialize(model: TextTower) -> bytes:
+    """Return the bytes of a safetensors file of the tower."""
+    state = {f"text.{name}": tensor.detach() for name, tensor in model.encoder.tower.state_dict().items()}
+    # Words no caption has are still as they were drawn: zeros say so, and make the file small when compressed.
+    used = torch.zeros(TEXT_CONFIG["vocab_size"], dtype=torch.bool)
+    used[vocabulary()] = True
+    state["text.token_embedding.weight"] = state["text.token_embedding.weight"] * used[:, None]
+    state.pop("text.attn_mask", None)
+    return save({name: tensor.half().contiguous() for name, tensor in state.items()}, metadata={"format": "pt"})
 
 
 def vocabulary() -> Tensor:

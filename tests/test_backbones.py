@@ -523,6 +523,13 @@ def test_embedded_backbone_says_what_it_is(embedded: CLIP):
     assert (card.mean, card.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # ImageNet's, not CLIP's
     assert embedded.image_encoder.tower.grid_size == (37, 37)
     assert len(embedded.image_encoder.tower.transformer.resblocks) == 9
+    assert card.patch_path == embedded.image_encoder.patch_path == "standard"
+
+
+def test_path_of_the_patches_is_a_choice_and_part_of_the_identity(embedded: CLIP):
+    branch = load_clip("embedded", patch_path="v-v")
+    assert branch.card.patch_path == branch.image_encoder.patch_path == "v-v"
+    assert branch.card.sha256 != embedded.card.sha256
 
 
 def test_embedded_tower_meets_the_golden_tokens_of_its_source(embedded: CLIP):

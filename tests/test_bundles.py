@@ -108,12 +108,25 @@ def test_inference_runs_on_the_samples_and_finds_the_phantoms_lesion(bundle: str
 @each_bundle
 def test_evaluation_measures_the_sample_set(bundle: str, tmp_path: Path):
     configs = [config(bundle, "inference"), config(bundle, "evaluate")]
-    run(config_file=configs, bundle_root=str(BUNDLES[bundle]), output_dir=str(tmp_path), **SMALL)
+    chosen = {"resamples": 20, "threshold": 0.5, "file_size": True, "progress": False, **SMALL}
+    run(config_file=configs, bundle_root=str(BUNDLES[bundle]), output_dir=str(tmp_path), **chosen)
     record = values(tmp_path / "metrics.json")
     assert record["images"] == {"normal": 3, "anomalous": 3}
     assert record["pixel"]["auroc"] > 0.9
-    assert set(record["image"]) == {"auroc", "ap"}
+    assert {"auroc", "ap", "f1_max"} <= record["image"].keys()
+    assert {"dice", "iou"} <= record["overlap"].keys()
+    assert record["compared_at"] == "size of the files"
+    assert record["intervals"]["drawn"]["resamples"] == 20
+    assert record["settings"]["bundle"] == bundle
+    assert record["settings"]["variant"] == VARIANTS[bundle]
     assert record["failures"] == []
+    assert "**6 images prove nothing**" in (tmp_path / "metrics.md").read_text(encoding="utf-8")
+
+
+def test_all_bundles_are_evaluated_alike_on_one_or_several_processes():
+    for name in ("evaluate", "multi_gpu_evaluate"):
+        texts = [Path(config(bundle, name)).read_text(encoding="utf-8").replace(bundle, "NAME") for bundle in BUNDLES]
+        assert len(set(texts)) == 1
 
 
 def test_a_bank_is_built_and_used(tmp_path: Path):

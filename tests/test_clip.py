@@ -118,6 +118,20 @@ def test_standard_path_is_that_of_open_clip():
     torch.testing.assert_close(CLIPImageEncoder(tower)(images).image, expected, atol=2e-5, rtol=1e-5)
 
 
+def test_patches_of_the_standard_path_are_those_of_open_clip():
+    tower = make_tower(output_tokens=True)
+    images = make_images(2, 56, 56)
+    features = CLIPImageEncoder(tower, patch_path="standard")(images)
+    tokens = tower(images)[1]
+    torch.testing.assert_close(features.patches, tokens, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(features.projected_patches, tokens @ tower.proj, atol=2e-5, rtol=1e-5)
+    branch = CLIPImageEncoder(tower)(images)
+    assert_same_features(
+        ImageFeatures(features.image, branch.patches, branch.projected_patches, (4, 4)), branch, atol=2e-5
+    )
+    assert not torch.allclose(features.patches, branch.patches, atol=0.1)
+
+
 def test_shapes_are_those_of_batch_grid_and_widths(tiny_clip: CLIP):
     features = tiny_clip.image_encoder(make_images(3, 28, 70))
     assert features.image.shape == (3, 24)
@@ -235,6 +249,11 @@ def test_towers_without_a_vv_branch_are_refused(make: Any, reason: str):
 def test_unknown_precision_is_refused_with_the_alternatives():
     with pytest.raises(ValueError, match="precision is one of fp32, bf16, fp16; got 'int8'"):
         CLIPImageEncoder(make_tower(), precision="int8")
+
+
+def test_unknown_patch_path_is_refused_with_the_alternatives():
+    with pytest.raises(ValueError, match="patch_path is one of v-v, standard; got 'q-k'"):
+        CLIPImageEncoder(make_tower(), patch_path="q-k")
 
 
 @pytest.mark.parametrize("shape", [(3, 56, 56), (1, 1, 56, 56), (1, 4, 56, 56), (1, 3, 13, 56), (1, 3, 56, 0)])

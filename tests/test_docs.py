@@ -20,6 +20,7 @@ from PIL import Image
 import mrad_med
 from mrad_med.__main__ import main
 from tests.conftest import TINY_SIZE, make_tiny_clip
+from tests.small_archives import make_archive
 
 ROOT = Path(__file__).parent.parent
 STAND_INS = {"openai": "embedded", "FOLDER": "VisA/fabric/Data/Images", "[1, 3, 518, 518]": "[1, 3, 126, 126]"}
@@ -70,17 +71,13 @@ def run_command(words: list[str], patch: pytest.MonkeyPatch) -> None:
     """Run a command of a page."""
     program, *rest = words
     if program == "mrad-med":
-        assert main([*rest, *SMALL]) == 0
+        assert main(rest if rest[0] == "datasets" else [*rest, *SMALL]) == 0
     elif program == "torchrun":
         whole = [sys.executable, "-m", "torch.distributed.run", "--standalone", *rest, *SMALL]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        finished = subprocess.run(
-            [*whole, "--output_dir", "trained_by_two", "--max_epochs", "1"],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        if "train.json" in " ".join(rest):
+            whole += ["--output_dir", "trained_by_two", "--max_epochs", "1"]
+        finished = subprocess.run(whole, env=environment, capture_output=True, text=True, check=False)
         assert finished.returncode == 0, finished.stderr
     elif rest[:3] == ["-m", "monai.bundle", "ckpt_export"]:
         run_python(rest, patch)  # has its own size
@@ -116,6 +113,31 @@ def test_recipe_trains_scores_and_evaluates(reproduced: Path):
     metrics = json.loads((reproduced / "evaluated" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["images"] == {"normal": 2, "anomalous": 2}
     assert 0 <= metrics["pixel"]["pro_200"] <= 1
+
+
+def test_commands_of_the_evaluation_page_give_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for name in ("kvasir", "cvc-colondb"):
+        make_archive(name, tmp_path)
+    (tmp_path / "bundles").symlink_to(ROOT / "bundles")
+    monkeypatch.chdir(tmp_path)
+    for words in commands("evaluate.md"):
+        run_command(words, monkeypatch)
+    folders = ("evaluated", "evaluated_as_bundle", "evaluated_by_two", "benchmark/kvasir/mrad_clip")
+    first, *others = (json.loads((tmp_path / name / "metrics.json").read_text(encoding="utf-8")) for name in folders)
+    assert first["images"] == {"normal": 0, "anomalous": 2}
+    for other in others:
+        assert other["pixel"] == pytest.approx(first["pixel"], abs=1e-5)
+    assert first["intervals"]["drawn"]["resamples"] == 1000
+    page = (tmp_path / "benchmark" / "benchmark.md").read_text(encoding="utf-8")
+    assert "| network | kvasir | cvc-colondb | mean |" in page
+    assert "test 0 + 2 in Kvasir-SEG" in capsys.readouterr().out
+    (code,) = blocks("evaluate.md", "python")
+    from_bundle = mrad_med.AnomalyDetector.from_bundle
+    monkeypatch.setattr(mrad_med.AnomalyDetector, "from_bundle", lambda name: from_bundle(name, device="cpu"))
+    exec(code, {})
+    assert 0 < float(capsys.readouterr().out.split("'auroc': ")[1].split(",")[0]) < 1
 
 
 def test_published_files_become_a_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

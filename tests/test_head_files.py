@@ -156,6 +156,34 @@ def test_deep_prompts_are_rounded_to_fp16_only_when_asked(tiny_clip: CLIP, tiny_
     assert rounding.head.prompts.deep_prompts[0].dtype == torch.float32  # what is learned is not rounded
 
 
+@pytest.mark.parametrize(
+    ("trained", "asked", "rounds"), [(True, None, True), (False, None, False), (True, False, False)]
+)
+def test_deep_prompts_are_rounded_as_the_card_says_unless_asked(
+    tmp_path: Path,
+    tiny_clip: CLIP,
+    tiny_bank: MemoryBank,
+    training_set: FeatureDataset,
+    trained: bool,
+    asked: bool | None,
+    rounds: bool,
+):
+    path = tmp_path / "model.pt"
+    network = build_mrad_clip(tiny_clip, tiny_bank, seed=1, fp16_deep_prompts=trained)
+    card = describe_head(
+        variant="MRAD-CLIP",
+        backbone=tiny_clip.card,
+        bank=tiny_bank,
+        training_set=training_set,
+        configuration={"fp16_deep_prompts": trained},
+    )
+    save_head(network.head, path, card)
+    again = build_mrad_clip(tiny_clip, tiny_bank, checkpoint=path, fp16_deep_prompts=asked)
+    assert again.head.prompts.fp16_deep_prompts is rounds
+    of_state = build_mrad_clip(tiny_clip, tiny_bank, checkpoint=network.head.learned_state(), fp16_deep_prompts=asked)
+    assert of_state.head.prompts.fp16_deep_prompts is False  # weights alone do not tell
+
+
 def test_text_features_are_made_once_a_batch(tiny_clip: CLIP, tiny_bank: MemoryBank, monkeypatch: pytest.MonkeyPatch):
     network, calls = build_mrad_clip(tiny_clip, tiny_bank), []
     network.head.prompts.text_encoder.register_forward_hook(lambda _, given, __: calls.append(len(given[0])))

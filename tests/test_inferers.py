@@ -9,6 +9,7 @@ import torch
 from monai.data import MetaTensor, decollate_batch
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import Flip
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from mrad_med import MRAD, AnomalyInferer, MemoryBank, SliceAnomalyInferer, build_mrad_tf
@@ -197,7 +198,124 @@ def test_fraction_outside_the_unit_interval_is_refused(network: MRAD):
         AnomalyInferer(top_fraction=0)(make_images(1), network)
 
 
-def test_a_score_that_is_not_a_number_is_refused(tiny_clip, tiny_bank):
-    network = build_mrad_tf(tiny_clip, tiny_bank)
+@pytest.mark.parametrize("make_inferer", [AnomalyInferer, SliceAnomalyInferer])
+def test_a_score_that_is_not_a_number_is_refused(tiny_bank: MemoryBank, make_inferer: type[AnomalyInferer]):
+    network = build_mrad_tf(make_tiny_clip(), tiny_bank)
+    with torch.no_grad():
+        network.image_encoder.tower.proj[0, 0] = float("nan")  # damaged weights
     with pytest.raises(ValueError, match="the network gives NaN"):
-        AnomalyInferer()(torch.full((1, 3, 56, 56), float("nan")), network)
+        make_inferer()(make_images(1), network)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("inputs", [make_images(), make_volumes(depth=3)], ids=["images", "volumes"])
+def test_values_that_are_not_finite_are_refused(network: MRAD, inputs: Tensor, value: float):
+    inputs = inputs.clone()
+    inputs[1, 2, -1, -1] = value
+    with pytest.raises(ValueError, match="images must be finite, got NaN or infinite values"):
+        SliceAnomalyInferer()(inputs, network)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1, -2, -3])
+def test_slices_along_another_axis_are_those_of_the_permuted_volume(network: MRAD, axis: int):
+    volumes = make_volumes(depth=3)
+    expected = SliceAnomalyInferer()(volumes, network)
+    result = SliceAnomalyInferer(axis=axis)(volumes.movedim(-1, axis if axis < 0 else 2 + axis), network)
+    assert torch.equal(result["anomaly_map"].movedim(axis if axis < 0 else 2 + axis, -1), expected["anomaly_map"])
+    assert torch.equal(result["anomaly_score"], expected["anomaly_score"])
+    assert torch.equal(result["slice_scores"], expected["slice_scores"])
+
+
+def test_scores_of_slices_come_with_that_of_the_volume(network: MRAD):
+    volumes = make_volumes(depth=5)
+    result = SliceAnomalyInferer()(volumes, network)
+    slices = [AnomalyInferer()(volumes[..., depth], network)["anomaly_score"] for depth in range(5)]
+    assert result.keys() == {"anomaly_map", "anomaly_score", "slice_scores"}
+    torch.testing.assert_close(result["slice_scores"], torch.cat(slices, dim=1), atol=1e-6, rtol=0)
+    assert torch.equal(result["slice_scores"].amax(1, keepdim=True), result["anomaly_score"])
+
+
+def test_a_volume_of_one_slice_is_an_image(network: MRAD):
+    images = make_images()
+    for smooth in (0, 2.5):
+        result = SliceAnomalyInferer(smooth=smooth)(images[..., None], network)
+        expected = AnomalyInferer()(images, network)
+        torch.testing.assert_close(result["anomaly_map"][..., 0], expected["anomaly_map"], atol=1e-6, rtol=0)
+        torch.testing.assert_close(result["anomaly_score"], expected["anomaly_score"], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("sigma", [0.7, 2.0, 30.0])
+@pytest.mark.parametrize("axis", [0, 2])
+def test_smoothing_across_slices_is_that_of_scipy(network: MRAD, sigma: float, axis: int):
+    volumes = make_volumes(depth=6).movedim(-1, 2 + axis)
+    sharp = SliceAnomalyInferer(axis=axis)(volumes, network)["anomaly_map"]
+    smooth = SliceAnomalyInferer(axis=axis, smooth=sigma)(volumes, network)["anomaly_map"]
+    expected = gaussian_filter1d(sharp.double().numpy(), sigma, axis=2 + axis, mode="reflect", truncate=4.0)
+    assert (smooth - sharp).abs().max() > 1e-4
+    torch.testing.assert_close(smooth.double(), torch.from_numpy(expected), atol=1e-6, rtol=0)
+
+
+def test_smoothing_keeps_a_volume_whose_slices_are_alike(network: MRAD):
+    volumes = make_images()[..., None].expand(-1, -1, -1, -1, 7)
+    sharp, smooth = (SliceAnomalyInferer(smooth=sigma)(volumes, network) for sigma in (0, 1.5))
+    for key, value in sharp.items():
+        torch.testing.assert_close(smooth[key], value, atol=1e-6, rtol=0)
+
+
+def test_smoothing_is_exact_inside_autocast_too(network: MRAD):
+    volumes = make_volumes(1, depth=4)
+    expected = SliceAnomalyInferer(smooth=1)(volumes, network)["anomaly_map"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = SliceAnomalyInferer(smooth=1)(volumes, network)["anomaly_map"]
+    torch.testing.assert_close(result, expected, atol=1e-6, rtol=0)
+
+
+def test_scores_are_of_the_smoothed_map(network: MRAD):
+    volumes = make_volumes(1, depth=4)
+    result = SliceAnomalyInferer(smooth=1.5, image_weight=0.0, top_fraction=1.0)(volumes, network)
+    means = result["anomaly_map"].mean((1, 2, 3))  # of each slice's whole map
+    torch.testing.assert_close(result["slice_scores"], means, atol=1e-6, rtol=0)
+
+
+def test_volumes_are_put_together_as_float32_on_the_chosen_device(network: MRAD):
+    class Unfused(SliceAnomalyInferer):
+        def fuse(self, *parts: Tensor) -> Tensor:
+            return parts[0]  # what is on the device "meta" has no values to look at
+
+    result = Unfused(device="meta")(make_volumes(1, depth=2).double(), network)
+    assert {(value.dtype, value.device.type) for value in result.values()} == {(torch.float32, "meta")}
+
+
+def test_slices_can_be_scored_by_another_inferer(network: MRAD):
+    class Halves(AnomalyInferer):
+        def examine(self, images: Tensor, network: MRAD) -> tuple[Tensor, Tensor]:
+            probability, maps = super().examine(images, network)
+            return probability / 2, maps / 2
+
+    volumes, halves = make_volumes(1, depth=3), Halves(**SHARES)
+    result = SliceAnomalyInferer(slice_inferer=halves)(volumes, network)
+    expected = SliceAnomalyInferer(**SHARES)(volumes, network)
+    for key, value in expected.items():
+        torch.testing.assert_close(result[key], value / 2, atol=1e-6, rtol=0)
+    image = SliceAnomalyInferer(slice_inferer=halves)(volumes[..., 0], network)
+    assert torch.equal(image["anomaly_score"], halves(volumes[..., 0], network)["anomaly_score"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"axis": 3}, "axis must be 0, 1 or 2, or -3 to -1 counted from the last, got 3"),
+        ({"axis": -4}, "axis must be 0, 1 or 2, or -3 to -1 counted from the last, got -4"),
+        ({"smooth": -1}, "smooth must be a number of slices, 0 or more, got -1"),
+        ({"smooth": float("nan")}, "smooth must be a number of slices, 0 or more, got nan"),
+        ({"smooth": float("inf")}, "smooth must be a number of slices, 0 or more, got inf"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, float], message: str):
+    with pytest.raises(ValueError, match=message):
+        SliceAnomalyInferer(**settings)
+
+
+def test_volumes_without_slices_are_refused(network: MRAD):
+    with pytest.raises(ValueError, match=r"expected volumes with slices along axis 2, got shape \(1, 3, 42, 70, 0\)"):
+        SliceAnomalyInferer()(make_volumes(1, depth=0), network)

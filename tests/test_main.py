@@ -11,6 +11,8 @@ from monai.data import load_net_with_metadata
 
 import mrad_med
 from mrad_med.__main__ import main
+from mrad_med.catalog import DATASETS
+from tests.small_archives import make_archive
 
 SMALL = ["--image_size", "126", "--device", "cpu"]
 
@@ -201,7 +203,7 @@ def test_a_head_is_trained_and_its_file_named(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["mrad_tf"], "mrad_tf has no configs/train.json: choose a bundle that learns, such as mrad_ft"),
+        (["mrad_tf"], "mrad_tf has no configs/train.json: choose a bundle that has, such as mrad_ft"),
         (["nothing"], "nothing is no bundle directory"),
         (["mrad_ft", "--epoch", "2"], "no value named epoch"),
         (["mrad_ft", "--device", "cpu"], "labelled images are expected"),
@@ -222,3 +224,104 @@ def test_a_training_needs_a_folder(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="2"):
         main(["train", "mrad_ft"])
     assert "--dataset_dir" in capsys.readouterr().err
+
+
+EVALUATED = ["--dataset", "folder", "--resamples", "0", "--progress", "False", *SMALL]
+
+
+def test_a_bundle_is_evaluated_and_its_table_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder, out = mrad_med.write_sample_dataset(tmp_path / "set", count=1), tmp_path / "out"
+    words = ["evaluate", "mrad_tf", "--dataset_dir", folder, "--output_dir", str(out), *EVALUATED]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert printed == (out / "metrics.md").read_text(encoding="utf-8") + "\n"
+    assert "| pixel AUROC |" in printed
+    assert json.loads((out / "metrics.json").read_text())["images"] == {"normal": 1, "anomalous": 1}
+    (Path(folder) / "normal" / "broken.png").write_bytes(b"no image")
+    assert main(words) == 1
+    captured = capsys.readouterr()
+    assert "1 case(s) failed and are left out" in captured.out
+    assert "1 of 3 case(s) failed, the others are done:\n  normal/broken: " in captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nothing", "--dataset", "folder"], "nothing is no bundle directory"),
+        (["mrad_tf", "--dataset", "kvasr"], "there is no set 'kvasr'; did you mean 'kvasir'?"),
+        (["mrad_tf", "--dataset", "folder", "--split", "test"], "labelled images are expected"),
+        (["mrad_tf", "--dataset", "folder", "--resample", "5"], "no value named resample"),
+    ],
+)
+def test_evaluations_that_cannot_be_are_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+):
+    (tmp_path / "empty").mkdir()
+    places = ["--dataset_dir", str(tmp_path / "empty"), "--output_dir", str(tmp_path / "out")]
+    assert main(["evaluate", *words, *places, "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_bundles_are_compared_and_the_tables_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder, out = Path(mrad_med.write_sample_dataset(tmp_path / "set", count=1)), tmp_path / "out"
+    words = ["benchmark", f"folder={folder}", "--bundles", "mrad_tf", "mrad_ft", "--medical", "mrad_ft"]
+    words += ["--out", str(out), "--progress", "False", *SMALL]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert printed == (out / "benchmark.md").read_text(encoding="utf-8") + "\n"
+    zero_shot, with_medical = printed.split("## Protocol: ")[1:]
+    assert "| mrad_tf | " in zero_shot
+    assert "| mrad_ft | " in with_medical
+    (folder / "normal" / "broken.png").write_bytes(b"no image")
+    assert main(words) == 1
+    captured = capsys.readouterr()
+    assert "| mrad_ft | " in captured.out
+    assert "folder: 1 of 3 case(s) failed" in captured.err
+
+
+@pytest.mark.parametrize("sets", [["kvasir"], ["kvasir="], ["=data"], ["kvasir=a", "kvasir=b"]])
+def test_sets_of_a_benchmark_are_named_with_their_folders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], sets: list[str]
+):
+    (tmp_path / "benchmark.md").write_text("of another run", encoding="utf-8")
+    assert main(["benchmark", *sets, "--out", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert "sets are written NAME=FOLDER, each once, for example kvasir=data/Kvasir-SEG" in captured.err
+    assert captured.out == ""
+
+
+def test_a_benchmark_of_unknown_sets_shows_no_tables_of_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "benchmark.md").write_text("of another run", encoding="utf-8")
+    assert main(["benchmark", f"kvasr={tmp_path}", "--out", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert "there is no set 'kvasr'; did you mean 'kvasir'?" in captured.err
+    assert captured.out == ""
+
+
+def test_public_sets_are_listed(capsys: pytest.CaptureFixture[str]):
+    assert main(["datasets"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["name", "domain", "normal", "anomalous", "masks", "license", "home"]
+    assert [line.split()[0] for line in lines] == list(DATASETS)
+    kvasir = next(line for line in lines if line.startswith("kvasir "))
+    assert kvasir.split()[1:5] == ["medical", "0", "1000", "yes"]
+    assert kvasir.endswith(DATASETS["kvasir"].home)
+    brain = next(line for line in lines if line.startswith("brainmri "))
+    assert brain.split()[2:5] == ["98", "155", "no"]
+
+
+def test_sets_on_disk_are_found_and_what_is_wrong_with_them_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    root = make_archive("isic2016", tmp_path)
+    assert main(["datasets", "--root", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    lines = {line.split()[0]: line for line in captured.out.splitlines()}
+    assert lines["name"].endswith("found")
+    assert "test 0 + 1" in lines["isic2016"]
+    assert "train 0 + 1" in lines["isic2016"]
+    assert lines["isic2016"].endswith(f" in {root}")
+    assert lines["kvasir"].endswith(DATASETS["kvasir"].home)
+    assert "isic2016: isic2016, split test: found 0 of 0 normal and 1 of 379 anomalous images" in captured.err
+    assert main(["datasets", "--root", str(tmp_path / "missing")]) == 2
+    assert "there is no folder" in capsys.readouterr().err

@@ -1,0 +1,325 @@
+"""Evaluate networks on a labelled set: each image is encoded once, every number can be traced, a killed run goes on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from monai.transforms import Compose
+from monai.utils import convert_to_tensor
+
+from mrad_med.catalog import DATASETS
+from mrad_med.duplicates import find_duplicates
+from mrad_med.inferers import AnomalyInferer
+from mrad_med.loaders import CaseDataset, CaseLoader, raise_for_failures
+from mrad_med.measurement import SetMeasurement, undefined_metrics
+from mrad_med.metrics import gather_parts
+from mrad_med.networks import MRAD
+from mrad_med.preprocessing import build_preprocessing
+from mrad_med.readers import MAX_PIXELS
+from mrad_med.records import CaseRecord, MapMaker, RecordStore, contents_of, fingerprint, pack_mask, unpack_mask
+from mrad_med.results import package_versions, prepare_output
+from mrad_med.summaries import write_summary
+from mrad_med.transforms import IMAGE_SIZE
+from mrad_med.types import AnomalyKeys, BackboneCard, FailedCase, ImageFeatures
+
+__all__ = ["Evaluation", "evaluate_together"]
+
+logger = logging.getLogger(__name__)
+
+RESAMPLES = 1000
+_AHEAD = 32  # cases that may wait to be measured: records are read faster than they are measured
+
+Case = Mapping[str, Any]
+
+
+class Evaluation:
+    """One network on one set. `run` it, or several that share an encoder with `evaluate_together`.
+
+    Writes ``cases.csv`` (a row per case), ``metrics.json`` (counts, metrics, intervals, hashes, command) and
+    ``metrics.md`` (a table, with published numbers where there are some) into the output folder, and ``records/``: what
+    the network said of each case, from which an evaluation that was interrupted goes on. A record is used again as long
+    as network and files stay the same.
+
+    Args:
+        network: any variant of MRAD.
+        cases: of `load_datalist`.
+        card: of the backbone.
+        output_dir: made if absent.
+        provenance: what should be recorded of the network (`describe_run`): cards, hashes and settings.
+        inferer: says how image and map are weighed in the score.
+        image_size: side of the network's square input in pixels.
+        file_size: compare maps with masks at the size of the files instead of that of the network, which the
+            literature does.
+        batch_size: images that are encoded together.
+        num_workers: processes that read ahead; 0 reads in this one.
+        max_pixels: photographs with more pixels are refused.
+        dataset: name of the set in the catalog, for its published numbers; any other name is only recorded.
+        threshold: at which Dice and IoU are told; None leaves them out.
+        resamples: draws of the bootstrap intervals; 0 leaves all intervals out.
+        seed: of the draws.
+        progress: whether to show a progress bar.
+
+    Attributes:
+        summary: what ``metrics.json`` holds, once it ran.
+        failures: the cases that could not be scored.
+        shared: what evaluations that run together have in common.
+
+    Raises:
+        ValueError: there is no case, two have the same name, or ``image_size`` does not fit the backbone.
+        OutputError: the output folder cannot be written to.
+    """
+
+    def __init__(
+        self,
+        network: MRAD,
+        cases: Sequence[Case],
+        *,
+        card: BackboneCard,
+        output_dir: str | os.PathLike[str],
+        provenance: Mapping[str, Any],
+        inferer: AnomalyInferer | None = None,
+        image_size: int = IMAGE_SIZE,
+        file_size: bool = False,
+        batch_size: int = 4,
+        num_workers: int = 0,
+        max_pixels: int = MAX_PIXELS,
+        dataset: str = "",
+        threshold: float | None = None,
+        resamples: int = RESAMPLES,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        if not cases:
+            raise ValueError("there is no case to evaluate")
+        if len({case[AnomalyKeys.CASE_ID] for case in cases}) < len(cases):
+            raise ValueError("two cases have the same case_id: give each its own, results are told apart by it")
+        self.network = network
+        self.cases = [dict(case) for case in cases]
+        self.output_dir = prepare_output(output_dir)
+        self.provenance = dict(provenance)
+        steps = build_preprocessing(
+            card, image_size=image_size, with_mask=True, resize_mask=not file_size, max_pixels=max_pixels
+        )
+        self.preprocessing = Compose([steps, _pack_mask])
+        self.batch_size, self.num_workers, self.progress = batch_size, num_workers, progress
+        self.dataset, self.resamples, self.seed = dataset, resamples, seed
+        self.compared_at = "size of the files" if file_size else f"{image_size} x {image_size}"
+        self.threshold = threshold
+        inferer = inferer or AnomalyInferer()
+        self.make_map = MapMaker((image_size, image_size), network.sigma, inferer.image_weight, inferer.top_fraction)
+        self.shared = (network.image_encoder, self.cases, card, image_size, file_size, max_pixels)
+        self._store = RecordStore(
+            self.output_dir / "records",
+            {
+                "backbone": card.sha256,
+                "precision": network.image_encoder.precision,
+                "head": fingerprint(network.get_submodule("head")),
+                "image_size": image_size,
+                "file_size": file_size,
+            },
+        )
+        self.summary: dict[str, Any] = {}
+        self.failures: list[FailedCase] = []
+        self._paths: dict[str, Path] = {}
+        self._started = time.time()
+
+    def run(self) -> dict[str, Any]:
+        """Score what is not scored yet, measure, write, and return the summary that ``metrics.json`` holds.
+
+        Under ``torchrun`` every process scores its share; all return the same summary, and the first writes it.
+
+        Raises:
+            FailedCasesError: some cases failed; all others are measured and written. Only the first process says so.
+            OutputError: the results cannot be written.
+        """
+        evaluate_together([self])
+        return self.summary
+
+    def open(self, contents: Mapping[str, str]) -> None:
+        """Start with the cases of these names, whose `contents_of` are known."""
+        self._paths = {name: self._store.path(content) for name, content in contents.items()}
+        self.failures = []
+
+    def kept(self, case_id: str) -> CaseRecord | None:
+        """Return the record of a case, None where there is none yet."""
+        return self._store.load(self._paths[case_id])
+
+    def fail(self, failures: Sequence[FailedCase]) -> None:
+        """Leave cases out."""
+        self.failures += failures
+        for failure in failures:
+            self._paths.pop(failure.case_id, None)
+
+    @torch.no_grad()
+    def score(self, features: ImageFeatures, masks: Sequence[bytes]) -> list[CaseRecord]:
+        """Return the records of a batch.
+
+        Args:
+            features: of B images.
+            masks: of each, as `pack_mask` packs them.
+
+        Raises:
+            ValueError: the network gives NaN.
+        """
+        patches = self.network.patch_probability(features).reshape(-1, *features.grid_size).cpu()
+        images = self.network.image_probability(features).flatten().cpu()
+        if not (torch.isfinite(patches).all() and torch.isfinite(images).all()):
+            raise ValueError("the network gives NaN: use precision='fp32', or get undamaged weights and bank")
+        return [
+            CaseRecord(patch.numpy(), float(image), unpack_mask(mask))
+            for patch, image, mask in zip(patches, images, masks, strict=True)
+        ]
+
+    def keep(self, case_id: str, record: CaseRecord) -> None:
+        """Write the record of a case."""
+        self._store.save(self._paths[case_id], record)
+
+    def records(self, cases: Sequence[Case]) -> Iterator[tuple[Case, CaseRecord]]:
+        """Yield the cases that did not fail, with their records.
+
+        Raises:
+            OSError: a record went away since it was written.
+        """
+        for case in cases:
+            if case[AnomalyKeys.CASE_ID] in self._paths:
+                record = self.kept(case[AnomalyKeys.CASE_ID])
+                if record is None:
+                    raise OSError(f"the record of {case[AnomalyKeys.CASE_ID]} is gone from the output: run again")
+                yield case, record
+
+    def finish(self, measured: SetMeasurement, share: Sequence[Case]) -> None:
+        """Join what the processes measured, make the summary, and write the results."""
+        joined = SetMeasurement(self.make_map, threshold=self.threshold)
+        for part in gather_parts(measured):
+            joined.merge(part)
+        joined.refine(lambda: self.records(share))
+        measurements = {**joined.summary(), "intervals": self._intervals(joined, share)}
+        self.failures = [failure for part in gather_parts(self.failures) for failure in part]
+        self.summary = self._described(measurements)
+        if _rank_and_world()[0] == 0:
+            write_summary(self.output_dir, self.summary, joined.rows, self.failures)
+
+    def _intervals(self, joined: SetMeasurement, share: Sequence[Case]) -> dict[str, Any]:
+        if self.resamples == 0:
+            return {}
+        edges = joined.interval_edges()
+        counts = {}
+        if edges is not None:
+            counts = {
+                case[AnomalyKeys.CASE_ID]: joined.case_counts(record, edges) for case, record in self.records(share)
+            }
+        together = {name: values for part in gather_parts(counts) for name, values in part.items()}
+        return joined.intervals(together, resamples=self.resamples, seed=self.seed)
+
+    def _described(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        known = DATASETS.get(self.dataset.lower().replace("_", "-"))
+        return {
+            "dataset": {
+                "name": self.dataset,
+                "title": known.title if known else self.dataset,
+                "cases": len(self.cases),
+            },
+            "compared_at": self.compared_at,
+            **summary,
+            "published": dict(known.published) if known else {},
+            **self.provenance,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "seconds": round(time.time() - self._started, 1),
+            "processes": _rank_and_world()[1],
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "versions": package_versions(),
+            "failures": [asdict(failure) for failure in self.failures],
+        }
+
+
+def _pack_mask(case: Mapping[str, Any]) -> dict[str, Any]:
+    mask = convert_to_tensor(case[AnomalyKeys.MASK], track_meta=False)[0]
+    packed = pack_mask(None if mask.isnan().any() else (mask > 0.5).numpy())
+    return {"image": case[AnomalyKeys.IMAGE], "case_id": case[AnomalyKeys.CASE_ID], "mask": packed}
+
+
+def _rank_and_world() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def evaluate_together(evaluations: Sequence[Evaluation]) -> None:
+    """Run evaluations of networks that share an encoder, on the same cases: each image is read and encoded once.
+
+    Each then has its ``summary``.
+
+    Raises:
+        ValueError: they differ in encoder, cases, or how images and masks are read; or share an output folder.
+        FailedCasesError: some cases failed; all others are measured and written.
+    """
+    first = evaluations[0]
+    if any(item.shared != first.shared for item in evaluations):
+        raise ValueError("evaluations that run together must share encoder, cases, image_size, file_size, max_pixels")
+    if len({item.output_dir.resolve() for item in evaluations}) < len(evaluations):
+        raise ValueError("evaluations that run together need an output_dir each")
+    for level, reason in undefined_metrics(first.cases).items():
+        logger.warning("%s metrics will be undefined: %s", level, reason)
+    rank, world = _rank_and_world()
+    share = first.cases[rank::world]
+    copies = find_duplicates([case for case in first.cases if Path(case[AnomalyKeys.IMAGE]).is_file()])
+    measured = [SetMeasurement(item.make_map, threshold=item.threshold) for item in evaluations]
+    with ThreadPoolExecutor(1) as background:  # metrics are counted while the next batch is encoded
+        jobs: deque[Future[None]] = deque()
+        for case, records in _scored(evaluations, share):
+            copy_of = copies.get(case[AnomalyKeys.CASE_ID])
+            for meter, record in zip(measured, records, strict=True):
+                jobs.append(background.submit(meter.add, case, record, duplicate_of=copy_of))
+            while jobs and (jobs[0].done() or len(jobs) > _AHEAD):
+                jobs.popleft().result()  # an error is raised now and not after hours
+        for job in jobs:
+            job.result()
+    for item, meter in zip(evaluations, measured, strict=True):
+        item.finish(meter, share)
+    if rank == 0:  # which has written everything; another process that failed before would end this one too
+        raise_for_failures(first.failures, len(first.cases))
+
+
+def _scored(evaluations: Sequence[Evaluation], share: Sequence[Case]) -> Iterator[tuple[Case, list[CaseRecord]]]:
+    """Yield each case with its record of every evaluation: those that were kept first, then those scored now."""
+    first = evaluations[0]
+    contents, unreadable = contents_of(share)
+    for item in evaluations:
+        item.open(contents)
+        item.fail(unreadable)
+    todo = {}
+    for case in share:
+        name = case[AnomalyKeys.CASE_ID]
+        if name in contents:
+            kept = [record for item in evaluations if (record := item.kept(name)) is not None]
+            if len(kept) == len(evaluations):
+                yield case, kept
+            else:
+                todo[name] = case
+    logger.info("%d of %d case(s) need to be scored", len(todo), len(share))
+    dataset = CaseDataset([{"mask": None, **case} for case in todo.values()], first.preprocessing)
+    progress = first.progress and _rank_and_world()[0] == 0
+    loader = CaseLoader(dataset, batch_size=first.batch_size, num_workers=first.num_workers, progress=progress)
+    device = next(first.network.parameters()).device
+    for batch in loader:
+        images = convert_to_tensor(batch[AnomalyKeys.IMAGE], track_meta=False).to(device)
+        with torch.no_grad():
+            features = first.network.encode(images)
+        answers = [item.score(features, batch[AnomalyKeys.MASK]) for item in evaluations]
+        for name, *records in zip(batch[AnomalyKeys.CASE_ID], *answers, strict=True):
+            for item, record in zip(evaluations, records, strict=True):
+                item.keep(name, record)
+            yield todo[name], list(records)
+    for item in evaluations:
+        item.fail(loader.failures)

@@ -1,0 +1,289 @@
+"""All metrics of a set, case by case, in memory that hardly grows with the number of cases."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mrad_med.histograms import MAX_BINS
+from mrad_med.intervals import (
+    Interval,
+    bootstrap,
+    bootstrap_weights,
+    delong,
+    weighted_auroc,
+    weighted_average_precision,
+)
+from mrad_med.lesions import LesionMetrics, OverlapMetrics
+from mrad_med.metrics import PixelMetrics, gather_parts, image_metrics
+from mrad_med.records import CaseRecord, MapMaker
+from mrad_med.resampling import bin_edges, count_case, pixel_intervals
+from mrad_med.types import AnomalyKeys
+
+__all__ = ["SetMeasurement", "undefined_metrics"]
+
+logger = logging.getLogger(__name__)
+
+ERROR_BOUND = 1e-5  # of pixel metrics: beyond it maps are counted once more, in finer bins
+_MOST_BINS = 2**26  # of all classes together, when maps are counted once more: 1.6 GB
+
+Case = Mapping[str, Any]
+Metrics = dict[str, Any]
+Group = tuple[str, bool]  # class, and whether the case is the copy of another
+Belongs = Callable[[Group], bool]
+
+
+def undefined_metrics(cases: Sequence[Case]) -> dict[str, str]:
+    """Return what a set cannot say, and why, before anything is computed: ``image`` or ``pixel`` to a reason."""
+    anomalous = sum(int(case[AnomalyKeys.LABEL]) for case in cases)
+    reasons = {}
+    if anomalous in (0, len(cases)):
+        reasons["image"] = f"{anomalous} of {len(cases)} images are anomalous: scores need both kinds to be told apart"
+    if anomalous == 0:
+        reasons["pixel"] = "no image is anomalous, so no pixel is"
+    elif not any(case.get(AnomalyKeys.MASK) for case in cases):
+        reasons["pixel"] = "the set has no masks"
+    return reasons
+
+
+class SetMeasurement:
+    """Measure a set: `add` case by case, `merge` those of other processes, `refine` where needed, then `summary`.
+
+    Args:
+        make_map: from records to maps and scores.
+        threshold: at which Dice and IoU are told; None leaves them out, for a threshold found on the set itself says
+            nothing of other sets.
+        max_bins: of the histograms of pixels; `refine` uses more where they do not suffice.
+    """
+
+    def __init__(self, make_map: MapMaker, *, threshold: float | None = None, max_bins: int = MAX_BINS) -> None:
+        self.make_map = make_map
+        self.threshold = threshold
+        self.max_bins = max_bins
+        self.rows: list[dict[str, Any]] = []
+        self._pixels: dict[Group, PixelMetrics] = {}
+        self._lesions: dict[Group, LesionMetrics] = {}
+        self._overlaps: dict[Group, OverlapMetrics] = {}
+
+    def add(self, case: Case, record: CaseRecord, *, duplicate_of: str | None = None) -> None:
+        """Take in one case.
+
+        Args:
+            case: of a datalist.
+            record: the network's answer.
+            duplicate_of: the case whose image this one repeats, if any.
+        """
+        anomaly_map, score = self.make_map(record)
+        label = int(case[AnomalyKeys.LABEL])
+        group = (str(case.get("class", "")), duplicate_of is not None)
+        pixels: int | str = ""
+        if record.mask is not None:
+            mask = torch.from_numpy(record.mask)[None, None]
+            for meters, make in self._meters():
+                meters.setdefault(group, make()).update(anomaly_map, mask)
+            pixels = int(record.mask.sum())
+        if label and pixels == 0:
+            logger.warning("%s: labelled anomalous, but its mask is empty; look at the mask", case["case_id"])
+        self.rows.append(
+            {
+                "case_id": case[AnomalyKeys.CASE_ID],
+                "class": group[0],
+                "patient": case.get("patient", ""),
+                "label": label,
+                "anomaly_score": score,
+                "image_probability": record.image_probability,
+                "map_maximum": float(anomaly_map.max()),
+                "anomalous_pixels": pixels,
+                "duplicate_of": duplicate_of or "",
+            }
+        )
+
+    def merge(self, other: SetMeasurement) -> None:
+        """Add what another instance, for example of another process, was given."""
+        self.rows += other.rows
+        for (mine, make), (theirs, _) in zip(self._meters(), other._meters(), strict=True):
+            for group, meter in theirs.items():
+                mine.setdefault(group, make()).merge(meter)
+
+    def _meters(self) -> list[tuple[dict[Group, Any], Callable[[], Any]]]:
+        """Return the metrics of each group, and what makes an empty one."""
+        meters: list[tuple[dict[Group, Any], Callable[[], Any]]] = [
+            (self._pixels, partial(PixelMetrics, max_bins=self.max_bins)),
+            (self._lesions, LesionMetrics),
+        ]
+        threshold = self.threshold
+        return meters if threshold is None else [*meters, (self._overlaps, lambda: OverlapMetrics(threshold))]
+
+    @property
+    def error_bound(self) -> float:
+        """How far off a pixel metric of the set or of any class may be; 0 where none is defined."""
+        parts: list[Belongs] = [_all, _is_no_copy, *(partial(_is_of_class, name) for name in self._classes())]
+        return max(float(_defined(self._pooled(part)[0].compute).get("error_bound", 0)) for part in parts)
+
+    def _classes(self) -> list[str]:
+        return sorted({row["class"] for row in self.rows})
+
+    def refine(self, records: Callable[[], Iterable[tuple[Case, CaseRecord]]]) -> None:
+        """Count pixels anew, in finer bins, until every pixel metric is within `ERROR_BOUND`. Rarely anything to do.
+
+        It ends before where bins would take too much memory; `summary` tells the bound that was reached. All classes
+        have the same bins, so that they add up without loss.
+
+        Args:
+            records: gives this process's cases and records again, whenever called.
+        """
+        groups = {row["case_id"]: (row["class"], bool(row["duplicate_of"])) for row in self.rows}
+        while self.error_bound > ERROR_BOUND and 4 * self.max_bins * len(self._pixels) <= _MOST_BINS:
+            bins = self._pooled(_all)[0].refined()
+            self.max_bins *= 4
+            finer = {group: copy.deepcopy(bins) for group in self._pixels}
+            for case, record in records():
+                if record.mask is not None:
+                    anomaly_map, _ = self.make_map(record)
+                    mask = torch.from_numpy(record.mask)[None, None]
+                    finer[groups[case[AnomalyKeys.CASE_ID]]].update(anomaly_map, mask)
+            self._pixels, *others = gather_parts(finer)
+            for part in others:
+                for group, pixels in part.items():
+                    self._pixels[group].merge(pixels)
+
+    def summary(self) -> Metrics:
+        """Return counts and metrics: of all cases together, of each class, their mean, and without repeated images.
+
+        What is undefined says why instead of a number.
+        """
+        summary = self._summary_of(_all)
+        classes = self._classes()
+        if len(classes) > 1:
+            of_class = {name: self._summary_of(partial(_is_of_class, name)) for name in classes}
+            summary |= {"classes": of_class, "class_mean": _mean_of_classes(list(of_class.values()))}
+        if any(row["duplicate_of"] for row in self.rows):
+            summary["without_duplicates"] = self._summary_of(_is_no_copy)
+        return summary
+
+    def _summary_of(self, belongs: Belongs) -> Metrics:
+        """Return counts and metrics of some groups."""
+        rows = [row for row in self.rows if belongs((row["class"], bool(row["duplicate_of"])))]
+        pixels, lesions, *overlap = self._pooled(belongs)
+        scores, labels = _scores_and_labels(rows)
+        return {
+            "images": {"normal": int((labels == 0).sum()), "anomalous": int((labels == 1).sum())},
+            "unknown_masks": sum(row["anomalous_pixels"] == "" for row in rows),
+            "image": _defined(lambda: image_metrics(torch.from_numpy(scores), torch.from_numpy(labels))),
+            "pixel": _defined(pixels.compute),
+            "lesion": _defined(lesions.compute),
+            **({"overlap": _defined(overlap[0].compute)} if overlap else {}),
+        }
+
+    def _pooled(self, belongs: Belongs) -> list[Any]:
+        """Return pixel, lesion and, where there is a threshold, overlap metrics of some groups together."""
+        pooled = []
+        for meters, make in self._meters():
+            together = make()
+            for group, meter in meters.items():
+                if belongs(group):
+                    together.merge(meter)
+            pooled.append(together)
+        return pooled
+
+    def interval_edges(self) -> NDArray[np.float32] | None:
+        """Return the edges of the bins that `case_counts` counts in; None where pixel metrics are undefined."""
+        try:
+            return bin_edges(self._pooled(_all)[0].counts())
+        except ValueError:
+            return None
+
+    def case_counts(self, record: CaseRecord, edges: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return what a case adds to each bin, as `count_case`."""
+        return count_case(self.make_map(record)[0].numpy()[0, 0], record.mask, edges)
+
+    def intervals(
+        self, counts: Mapping[str, NDArray[np.float32]], *, resamples: int, seed: int
+    ) -> dict[str, dict[str, Any]]:
+        """Return 95 % intervals of the metrics of all cases together.
+
+        Cases are drawn, or patients where all cases tell theirs. The image-level AUROC has DeLong's interval unless
+        patients are drawn. Pixel metrics are drawn from counts in bins; the little that bins change is taken off.
+
+        Args:
+            counts: `case_counts` by case name; empty where pixel metrics are undefined.
+            resamples: number of draws.
+            seed: of the draws.
+        """
+        rows = sorted(self.rows, key=lambda row: row["case_id"])  # of any number of processes in the same order
+        patients = [str(row["patient"]) for row in rows]
+        groups = patients if rows and all(patients) else None
+        scores, labels = _scores_and_labels(rows)
+        result: dict[str, dict[str, Any]] = {
+            "drawn": {"by": "case" if groups is None else "patient", "resamples": resamples, "seed": seed}
+        }
+        if 0 < labels.sum() < len(labels):
+            draw = partial(bootstrap, groups=groups, resamples=resamples, seed=seed)
+            result["image"] = {
+                "auroc": _defined(
+                    lambda: _plain(draw(weighted_auroc, scores, labels)) if groups else _of_delong(scores, labels)
+                ),
+                "ap": _defined(lambda: _plain(draw(weighted_average_precision, scores, labels))),
+            }
+        if counts:
+            weights = bootstrap_weights(len(rows), groups=groups, resamples=resamples, seed=seed)
+            stacked = np.stack([counts[row["case_id"]] for row in rows])
+            exact = self._pooled(_all)[0].compute()
+            result["pixel"] = _defined(
+                lambda: {name: _plain(item) for name, item in pixel_intervals(stacked, weights, exact).items()}
+            )
+        return result
+
+
+def _all(_: Group) -> bool:
+    return True
+
+
+def _is_no_copy(group: Group) -> bool:
+    return not group[1]
+
+
+def _is_of_class(name: str, group: Group) -> bool:
+    return group[0] == name
+
+
+def _scores_and_labels(rows: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    scores = np.array([row["anomaly_score"] for row in rows], np.float64)
+    return scores, np.array([row["label"] for row in rows], np.int64)
+
+
+def _defined(compute: Callable[[], Mapping[str, Any]]) -> Metrics:
+    """Return metrics or intervals, or why they are undefined."""
+    try:
+        return dict(compute())
+    except ValueError as error:
+        return {"undefined": str(error)}
+
+
+def _mean_of_classes(classes: Sequence[Metrics]) -> Metrics:
+    """Return the means over classes as the literature has them, of each metric over the classes that define it."""
+    means: Metrics = {}
+    for level in ("pixel", "image", "lesion", "overlap"):
+        defined = [item[level] for item in classes if level in item and "undefined" not in item[level]]
+        names = [] if not defined else [name for name in defined[0] if name not in ("lesions", "images", "error_bound")]
+        if names:
+            means[level] = {name: float(np.mean([item[name] for item in defined])) for name in names}
+            means[level]["classes"] = len(defined)
+    return means
+
+
+def _plain(interval: Interval) -> dict[str, float]:
+    undefined = {"undefined_resamples": interval.undefined} if interval.undefined else {}
+    return {"low": interval.low, "high": interval.high, **undefined}
+
+
+def _of_delong(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, Any]:
+    result = delong(scores, labels)
+    return {"low": result.low, "high": result.high, "method": "DeLong"}

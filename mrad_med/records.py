@@ -1,0 +1,176 @@
+"""What is kept of each case of an evaluation: enough to make its map again without the encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+
+from mrad_med.files import atomic_path, sha256_of_file
+from mrad_med.maps import GAUSSIAN_SIGMA, IMAGE_WEIGHT, TOP_FRACTION, fuse_scores, upsample_and_blur
+from mrad_med.types import AnomalyKeys, FailedCase
+
+__all__ = ["CaseRecord", "MapMaker", "RecordStore", "contents_of", "fingerprint", "pack_mask", "unpack_mask"]
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1  # of the files; another number makes those of before unknown
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """The answer of a network for one image, before it is blown up to a map.
+
+    Attributes:
+        patch_map: (h, w) float32 probability that each patch is anomalous.
+        image_probability: that the image is anomalous.
+        mask: (H, W) what is anomalous, on the grid that maps are compared on; None where it is not known.
+    """
+
+    patch_map: NDArray[np.float32]
+    image_probability: float
+    mask: NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True)
+class MapMaker:
+    """From a record to the map and the score it stands for.
+
+    Attributes:
+        image_size: height and width of the network's input in pixels.
+        sigma: of the Gaussian that smooths the map, in pixels of the network's input.
+        image_weight: of the image-level probability in the score.
+        top_fraction: share of the map's pixels that are averaged for the score.
+    """
+
+    image_size: tuple[int, int]
+    sigma: float = GAUSSIAN_SIGMA
+    image_weight: float = IMAGE_WEIGHT
+    top_fraction: float = TOP_FRACTION
+
+    def __call__(self, record: CaseRecord) -> tuple[Tensor, float]:
+        """Return the (1, 1, H, W) map on the grid of the record's mask, and the anomaly score.
+
+        The score is that of the map at the network's size, whatever size the map is compared at.
+        """
+        patch_map = torch.from_numpy(record.patch_map)[None, None]
+        anomaly_map = upsample_and_blur(patch_map, self.image_size, sigma=self.sigma).clamp(0, 1)
+        probability = torch.tensor([[record.image_probability]])
+        score = fuse_scores(probability, anomaly_map, image_weight=self.image_weight, fraction=self.top_fraction)
+        if record.mask is not None and record.mask.shape != self.image_size:
+            anomaly_map = F.interpolate(anomaly_map, size=record.mask.shape, mode="bilinear", antialias=True)
+        return anomaly_map, float(score)
+
+
+class RecordStore:
+    """Records on disk, found again by what they depend on: an evaluation that was interrupted goes on with them.
+
+    Args:
+        folder: made when the first record is saved.
+        identity: of the network and of how images come to it: whatever changes the answers. Plain values.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.identity = dict(identity)
+
+    def path(self, content: str) -> Path:
+        """Return where the record of a case is, by its content (`contents_of`)."""
+        text = json.dumps([_FORMAT, self.identity, content], sort_keys=True)
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.safetensors"
+
+    def load(self, path: Path) -> CaseRecord | None:
+        """Return the record in a file, or None where there is none; a damaged one is told of and made again."""
+        try:
+            tensors = load_file(path)
+            mask = unpack_mask(tensors["mask"].tobytes())
+            return CaseRecord(tensors["patch_map"], float(tensors["image_probability"][0]), mask)
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError, KeyError, ValueError, IndexError):
+            logger.warning("%s is damaged: its case is scored again", path.name)
+            return None
+
+    def save(self, path: Path, record: CaseRecord) -> None:
+        """Write a record, whole or not at all.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written to.
+        """
+        tensors = {
+            "patch_map": np.ascontiguousarray(record.patch_map, np.float32),
+            "image_probability": np.array([record.image_probability]),
+            "mask": np.frombuffer(pack_mask(record.mask), np.uint8),
+        }
+        try:
+            with atomic_path(path) as partial:
+                save_file(tensors, partial)
+        except (SafetensorError, OSError) as error:
+            raise OSError(
+                f"cannot write to {self.folder} ({error}): free some space and run again; what is done stays done"
+            ) from error
+
+
+def contents_of(cases: Iterable[Mapping[str, Any]]) -> tuple[dict[str, str], list[FailedCase]]:
+    """Return a hash of what each case is, by its name, and the cases whose image or mask cannot be read."""
+    contents, failures = {}, []
+    for case in cases:
+        name = case[AnomalyKeys.CASE_ID]
+        try:
+            contents[name] = _content(case)
+        except OSError as error:
+            failures.append(FailedCase(name, f"its image or mask cannot be read ({error.strerror}); look at the path"))
+    return contents, failures
+
+
+def _content(case: Mapping[str, Any]) -> str:
+    """Return a hash of image, mask, label, and what the mask's values mean."""
+    files = [sha256_of_file(case[name]) if case.get(name) else None for name in ("image", "mask")]
+    values = [int(case[AnomalyKeys.LABEL]), case.get(AnomalyKeys.MASK_THRESHOLD)]
+    return hashlib.sha256(json.dumps([files, values]).encode()).hexdigest()
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Return a hash of all tensors and plain settings of a module: modules of one fingerprint answer alike."""
+    digest = hashlib.sha256()
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for name, part in module.named_modules():
+        values = sorted(item for item in vars(part).items() if isinstance(item[1], (bool, int, float, str)))
+        settings = [item for item in values if item[0] != "training"]
+        digest.update(f"{name} {type(part).__name__} {settings}".encode())
+    return digest.hexdigest()
+
+
+def pack_mask(mask: NDArray[np.bool_] | None) -> bytes:
+    """Return a mask (H, W) as bytes, a bit a pixel: masks of any size then fit into one batch; None as no bytes."""
+    return b"" if mask is None else np.array(mask.shape, "<u4").tobytes() + np.packbits(mask).tobytes()
+
+
+def unpack_mask(packed: bytes) -> NDArray[np.bool_] | None:
+    """Return the mask that `pack_mask` packed.
+
+    Raises:
+        ValueError: these bytes are no packed mask.
+    """
+    if not packed:
+        return None
+    height, width = np.frombuffer(packed[:8], "<u4").astype(int)
+    if len(packed) != 8 + -(-height * width // 8):
+        raise ValueError(f"expected a packed mask of {height} x {width} pixels, got {len(packed)} bytes")
+    bits = np.unpackbits(np.frombuffer(packed[8:], np.uint8), count=height * width)
+    return bits.reshape(height, width).astype(bool)

@@ -1,0 +1,245 @@
+"""Tables out of the summaries of evaluations: Markdown for people, LaTeX for papers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mrad_med.files import atomic_path
+from mrad_med.results import OutputError
+from mrad_med.types import FailedCase
+
+__all__ = ["Summary", "as_json", "benchmark_tables", "latex_tables", "markdown_summary", "write_summary"]
+
+Summary = Mapping[str, Any]
+
+# Level and name of each metric, its title, and what it is called where MRAD-CLIP's results are published.
+METRICS = (
+    ("image", "auroc", "image AUROC", "image_auroc"),
+    ("image", "ap", "image AP", "image_ap"),
+    ("image", "f1_max", "image F1-max", ""),
+    ("pixel", "auroc", "pixel AUROC", "pixel_auroc"),
+    ("pixel", "ap", "pixel AP", ""),
+    ("pixel", "f1_max", "pixel F1-max", ""),
+    ("pixel", "pro", "PRO, exact", ""),
+    ("pixel", "pro_200", "PRO, 200 thresholds", "pixel_pro"),
+    ("lesion", "froc", "FROC, mean sensitivity", ""),
+)
+_IN_BENCHMARKS = ("image AUROC", "image AP", "pixel AUROC", "pixel AP", "PRO, exact", "PRO, 200 thresholds")
+_NOT_A_CONCLUSION = 30  # images: below, a table says that they prove nothing
+_LATEX = str.maketrans(
+    {letter: f"\\{letter}" for letter in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
+
+
+def write_summary(
+    output_dir: Path, summary: Summary, rows: Sequence[Mapping[str, Any]], failures: Sequence[FailedCase]
+) -> None:
+    """Write ``cases.csv``, ``metrics.json`` and ``metrics.md``.
+
+    Args:
+        output_dir: exists.
+        summary: of the evaluation.
+        rows: one for each case that was measured, with ``case_id`` and any other columns.
+        failures: the cases that were not.
+
+    Raises:
+        OutputError: the disk is full, or the folder went away.
+    """
+    failed = [{"case_id": item.case_id, "status": "failed", "reason": item.reason} for item in failures]
+    done = [{"case_id": row["case_id"], "status": "ok", **row} for row in sorted(rows, key=lambda row: row["case_id"])]
+    columns = [*(done or failed)[0], *(["reason"] if done else [])]
+    try:
+        with (
+            atomic_path(output_dir / "cases.csv") as partial,
+            partial.open("w", newline="", encoding="utf-8") as stream,
+        ):
+            table = csv.DictWriter(stream, columns, restval="")
+            table.writeheader()
+            table.writerows([*done, *failed])
+        for name, text in (
+            ("metrics.json", as_json(summary)),
+            ("metrics.md", markdown_summary(summary)),
+        ):
+            with atomic_path(output_dir / name) as partial:
+                partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write the metrics to {output_dir}: {error}") from error
+
+
+def as_json(values: Any) -> str:
+    """Return a summary, or several, as JSON, which has no NaN: what is undefined becomes null."""
+    return json.dumps(_without_nan(values), indent=2, default=str, allow_nan=False) + "\n"
+
+
+def _without_nan(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {name: _without_nan(value) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_without_nan(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def markdown_summary(summary: Summary) -> str:
+    """Return what ``metrics.json`` says of one set as a page with a table, in percent."""
+    images = summary["images"]
+    count = images["normal"] + images["anomalous"]
+    lines = [
+        f"# {summary['dataset']['title'] or 'Evaluation'}: {summary.get('settings', {}).get('variant', 'MRAD')}",
+        "",
+        f"{count} images, {images['normal']} normal and {images['anomalous']} anomalous; maps compared at "
+        f"{summary['compared_at']}; backbone {summary.get('backbone', {}).get('name', 'not stated')}.",
+        "",
+    ]
+    if count < _NOT_A_CONCLUSION:
+        lines += [f"**{count} images prove nothing**: these numbers show that the evaluation runs.", ""]
+    lines += _table_of_metrics(summary)
+    lines += ["", *_notes(summary)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table_of_metrics(summary: Summary) -> list[str]:
+    drawn = summary["intervals"].get("drawn")
+    means, copies, published = (summary.get(name) for name in ("class_mean", "without_duplicates", "published"))
+    columns: list[tuple[str, Callable[[str, str, str], str]]] = [
+        ("all images", lambda level, name, _: _percent(summary, level, name))
+    ]
+    if drawn:
+        columns.append(("95 % interval", lambda level, name, _: _interval(summary["intervals"], level, name)))
+    if means:
+        columns.append(("mean of classes", lambda level, name, _: _percent(means, level, name)))
+    if copies:
+        columns.append(("without repeated images", lambda level, name, _: _percent(copies, level, name)))
+    if published:
+        columns.append(
+            ("MRAD-CLIP, published", lambda _, __, key: f"{published[key]:.1f}" if key in published else "-")
+        )
+    lines = [
+        f"| metric | {' | '.join(title for title, _ in columns)} |",
+        "|---|" + "---|" * len(columns),
+    ]
+    for level, name, title, key in METRICS:
+        lines.append(f"| {title} | {' | '.join(cell(level, name, key) for _, cell in columns)} |")
+    return lines
+
+
+def _notes(summary: Summary) -> list[str]:
+    notes = []
+    for level, title in (("image", "Image"), ("pixel", "Pixel"), ("lesion", "Lesion")):
+        if "undefined" in summary[level]:
+            notes.append(f"{title} metrics are undefined: {summary[level]['undefined'].split(': ', 1)[-1]}.")
+    if "error_bound" in summary["pixel"]:
+        notes.append(f"Pixel metrics are off by {summary['pixel']['error_bound']:.1g} at most.")
+    if summary["unknown_masks"]:
+        notes.append(f"{summary['unknown_masks']} anomalous image(s) have no mask and count at image level only.")
+    drawn = summary["intervals"].get("drawn")
+    if drawn:
+        method = summary["intervals"].get("image", {}).get("auroc", {}).get("method")
+        others = f"; of the image AUROC by {method}" if method else ""
+        notes.append(
+            f"Intervals by bootstrap, drawn by {drawn['by']}, {drawn['resamples']} times, seed {drawn['seed']}{others}."
+        )
+    if summary.get("published"):
+        notes.append(
+            "Published: MRAD-CLIP with CLIP ViT-L/14@336 trained on industrial images; its PRO is the one by 200 "
+            "thresholds, which changes when scores are rescaled."
+        )
+    if summary["failures"]:
+        notes.append(f"{len(summary['failures'])} case(s) failed and are left out; see cases.csv.")
+    return [line for note in notes for line in (note, "")]
+
+
+def benchmark_tables(results: Mapping[str, Mapping[str, Summary]], *, metrics: Sequence[str] = _IN_BENCHMARKS) -> str:
+    """Return a Markdown table for each metric: a row per network, a column per set, and their mean.
+
+    Args:
+        results: of each network, by its name, the summary of each set by the set's name.
+        metrics: titles of those to show.
+    """
+    blocks = []
+    for title, sets, rows in _tables(results, metrics):
+        lines = [f"**{title}**", "", f"| network | {' | '.join(sets)} | mean |", "|---|" + "---|" * (len(sets) + 1)]
+        lines += [f"| {name} | {' | '.join(map(_number, values))} |" for name, values in rows]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def latex_tables(results: Mapping[str, Mapping[str, Summary]], *, metrics: Sequence[str] = _IN_BENCHMARKS) -> str:
+    """Return the tables of `benchmark_tables` in LaTeX, for the package booktabs; the best of each column is bold."""
+    blocks = []
+    for title, sets, rows in _tables(results, metrics):
+        best = [
+            max((round(values[column], 1) for _, values in rows if not math.isnan(values[column])), default=math.nan)
+            for column in range(len(sets) + 1)
+        ]
+        numbers = [[_latex_number(*pair) for pair in zip(values, best, strict=True)] for _, values in rows]
+        body = [
+            " & ".join([name.translate(_LATEX), *cells]) + r" \\"
+            for (name, _), cells in zip(rows, numbers, strict=True)
+        ]
+        blocks.append(
+            "\n".join(
+                [
+                    f"% {title}, percent",
+                    rf"\begin{{tabular}}{{l{'r' * (len(sets) + 1)}}}",
+                    r"\toprule",
+                    " & ".join(["network", *(item.translate(_LATEX) for item in sets), "mean"]) + r" \\",
+                    r"\midrule",
+                    *body,
+                    r"\bottomrule",
+                    r"\end{tabular}",
+                ]
+            )
+        )
+    return "\n\n".join(blocks) + "\n"
+
+
+def _tables(
+    results: Mapping[str, Mapping[str, Summary]], metrics: Sequence[str]
+) -> list[tuple[str, list[str], list[tuple[str, list[float]]]]]:
+    """Return title, sets and rows of percentages (the last their mean) of each metric that is defined somewhere."""
+    sets = list(dict.fromkeys(name for summaries in results.values() for name in summaries))
+    tables = []
+    for level, name, title, _ in METRICS:
+        if title not in metrics:
+            continue
+        rows = []
+        for network, summaries in results.items():
+            values = [_value(summaries.get(item), level, name) for item in sets]
+            known = [value for value in values if not math.isnan(value)]
+            # A mean over some of the sets would not compare with one over all.
+            rows.append((network, [*values, sum(known) / len(known) if len(known) == len(sets) else math.nan]))
+        if any(not math.isnan(value) for _, values in rows for value in values):
+            tables.append((title, sets, rows))
+    return tables
+
+
+def _value(summary: Summary | None, level: str, name: str) -> float:
+    """Return a metric in percent, of several classes their mean, as the literature has it; NaN where undefined."""
+    source = {} if summary is None else summary.get("class_mean") or summary
+    value = source.get(level, {}).get(name)
+    return math.nan if value is None else 100 * value
+
+
+def _percent(source: Summary, level: str, name: str) -> str:
+    value = source.get(level, {}).get(name)
+    return "undefined" if value is None or math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _interval(intervals: Summary, level: str, name: str) -> str:
+    interval = intervals.get(level, {}).get(name, {})
+    return f"{100 * interval['low']:.2f} to {100 * interval['high']:.2f}" if "low" in interval else ""
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}"
+
+
+def _latex_number(value: float, best: float) -> str:
+    text = _number(value)
+    return rf"\textbf{{{text}}}" if round(value, 1) == best else text

@@ -1,0 +1,220 @@
+"""Several bundles on several sets: tables, protocols, what is shared, and what goes on after a stop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mrad_med import (
+    AnomalyDetector,
+    CLIPImageEncoder,
+    Evaluation,
+    FailedCasesError,
+    MemoryBank,
+    build_mrad_ft,
+    build_mrad_tf,
+    run_benchmark,
+)
+from mrad_med import benchmark as module
+from mrad_med.benchmark import WITH_MEDICAL, ZERO_SHOT
+from mrad_med.results import OutputError
+from tests.conftest import TINY_SIZE, make_tiny_clip
+from tests.test_evaluation import make_set
+
+
+@pytest.fixture
+def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Return two sets on disk; they are loaded by their names."""
+    cases = {name: make_set(tmp_path / name, count=6, seed=seed) for seed, name in enumerate(("kvasir", "endo"))}
+    monkeypatch.setattr(module, "load_datalist", lambda name, *_, **__: cases[name])
+    return {name: str(tmp_path / name) for name in cases}
+
+
+@pytest.fixture
+def detectors(tiny_bank: MemoryBank, monkeypatch: pytest.MonkeyPatch) -> dict[str, AnomalyDetector]:
+    """Return what stands for bundles of these names: each loads an encoder of its own."""
+    clips = [make_tiny_clip(), make_tiny_clip()]
+    networks = {"tf": build_mrad_tf(clips[0], tiny_bank), "ft": build_mrad_ft(clips[1], tiny_bank, seed=1)}
+    made = {
+        name: AnomalyDetector(clip, tiny_bank, network, image_size=TINY_SIZE, settings={"bundle": name})
+        for (name, network), clip in zip(networks.items(), clips, strict=True)
+    }
+    monkeypatch.setattr(
+        module, "AnomalyDetector", SimpleNamespace(from_bundle=lambda bundle, **_: made[Path(bundle).name])
+    )
+    return made
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    sizes: list[int] = []
+    encode = CLIPImageEncoder.forward
+    monkeypatch.setattr(
+        CLIPImageEncoder, "forward", lambda self, images: sizes.append(len(images)) or encode(self, images)
+    )
+    return sizes
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+
+
+def test_every_bundle_is_measured_on_every_set_and_each_image_encoded_once(
+    tmp_path: Path, sets: dict[str, str], detectors: dict[str, AnomalyDetector], encoded: list[int]
+):
+    out = tmp_path / "out"
+    results = run_benchmark(["tf", "ft"], sets, out, progress=False, seed=3, resamples=20)
+    assert sum(encoded) == 2 * 6
+    assert detectors["ft"].network.image_encoder is detectors["tf"].network.image_encoder
+    assert detectors["ft"].clip is detectors["tf"].clip
+    assert results.keys() == {ZERO_SHOT}
+    assert {name: list(summaries) for name, summaries in results[ZERO_SHOT].items()} == {
+        "tf": ["kvasir", "endo"],
+        "ft": ["kvasir", "endo"],
+    }
+    for name in ("tf", "ft"):
+        for dataset in sets:
+            folder = out / dataset / name
+            assert {path.name for path in folder.iterdir()} == {"cases.csv", "metrics.json", "metrics.md", "records"}
+            written = read(folder / "metrics.json")
+            assert written["settings"]["bundle"] == name
+            assert written["intervals"]["drawn"] == {"by": "case", "resamples": 20, "seed": 3}
+            assert read(out / "benchmark.json")[ZERO_SHOT][name][dataset]["image"] == written["image"]
+    page = (out / "benchmark.md").read_text(encoding="utf-8")
+    values = [100 * results[ZERO_SHOT]["tf"][dataset]["image"]["auroc"] for dataset in sets]
+    assert f"## Protocol: {ZERO_SHOT}\n\n**image AUROC**\n\n| network | kvasir | endo | mean |" in page
+    assert f"| tf | {values[0]:.1f} | {values[1]:.1f} | {sum(values) / 2:.1f} |" in page
+    assert WITH_MEDICAL not in page
+    latex = (out / "benchmark.tex").read_text(encoding="utf-8")
+    assert latex.startswith(f"% Protocol: {ZERO_SHOT}\n% image AUROC, percent\n\\begin{{tabular}}{{lrrr}}")
+
+
+def test_numbers_are_those_of_a_bundle_alone(
+    tmp_path: Path, sets: dict[str, str], detectors: dict[str, AnomalyDetector]
+):
+    results = run_benchmark(["tf", "ft"], sets, tmp_path / "out", file_size=True, progress=False)
+    detector, cases = detectors["ft"], module.load_datalist("endo")
+    alone = Evaluation(
+        detector.network,
+        cases,
+        card=detector.clip.card,
+        output_dir=tmp_path / "alone",
+        provenance={},
+        image_size=TINY_SIZE,
+        file_size=True,
+        progress=False,
+    ).run()
+    for level in ("image", "pixel", "lesion"):
+        assert results[ZERO_SHOT]["ft"]["endo"][level] == pytest.approx(alone[level], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sources", "training_set", "medical", "kept_apart"),
+    [
+        ([], [], [], False),
+        ([{"name": "VisA"}, {"name": "fabric"}], [{"name": "mvtec-ad"}], [], False),
+        ([{"name": "Kvasir-SEG"}], [], [], True),
+        ([{"name": "clinic", "domain": "medical"}], [], [], True),
+        ([], [{"name": "brainmri"}], [], True),
+        ([], [], ["tf"], True),
+    ],
+)
+def test_networks_that_saw_medical_images_are_kept_apart(
+    tmp_path: Path,
+    sets: dict[str, str],
+    detectors: dict[str, AnomalyDetector],
+    monkeypatch: pytest.MonkeyPatch,
+    sources: list,
+    training_set: list,
+    medical: list[str],
+    kept_apart: bool,
+):
+    card = SimpleNamespace(sources=sources, to_dict=dict)
+    bank = SimpleNamespace(card=card, sha256="0")
+    monkeypatch.setattr(detectors["tf"], "bank", bank)
+    monkeypatch.setattr(detectors["tf"], "training_set", training_set)
+    results = run_benchmark(["tf", "ft"], {"endo": sets["endo"]}, tmp_path / "out", medical=medical, progress=False)
+    expected = {ZERO_SHOT: ["ft"], WITH_MEDICAL: ["tf"]} if kept_apart else {ZERO_SHOT: ["tf", "ft"]}
+    assert {protocol: list(networks) for protocol, networks in results.items()} == expected
+    page = (tmp_path / "out" / "benchmark.md").read_text(encoding="utf-8")
+    assert page.count("## Protocol: ") == len(expected)
+
+
+def test_bundles_of_other_inputs_do_not_share(
+    tmp_path: Path, sets: dict[str, str], detectors: dict[str, AnomalyDetector], encoded: list[int]
+):
+    detectors["ft"].image_size = 42
+    run_benchmark(["tf", "ft"], {"endo": sets["endo"]}, tmp_path / "out", progress=False)
+    assert sum(encoded) == 2 * 6
+    assert detectors["ft"].network.image_encoder is not detectors["tf"].network.image_encoder
+
+
+def test_a_benchmark_that_was_stopped_goes_on(
+    tmp_path: Path,
+    sets: dict[str, str],
+    detectors: dict[str, AnomalyDetector],
+    encoded: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    expected = run_benchmark(["tf", "ft"], sets, tmp_path / "whole", progress=False)
+    with monkeypatch.context() as patch:
+        keep, kept = Evaluation.keep, []
+
+        def stop(self: Evaluation, case_id: str, record: Any) -> None:
+            if len(kept) == 15:  # two records of each of the six cases of the first set, and three more
+                raise KeyboardInterrupt
+            kept.append(case_id)
+            keep(self, case_id, record)
+
+        patch.setattr(Evaluation, "keep", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_benchmark(["tf", "ft"], sets, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out" / "benchmark.md").exists()
+    encoded.clear()
+    results = run_benchmark(["tf", "ft"], sets, tmp_path / "out", progress=False)
+    assert sum(encoded) == 5  # one case of the second set was kept for both, another for one
+    for name in ("tf", "ft"):
+        for dataset in sets:
+            for level in ("image", "pixel"):
+                new, old = results[ZERO_SHOT][name][dataset][level], expected[ZERO_SHOT][name][dataset][level]
+                assert new == pytest.approx(old, abs=1e-6)
+
+
+def test_failed_cases_are_told_of_at_the_end(
+    tmp_path: Path, sets: dict[str, str], detectors: dict[str, AnomalyDetector]
+):
+    (tmp_path / "kvasir" / "2.png").write_bytes(b"no image")
+    with pytest.raises(FailedCasesError, match=r"^kvasir: 1 of 6 case\(s\) failed, the others are done:\n  2: "):
+        run_benchmark(["tf", "ft"], sets, tmp_path / "out", progress=False)
+    written = read(tmp_path / "out" / "benchmark.json")[ZERO_SHOT]
+    assert {name: list(summaries) for name, summaries in written.items()} == {
+        "tf": ["kvasir", "endo"],
+        "ft": ["kvasir", "endo"],
+    }
+    assert [item["case_id"] for item in written["tf"]["kvasir"]["failures"]] == ["2"]
+
+
+def test_benchmarks_that_cannot_be_are_refused_before_anything_is_loaded(tmp_path: Path, sets: dict[str, str]):
+    with pytest.raises(ValueError, match="a benchmark needs at least one bundle and one set"):
+        run_benchmark([], sets, tmp_path / "out")
+    with pytest.raises(ValueError, match="a benchmark needs at least one bundle and one set"):
+        run_benchmark(["tf"], {}, tmp_path / "out")
+    with pytest.raises(ValueError, match="two bundles have the same name: rename one of the directories"):
+        run_benchmark(["a/tf", "b/tf/"], sets, tmp_path / "out")
+    with pytest.raises(ValueError, match="no bundle is named fp; there are tf, ft"):
+        run_benchmark(["tf", "ft"], sets, tmp_path / "out", medical=["fp"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(
+    tmp_path: Path, sets: dict[str, str], detectors: dict[str, AnomalyDetector]
+):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "benchmark.md").mkdir()
+    with pytest.raises(OutputError, match=r"cannot write the tables to .*out"):
+        run_benchmark(["tf"], sets, tmp_path / "out", progress=False)

@@ -1,0 +1,220 @@
+"""Tables of evaluations: numbers worked by hand, in Markdown, LaTeX, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mrad_med.catalog import DATASETS
+from mrad_med.results import OutputError
+from mrad_med.summaries import as_json, benchmark_tables, latex_tables, markdown_summary, write_summary
+from mrad_med.types import FailedCase
+
+NAN = float("nan")
+
+
+def make_summary(**changed: Any) -> dict[str, Any]:
+    """Return the summary of a set of 100 images, with round numbers."""
+    return {
+        "dataset": {"name": "own", "title": "Own set", "cases": 100},
+        "compared_at": "518 x 518",
+        "images": {"normal": 60, "anomalous": 40},
+        "unknown_masks": 0,
+        "image": {"auroc": 0.9, "ap": 0.85, "f1_max": 0.8},
+        "pixel": {"auroc": 0.95, "ap": 0.5, "f1_max": 0.45, "pro": 0.75, "pro_200": 0.70125, "error_bound": 0.0},
+        "lesion": {"froc": 0.25},
+        "intervals": {},
+        "published": {},
+        "backbone": {"name": "ViT"},
+        "settings": {"variant": "MRAD-TF"},
+        "failures": [],
+        **changed,
+    }
+
+
+def test_a_page_has_every_metric_in_percent():
+    assert markdown_summary(make_summary()) == (
+        "# Own set: MRAD-TF\n"
+        "\n"
+        "100 images, 60 normal and 40 anomalous; maps compared at 518 x 518; backbone ViT.\n"
+        "\n"
+        "| metric | all images |\n"
+        "|---|---|\n"
+        "| image AUROC | 90.00 |\n"
+        "| image AP | 85.00 |\n"
+        "| image F1-max | 80.00 |\n"
+        "| pixel AUROC | 95.00 |\n"
+        "| pixel AP | 50.00 |\n"
+        "| pixel F1-max | 45.00 |\n"
+        "| PRO, exact | 75.00 |\n"
+        "| PRO, 200 thresholds | 70.12 |\n"
+        "| FROC, mean sensitivity | 25.00 |\n"
+        "\n"
+        "Pixel metrics are off by 0 at most.\n"
+    )
+
+
+def test_columns_come_with_what_a_summary_has():
+    page = markdown_summary(
+        make_summary(
+            intervals={
+                "drawn": {"by": "patient", "resamples": 1000, "seed": 7},
+                "image": {"auroc": {"low": 0.85, "high": 0.9312}, "ap": {"undefined": "too few"}},
+                "pixel": {"undefined": "too few"},
+            },
+            class_mean={"image": {"auroc": 0.8}, "pixel": {"auroc": NAN}},
+            without_duplicates={"image": {"auroc": 0.7}, "pixel": {"undefined": "no mask"}},
+            published=dict(DATASETS["kvasir"].published),
+        )
+    ).splitlines()
+    assert (
+        "| metric | all images | 95 % interval | mean of classes | without repeated images | MRAD-CLIP, published |"
+        in page
+    )
+    assert "|---|---|---|---|---|---|" in page
+    assert "| image AUROC | 90.00 | 85.00 to 93.12 | 80.00 | 70.00 | - |" in page
+    assert "| image AP | 85.00 |  | undefined | undefined | - |" in page
+    assert "| pixel AUROC | 95.00 |  | undefined | undefined | 84.3 |" in page
+    assert "| PRO, 200 thresholds | 70.12 |  | undefined | undefined | 52.7 |" in page
+    assert "| PRO, exact | 75.00 |  | undefined | undefined | - |" in page
+    assert "Intervals by bootstrap, drawn by patient, 1000 times, seed 7." in page
+    assert any(line.startswith("Published: MRAD-CLIP with CLIP ViT-L/14@336") for line in page)
+
+
+def test_the_method_of_the_image_auroc_is_named():
+    intervals = {
+        "drawn": {"by": "case", "resamples": 10, "seed": 0},
+        "image": {"auroc": {"low": 0.8, "high": 1.0, "method": "DeLong"}},
+    }
+    page = markdown_summary(make_summary(intervals=intervals))
+    assert "drawn by case, 10 times, seed 0; of the image AUROC by DeLong." in page
+
+
+@pytest.mark.parametrize(("normal", "anomalous", "told"), [(15, 14, True), (15, 15, False)])
+def test_few_images_prove_nothing(normal: int, anomalous: int, told: bool):
+    page = markdown_summary(make_summary(images={"normal": normal, "anomalous": anomalous}))
+    assert ("**29 images prove nothing**" in page) == told
+
+
+def test_notes_say_what_is_undefined_unknown_or_lost():
+    page = markdown_summary(
+        make_summary(
+            image={"undefined": "image metrics are undefined: 0 of 40 images are anomalous"},
+            pixel={"undefined": "no mask"},
+            unknown_masks=3,
+            failures=[{"case_id": "a", "reason": "empty"}],
+        )
+    )
+    assert "Image metrics are undefined: 0 of 40 images are anomalous.\n" in page
+    assert "Pixel metrics are undefined: no mask.\n" in page
+    assert "| image AUROC | undefined |" in page
+    assert "3 anomalous image(s) have no mask and count at image level only." in page
+    assert "1 case(s) failed and are left out; see cases.csv." in page
+    assert "off by" not in page
+
+
+def test_a_bound_that_was_not_kept_is_told():
+    pixel = {**make_summary()["pixel"], "error_bound": 0.00034}
+    assert "Pixel metrics are off by 0.0003 at most." in markdown_summary(make_summary(pixel=pixel))
+
+
+# several networks and sets
+
+
+@pytest.fixture
+def results() -> dict[str, dict[str, dict[str, Any]]]:
+    """Return two networks; the second lacks the second set."""
+    with_classes = make_summary(class_mean={"image": {"auroc": 0.6}})
+    return {
+        "mrad_tf": {"set_1": make_summary(), "50% & more": with_classes},
+        "mrad_ft": {"set_1": make_summary(image={"auroc": 0.9004})},
+    }
+
+
+def test_a_benchmark_has_a_table_for_each_metric(results: dict):
+    assert benchmark_tables(results, metrics=["image AUROC", "image AP"]) == (
+        "**image AUROC**\n"
+        "\n"
+        "| network | set_1 | 50% & more | mean |\n"
+        "|---|---|---|---|\n"
+        "| mrad_tf | 90.0 | 60.0 | 75.0 |\n"
+        "| mrad_ft | 90.0 | - | - |\n"
+        "\n"
+        "**image AP**\n"
+        "\n"
+        "| network | set_1 | 50% & more | mean |\n"
+        "|---|---|---|---|\n"
+        "| mrad_tf | 85.0 | - | - |\n"
+        "| mrad_ft | - | - | - |\n"
+    )
+
+
+def test_metrics_that_no_set_defines_have_no_table():
+    undefined = make_summary(pixel={"undefined": "no mask"})
+    assert "pixel" not in benchmark_tables({"mrad_tf": {"headct": undefined}})
+    assert (
+        benchmark_tables({"mrad_tf": {"headct": make_summary(image={"auroc": None})}}, metrics=["image AUROC"]) == "\n"
+    )
+
+
+def test_latex_is_escaped_and_the_best_of_each_column_is_bold(results: dict):
+    results["x~1^2\\"] = {"set_1": make_summary(image={"auroc": 0.8}), "50% & more": make_summary(image={"auroc": 0.7})}
+    assert latex_tables(results, metrics=["image AUROC"]) == (
+        "% image AUROC, percent\n"
+        "\\begin{tabular}{lrrr}\n"
+        "\\toprule\n"
+        "network & set\\_1 & 50\\% \\& more & mean \\\\\n"
+        "\\midrule\n"
+        "mrad\\_tf & \\textbf{90.0} & 60.0 & \\textbf{75.0} \\\\\n"
+        "mrad\\_ft & \\textbf{90.0} & - & - \\\\\n"
+        "x\\textasciitilde{}1\\textasciicircum{}2\\textbackslash{} & 80.0 & \\textbf{70.0} & \\textbf{75.0} \\\\\n"
+        "\\bottomrule\n"
+        "\\end{tabular}\n"
+    )
+
+
+# files
+
+
+def test_files_hold_cases_and_metrics(tmp_path: Path):
+    rows = [{"case_id": "b", "label": 1, "duplicate_of": "a"}, {"case_id": "a", "label": 0, "duplicate_of": ""}]
+    summary = make_summary(pixel={"auroc": 0.9, "pro_200": NAN, "error_bound": 0.0})
+    write_summary(tmp_path, summary, rows, [FailedCase("c, d", 'the "file" is empty')])
+    with (tmp_path / "cases.csv").open(newline="", encoding="utf-8") as stream:
+        read = list(csv.DictReader(stream))
+    assert read == [
+        {"case_id": "a", "status": "ok", "label": "0", "duplicate_of": "", "reason": ""},
+        {"case_id": "b", "status": "ok", "label": "1", "duplicate_of": "a", "reason": ""},
+        {"case_id": "c, d", "status": "failed", "label": "", "duplicate_of": "", "reason": 'the "file" is empty'},
+    ]
+    written = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert written == {**summary, "pixel": {"auroc": 0.9, "pro_200": None, "error_bound": 0.0}}
+    assert (tmp_path / "metrics.md").read_text(encoding="utf-8") == markdown_summary(written)
+    assert {path.name for path in tmp_path.iterdir()} == {"cases.csv", "metrics.json", "metrics.md"}
+
+
+def test_where_all_failed_the_table_says_why(tmp_path: Path):
+    write_summary(tmp_path, make_summary(), [], [FailedCase("a", "empty")])
+    assert (tmp_path / "cases.csv").read_text(encoding="utf-8").splitlines() == [
+        "case_id,status,reason",
+        "a,failed,empty",
+    ]
+
+
+def test_json_has_no_nan_at_any_depth():
+    values = {"a": [NAN, (float("inf"), 1.5)], "b": {"c": NAN, "d": "NaN"}}
+    assert json.loads(as_json(values)) == {"a": [None, [None, 1.5]], "b": {"c": None, "d": "NaN"}}
+
+
+def test_a_full_disk_is_told_of_and_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fill_the_disk(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fill_the_disk)
+    with pytest.raises(OutputError, match=r"cannot write the metrics to .*No space left"):
+        write_summary(tmp_path, make_summary(), [{"case_id": "a"}], [])
+    assert [path.name for path in tmp_path.iterdir()] == ["cases.csv"]
