@@ -31,7 +31,7 @@ from mrad_med.head_files import HeadError, describe_head, load_head, save_head
 from mrad_med.heads import FineTunedHead, PromptedHead, TrainFreeHead
 from mrad_med.inferers import AnomalyInferer, FeatureInferer, SliceAnomalyInferer
 from mrad_med.intervals import bootstrap, delong, delong_difference, weighted_auroc, weighted_average_precision
-from mrad_med.inventory import InventoryRow, inventory, load_datalist
+from mrad_med.inventory import InventoryRow, list_datasets, load_datalist
 from mrad_med.lesions import LesionMetrics, OverlapMetrics
 from mrad_med.loaders import CaseDataset, CaseLoader, FailedCasesError
 from mrad_med.losses import FineTuneLoss, PromptLoss
@@ -155,7 +155,7 @@ __all__ = [
     "find_series",
     "fuse_scores",
     "image_metrics",
-    "inventory",
+    "list_datasets",
     "load_clip",
     "load_datalist",
     "load_head",

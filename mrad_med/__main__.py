@@ -233,7 +233,7 @@ def _datasets(options: argparse.Namespace) -> int:
     if options.root and not options.root.is_dir():
         raise FileNotFoundError(f"there is no folder {options.root}")
     table = [["name", "domain", "normal", "anomalous", "masks", "license", "home", "found" if options.root else ""]]
-    for row in mrad_med.inventory(options.root):
+    for row in mrad_med.list_datasets(options.root):
         known, masks = row.dataset, "yes" if row.dataset.has_masks else "no"
         counts = map(str, known.counts.get("test", ("?", "?")))
         found = ", ".join(f"{split} {normal} + {anomalous}" for split, (normal, anomalous) in row.found.items())

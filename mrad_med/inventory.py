@@ -14,7 +14,7 @@ from mrad_med.catalog import DATASETS, Counts, PublicDataset
 from mrad_med.listings import load_csv, load_datalist_json, load_meta_json
 from mrad_med.pairs import Datalist, DatasetError, Report, reporter
 
-__all__ = ["InventoryRow", "inventory", "load_datalist"]
+__all__ = ["InventoryRow", "list_datasets", "load_datalist"]
 
 
 def load_datalist(name: str, root: str | os.PathLike[str], *, split: str = "test", strict: bool = False) -> Datalist:
@@ -120,7 +120,7 @@ def _describe(counts: Mapping[str, Counts]) -> str:
     return "; ".join(f"{split} {normal} normal, {anomalous} anomalous" for split, (normal, anomalous) in counts.items())
 
 
-def inventory(root: str | os.PathLike[str] | None = None) -> list[InventoryRow]:
+def list_datasets(root: str | os.PathLike[str] | None = None) -> list[InventoryRow]:
     """Return all sets of the catalog, and which of them are in a folder.
 
     Each is looked for in the folder of its name, in folders called like its archive's, and in the root itself. Sets

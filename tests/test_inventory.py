@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import logging
 import re
@@ -12,7 +11,7 @@ import shutil
 import pytest
 
 from mrad_med.catalog import DATASETS
-from mrad_med.inventory import inventory, load_datalist
+from mrad_med.inventory import list_datasets, load_datalist
 from mrad_med.pairs import DatasetError
 from tests.small_archives import MAKERS, make_archive, make_polyps, picture, pictures, text
 
@@ -23,8 +22,7 @@ def publish(monkeypatch):
 
     def change(name: str, **changes) -> None:
         entry = dataclasses.replace(DATASETS[name], **changes)
-        module = importlib.import_module("mrad_med.inventory")  # the package's attribute of this name is the function
-        monkeypatch.setattr(module, "DATASETS", {**DATASETS, name: entry})
+        monkeypatch.setattr("mrad_med.inventory.DATASETS", {**DATASETS, name: entry})
 
     return change
 
@@ -130,14 +128,14 @@ def test_known_part_of_a_set_is_told_by_its_name(tmp_path, caplog):
 
 
 def test_without_a_root_the_inventory_is_the_catalog():
-    rows = inventory()
+    rows = list_datasets()
     assert [row.dataset for row in rows] == list(DATASETS.values())
     assert all((row.root, row.found, row.problems) == (None, {}, ()) for row in rows)
 
 
 def test_every_set_is_found_beside_the_others(tmp_path):
     roots = {name: make_archive(name, tmp_path) for name in MAKERS}
-    rows = {row.dataset.name: row for row in inventory(tmp_path)}
+    rows = {row.dataset.name: row for row in list_datasets(tmp_path)}
     assert {name: row.root for name, row in rows.items()} == roots
     assert rows["mvtec-ad"].found == {"test": (15, 15), "train": (15, 0)}
     assert rows["bmad-brain"].found == {"test": (1, 1), "valid": (1, 1), "train": (1, 0)}
@@ -151,30 +149,30 @@ def test_every_set_is_found_beside_the_others(tmp_path):
 def test_set_is_found_in_the_folder_of_its_name(tmp_path):
     make_polyps(tmp_path / "etis" / "data")
     make_archive("mpdd", tmp_path / "mpdd")
-    found = {row.dataset.name: row.root for row in inventory(tmp_path) if row.root}
+    found = {row.dataset.name: row.root for row in list_datasets(tmp_path) if row.root}
     assert found == {"etis": tmp_path / "etis" / "data", "mpdd": tmp_path / "mpdd" / "MPDD"}
 
 
 def test_root_itself_is_taken_for_a_set_that_its_files_or_its_name_tell(tmp_path):
     for name in ("btad", "cvc-300"):
         root = make_archive(name, tmp_path / name)
-        assert {row.dataset.name: row.root for row in inventory(root) if row.root} == {name: root}
+        assert {row.dataset.name: row.root for row in list_datasets(root) if row.root} == {name: root}
     make_polyps(tmp_path / "somewhere")
-    assert not any(row.root for row in inventory(tmp_path / "somewhere"))
+    assert not any(row.root for row in list_datasets(tmp_path / "somewhere"))
 
 
 def test_split_that_was_not_unpacked_is_no_problem_of_the_inventory(tmp_path, publish):
     publish("tn3k", counts={"test": (0, 1)})
     root = make_archive("tn3k", tmp_path)
     shutil.rmtree(root / "trainval-image")
-    row = next(row for row in inventory(tmp_path) if row.dataset.name == "tn3k")
+    row = next(row for row in list_datasets(tmp_path) if row.dataset.name == "tn3k")
     assert (row.found, row.problems) == ({"test": (0, 1)}, ())
 
 
 def test_set_that_cannot_be_read_does_not_stop_the_others(tmp_path):
     visa, polyps = make_archive("visa", tmp_path), make_archive("cvc-300", tmp_path)
     text(visa / "split_csv/1cls.csv", "image\n../../secret.png\n")
-    rows = {row.dataset.name: row for row in inventory(tmp_path)}
+    rows = {row.dataset.name: row for row in list_datasets(tmp_path)}
     assert rows["cvc-300"].root == polyps
     assert (rows["visa"].root, rows["visa"].found) == (visa, {})
     assert len(rows["visa"].problems) == 1
@@ -182,13 +180,13 @@ def test_set_that_cannot_be_read_does_not_stop_the_others(tmp_path):
 
 
 def test_folder_that_cannot_be_listed_is_told_in_every_row(tmp_path):
-    rows = inventory(tmp_path / "nowhere")
+    rows = list_datasets(tmp_path / "nowhere")
     assert all(row.root is None and "cannot list" in row.problems[0] for row in rows)
 
 
 def test_row_is_told_in_a_few_lines(tmp_path):
     root = make_archive("headct", tmp_path)
-    rows = {row.dataset.name: row for row in inventory(tmp_path)}
+    rows = {row.dataset.name: row for row in list_datasets(tmp_path)}
     home = "https://www.kaggle.com/datasets/felipekitamura/head-ct-hemorrhage"
     assert str(rows["headct"]).splitlines() == [
         "headct: HeadCT (medical; CT of the head, hemorrhage), license: see its home",

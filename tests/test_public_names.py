@@ -99,7 +99,7 @@ PUBLIC = {
     "find_series",
     "fuse_scores",
     "image_metrics",
-    "inventory",
+    "list_datasets",
     "load_clip",
     "load_datalist",
     "load_head",
@@ -134,7 +134,8 @@ def test_public_names_are_these_and_no_others():
 
 
 def test_every_public_name_is_documented():
-    undocumented = [name for name in PUBLIC if not (getattr(mrad_med, name).__doc__ or "").strip()]
+    named = [name for name in PUBLIC if not name.isupper() or name in ("CLIP", "MRAD")]  # all but constants
+    undocumented = [name for name in named if not (getattr(mrad_med, name).__doc__ or "").strip()]
     assert undocumented == []
 
 

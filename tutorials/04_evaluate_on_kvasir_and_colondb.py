@@ -41,7 +41,7 @@ if not all(folders.values()):
         "cvc-colondb": make_stand_in(output / "data" / "CVC-ColonDB", suffix="png", seed=200),
     }
 for folder in dict.fromkeys(folders.values()):
-    for row in mrad_med.inventory(folder):
+    for row in mrad_med.list_datasets(folder):
         if row.root is not None:
             print(row.dataset.title, row.found, *row.problems, sep="\n  ")
 
