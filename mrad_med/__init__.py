@@ -21,6 +21,8 @@ from mrad_med.datasets import (
 )
 from mrad_med.detector import AnomalyDetector
 from mrad_med.dicom import DicomReader
+from mrad_med.dicom_output import write_overlay_captures, write_parametric_map, write_segmentation
+from mrad_med.dicom_sources import SourceSeries, read_source_series, warn_burned_in
 from mrad_med.duplicates import find_duplicates
 from mrad_med.engines import FineTuneTrainer, PrepareFeatures, PromptTrainer, TrainingError, select_trainable
 from mrad_med.evaluation import Evaluation, evaluate_together
@@ -45,6 +47,7 @@ from mrad_med.memory import (
     merge_memory_banks,
 )
 from mrad_med.metrics import AnomalyMapMetric, AnomalyScoreMetric, PixelMetrics, image_metrics
+from mrad_med.montage import draw_montage
 from mrad_med.networks import MRAD, build_mrad_clip, build_mrad_ft, build_mrad_tf
 from mrad_med.official import load_official_bank, load_official_checkpoint
 from mrad_med.pairs import DatasetError, check_masks
@@ -58,6 +61,7 @@ from mrad_med.series import DicomSeries, find_series, read_series
 from mrad_med.surfaces import DEFECTS, SURFACES, make_surface, write_surface_dataset
 from mrad_med.training_handlers import EarlyStop, PixelMetric, ScoreMetric, TrainingCheckpoint
 from mrad_med.types import AnomalyKeys, BackboneCard, BankCard, FailedCase, HeadCard, ImageFeatures
+from mrad_med.volume_output import slice_positions, slice_rows, write_volume
 from mrad_med.windows import WINDOWS, ApplyWindow, ApplyWindowd, apply_window
 from mrad_med.workflow import BundleWorkflow, find_bundle
 
@@ -127,6 +131,7 @@ __all__ = [
     "ScoreMetric",
     "SetMeasurement",
     "SliceAnomalyInferer",
+    "SourceSeries",
     "TrainFreeHead",
     "TrainingCheckpoint",
     "TrainingError",
@@ -146,6 +151,7 @@ __all__ = [
     "delong_difference",
     "describe_head",
     "describe_run",
+    "draw_montage",
     "evaluate_together",
     "export_network",
     "feature_loader",
@@ -169,16 +175,24 @@ __all__ = [
     "make_surface",
     "merge_memory_banks",
     "read_series",
+    "read_source_series",
     "retrieve",
     "run_benchmark",
     "save_head",
     "select_trainable",
+    "slice_positions",
+    "slice_rows",
     "top_fraction_mean",
     "undefined_metrics",
     "upsample_and_blur",
+    "warn_burned_in",
     "weighted_auroc",
     "weighted_average_precision",
+    "write_overlay_captures",
+    "write_parametric_map",
     "write_sample_dataset",
     "write_sample_images",
+    "write_segmentation",
     "write_surface_dataset",
+    "write_volume",
 ]

@@ -1,0 +1,170 @@
+"""Print the largest memory and the time that a large photograph takes in sliding windows, and a CT slice by slice.
+
+Usage:
+    python benchmarks/sliding_window.py
+    python benchmarks/sliding_window.py --small
+    python benchmarks/sliding_window.py --cases tiny tiny-quarter --windows-per-batch 16
+    python benchmarks/sliding_window.py --cases windows --overlap 0.5 --scales 1 0.5
+
+The photograph is 4000 x 3000, the CT 512 x 512 x 120, both noise; the network is MRAD-TF with the embedded backbone and
+a bank of the published size, or ("tiny") with a random backbone of two narrow blocks, where memory is that of the
+images. Every row is measured in a process of its own, because a peak of memory cannot be taken back: it is the largest
+resident size of the process (VmHWM), libraries, weights and the input included. "input" is the photograph or CT alone,
+in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from encoder import print_machine
+from memory import random_bank
+from open_clip.transformer import VisionTransformer
+from retrieval import resident_peak
+from torch import Tensor
+
+from mrad_med import CLIP, AnomalyInferer, CLIPImageEncoder, SliceAnomalyInferer, build_mrad_tf, load_clip
+from mrad_med.sliding import SlidingWindowAnomalyInferer
+from mrad_med.types import BackboneCard
+
+PHOTOGRAPH, CT = (3000, 4000), (512, 512, 120)  # rows, columns, and slices
+SMALL_PHOTOGRAPH, SMALL_CT = (750, 1000), (512, 512, 6)
+SIDE = 518  # of the network's input
+MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table: what is shown, the network, the input, and how it is scored."""
+
+    text: str
+    make_clip: Callable[[], CLIP]
+    make_input: Callable[[argparse.Namespace], Tensor]
+    make_inferer: Callable[[argparse.Namespace], AnomalyInferer | None]
+
+
+def tiny_clip() -> CLIP:
+    """Return a random backbone whose own memory is small."""
+    torch.manual_seed(0)
+    tower = VisionTransformer(image_size=SIDE, patch_size=14, width=32, layers=2, heads=1, mlp_ratio=2, output_dim=32)
+    card = BackboneCard("tiny", "0", 32, 32, 14, SIDE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return CLIP(CLIPImageEncoder(tower), card)
+
+
+def photograph(arguments: argparse.Namespace) -> Tensor:
+    """Return a (1, 3, H, W) photograph."""
+    return torch.rand(1, 3, *(SMALL_PHOTOGRAPH if arguments.small else PHOTOGRAPH))
+
+
+def quarter(arguments: argparse.Namespace) -> Tensor:
+    """Return a quarter of the photograph's pixels."""
+    return photograph(arguments)[..., ::2, ::2].contiguous()
+
+
+def resized(_: argparse.Namespace) -> Tensor:
+    """Return a photograph of the size that the network sees."""
+    return torch.rand(1, 3, SIDE, SIDE)
+
+
+def ct(arguments: argparse.Namespace) -> Tensor:
+    """Return a (1, 3, H, W, D) CT at its own size: no multiple of the patch size."""
+    return torch.rand(1, 1, *(SMALL_CT if arguments.small else CT)).expand(-1, 3, -1, -1, -1)
+
+
+def windows(arguments: argparse.Namespace) -> SlidingWindowAnomalyInferer:
+    """Return the inferer of large images."""
+    return SlidingWindowAnomalyInferer(
+        sw_batch_size=arguments.windows_per_batch, overlap=arguments.overlap, scales=arguments.scales
+    )
+
+
+def right_half(arguments: argparse.Namespace) -> SlidingWindowAnomalyInferer:
+    """Return the same for a photograph whose left half is empty."""
+    inferer = windows(arguments)
+    inferer.foreground = lambda images: torch.arange(images.shape[3]).expand_as(images[:, :1]) >= images.shape[3] // 2
+    return inferer
+
+
+def slices(arguments: argparse.Namespace) -> SliceAnomalyInferer:
+    """Return the inferer of volumes, each slice one window."""
+    inner = SlidingWindowAnomalyInferer(sw_batch_size=arguments.windows_per_batch)
+    return SliceAnomalyInferer(slices_per_batch=arguments.windows_per_batch, smooth=1.0, slice_inferer=inner)
+
+
+def embedded() -> CLIP:
+    """Return the backbone that the package brings."""
+    return load_clip("embedded")
+
+
+CASES = {
+    "none": Case("photograph, nothing run", embedded, photograph, lambda _: None),
+    "whole": Case("photograph resized to 518, one pass", embedded, resized, lambda _: AnomalyInferer()),
+    "windows": Case("photograph, windows", embedded, photograph, windows),
+    "foreground": Case("photograph, half of it empty", embedded, photograph, right_half),
+    "tiny-none": Case("photograph, tiny, nothing run", tiny_clip, photograph, lambda _: None),
+    "tiny": Case("photograph, tiny, windows", tiny_clip, photograph, windows),
+    "tiny-quarter": Case("a quarter of it, tiny, windows", tiny_clip, quarter, windows),
+    "ct-none": Case("CT, nothing run", embedded, ct, lambda _: None),
+    "ct": Case("CT, slice by slice", embedded, ct, slices),
+}
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Print of one case in this process: bytes of the input, peak in bytes, seconds."""
+    torch.manual_seed(0)
+    case = CASES[arguments.case]
+    clip = case.make_clip()
+    network = build_mrad_tf(clip, random_bank(clip))
+    images = case.make_input(arguments)
+    inferer = case.make_inferer(arguments)
+    start = time.perf_counter()
+    if inferer is not None:
+        inferer(images, network)
+    print(images.untyped_storage().nbytes(), resident_peak(), time.perf_counter() - start)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Measure every case in a process of its own, and print the table."""
+    print_machine()
+    sizes = (SMALL_PHOTOGRAPH, SMALL_CT) if arguments.small else (PHOTOGRAPH, CT)
+    photograph_size, ct_size = (" x ".join(map(str, size)) for size in sizes)
+    print(
+        f"photograph {photograph_size} (rows x columns), CT {ct_size}; windows of {SIDE}, {arguments.windows_per_batch}"
+    )
+    print(f"in a batch, overlap {arguments.overlap}, scales {' '.join(map(str, arguments.scales))}\n")
+    print(f"{'':38}{'input':>12}{'peak memory':>14}{'seconds':>10}")
+    given = ["--windows-per-batch", str(arguments.windows_per_batch), "--overlap", str(arguments.overlap)]
+    given += ["--scales", *map(str, arguments.scales), *["--small"] * arguments.small]
+    for name in arguments.cases:
+        command = [sys.executable, str(Path(__file__)), "--case", name, *given]
+        result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        size, peak, seconds = (float(value) for value in result.stdout.split())
+        row = f"{CASES[name].text:38}{size / MEBIBYTE:8.0f} MiB{peak / MEBIBYTE:10.0f} MiB{seconds:10.1f}"
+        print(row, flush=True)
+
+
+def main() -> None:
+    """Measure in this process if a case is given, otherwise all of them in processes of their own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="a photograph of 1000 x 750 and a CT of six slices")
+    parser.add_argument("--windows-per-batch", type=int, default=4, help="windows or slices (default: %(default)s)")
+    parser.add_argument("--overlap", type=float, default=0.25, help="of windows (default: %(default)s)")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="of the photograph (default: 1)")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="what to measure")
+    parser.add_argument("--case", choices=CASES, help="measure this alone, in this process")
+    arguments = parser.parse_args()
+    if arguments.case:
+        measure(arguments)
+    else:
+        compare(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""Results as DICOM objects that a viewer lays over their source images. Needs highdicom: ``mrad-med[seg]``.
+
+What has to be kept for a viewer to do so are the UIDs of study, frame of reference and source instances. They name no
+one by themselves but lead back to the source, so the objects are as linkable as the source's UIDs are. All else is
+read by a list of harmless attributes: names, numbers, dates and free texts of the patient, the study and the site never
+enter the process, unless identifiers are asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import generate_uid
+
+from mrad_med.dicom_sources import SourceSeries, frames_on_source, warn_burned_in
+from mrad_med.files import atomic_path
+from mrad_med.results import OutputError
+
+__all__ = ["write_overlay_captures", "write_parametric_map", "write_segmentation"]
+
+logger = logging.getLogger(__name__)
+
+_PRODUCT = "mrad_med"
+_UNDATED = datetime(1900, 1, 1)  # as anonymizers write
+_SERIES_NUMBERS = {"segmentation": 9101, "parametric map": 9102, "overlay": 9103}  # far from a scanner's own
+
+
+def write_segmentation(
+    path: str | os.PathLike[str],
+    anomaly_map: NDArray[np.float32],
+    source: SourceSeries,
+    *,
+    threshold: float,
+    affine: NDArray[np.float64] | None = None,
+    created: datetime | None = None,
+) -> None:
+    """Write where a map is at or above a threshold as a DICOM Segmentation (BINARY, one segment "anomaly").
+
+    Every source frame has a frame of its own, also where nothing is found. The same input gives the same bytes.
+
+    Args:
+        path: the file to write.
+        anomaly_map: float32, (rows, columns) of a single frame or (X, Y, Z) of a volume.
+        source: the images that the map belongs to.
+        threshold: in the map's unit; a voxel equal to it is inside.
+        affine: (4, 4) voxel to world matrix (RAS, mm) of a volume's map. Without it X are the source's columns, Y its
+            rows and Z its frames in the order they were given.
+        created: the time to be told; None writes the year 1900, so that results do not depend on the clock.
+
+    Raises:
+        OutputError: the map does not lie on the source's grid, the source's kind cannot carry a segmentation, highdicom
+            is missing, or the file cannot be written.
+    """
+    highdicom, frames = _import_highdicom(), frames_on_source(anomaly_map, source, affine)
+    _require_place(source, "a segmentation of several frames", needed=len(frames) > 1)
+    if not np.isfinite(threshold):
+        raise OutputError(f"a threshold of {threshold} selects nothing; give a number in the map's unit")
+    mask = (frames >= threshold).astype(np.uint8)
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name=_PRODUCT, family=codes.DCM.ArtificialIntelligence, version=version("mrad-med")
+    )
+    segment = highdicom.seg.SegmentDescription(
+        segment_number=1,
+        segment_label="anomaly",
+        # Category and type are one concept: what kind of anomaly it is, a zero-shot method does not know.
+        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+        segmented_property_type=codes.SCT.MorphologicallyAbnormalStructure,
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=algorithm,
+    )
+    dataset = _build(
+        highdicom.seg.Segmentation,
+        source_images=source.images,
+        pixel_array=mask,
+        segmentation_type="BINARY",
+        segment_descriptions=[segment],
+        omit_empty_frames=False,
+        content_label="ANOMALY",
+        content_description=f"anomaly map at or above {threshold:.6g}",
+        **_equipment("segmentation", source, created, mask, repr(float(threshold))),
+    )
+    _save(dataset, path, created)
+
+
+def write_parametric_map(
+    path: str | os.PathLike[str],
+    anomaly_map: NDArray[np.float32],
+    source: SourceSeries,
+    *,
+    affine: NDArray[np.float64] | None = None,
+    created: datetime | None = None,
+) -> None:
+    """Write a map as a DICOM Parametric Map: float32, its values as they are, unit "no units", quantity probability.
+
+    The stored window spans the map's own range, for MRAD's probabilities may span no more than 0.01.
+
+    Args:
+        path: the file to write.
+        anomaly_map: float32, (rows, columns) of a single frame or (X, Y, Z) of a volume.
+        source: the images that the map belongs to.
+        affine: as in `write_segmentation`.
+        created: as in `write_segmentation`.
+
+    Raises:
+        OutputError: as in `write_segmentation`.
+    """
+    highdicom, frames = _import_highdicom(), frames_on_source(anomaly_map, source, affine)
+    _require_place(source, "a parametric map", needed=True)
+    low, high = float(frames.min()), float(frames.max())
+    mapping = highdicom.pm.RealWorldValueMapping(
+        lut_label="anomaly",
+        lut_explanation="anomaly probability",
+        unit=codes.UCUM.NoUnits,
+        value_range=(min(low, 0.0), max(high, 1.0)),
+        slope=1.0,
+        intercept=0.0,
+        quantity_definition=codes.DCM.Probability,
+    )
+    window = highdicom.VOILUTTransformation(
+        window_center=(low + high) / 2, window_width=max(high - low, 1e-6), voi_lut_function="LINEAR_EXACT"
+    )
+    dataset = _build(
+        highdicom.pm.ParametricMap,
+        source_images=source.images,
+        pixel_array=frames,
+        contains_recognizable_visual_features=False,
+        real_world_value_mappings=[mapping],
+        voi_lut_transformations=[window],
+        content_label="ANOMALY",
+        content_description="anomaly probability",
+        **_equipment("parametric map", source, created, frames),
+    )
+    _save(dataset, path, created)
+
+
+def write_overlay_captures(
+    folder: str | os.PathLike[str],
+    pictures: Mapping[int, NDArray[np.uint8]],
+    source: SourceSeries,
+    *,
+    created: datetime | None = None,
+) -> list[Path]:
+    """Write pictures of frames as DICOM Secondary Captures, which every viewer shows, and return their files.
+
+    A picture of its frame's size lies where the frame lies; of another size, such as a figure with a color bar, it only
+    names its source. Texts burned into the source's pixels are in the pictures too: a warning is logged.
+
+    Args:
+        folder: gets ``overlay_0001.dcm`` and so on, numbered as the frames are, from 1.
+        pictures: uint8 (H, W, 3) RGB by index of the frame, from 0 in the order the source files were given.
+        source: the images that the pictures were made of.
+        created: as in `write_segmentation`.
+
+    Raises:
+        OutputError: a picture is not uint8 RGB, there is no such frame, highdicom is missing, or a file cannot be
+            written.
+    """
+    highdicom = _import_highdicom()
+    for index, picture in pictures.items():
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+            raise OutputError(f"a picture is uint8 (H, W, 3), frame {index} has {picture.dtype} {picture.shape}")
+        if not 0 <= index < source.frame_count:
+            raise OutputError(f"there is no frame {index}: the source has {source.frame_count}, counted from 0")
+    warning = warn_burned_in(source.images[0])
+    if warning:
+        logger.warning("%s", warning)
+    paths = []
+    for index, picture in sorted(pictures.items()):
+        paths.append(Path(folder) / f"overlay_{index + 1:04d}.dcm")
+        _save(_capture(highdicom, index, picture, source, created), paths[-1], created)
+    return paths
+
+
+def _capture(
+    highdicom: Any, index: int, picture: NDArray[np.uint8], source: SourceSeries, created: datetime | None
+) -> Dataset:
+    """Return the Secondary Capture of one frame."""
+    image, frame_number = source.frame(index)
+    equipment = _equipment("overlay", source, created, picture, str(index)) | {"instance_number": index + 1}
+    dataset = _build(
+        highdicom.sc.SCImage,
+        pixel_array=picture,
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        patient_orientation=("L", "P"),  # highdicom wants one; the true one follows
+        study_instance_uid=image.StudyInstanceUID,
+        **equipment,
+    )
+    dataset.update(source.identifiers)
+    reference = Dataset()
+    reference.ReferencedSOPClassUID = image.SOPClassUID
+    reference.ReferencedSOPInstanceUID = image.SOPInstanceUID
+    if frame_number is not None:
+        reference.ReferencedFrameNumber = frame_number
+    purpose = codes.DCM.SourceImageForImageProcessingOperation
+    reference.PurposeOfReferenceCodeSequence = [highdicom.sr.CodedConcept.from_code(purpose)]
+    dataset.SourceImageSequence = [reference]
+    dataset.DerivationDescription = "anomaly map laid over the image"
+    for keyword in ("BurnedInAnnotation", "LossyImageCompression", "LossyImageCompressionRatio"):
+        if keyword in image:
+            dataset[keyword] = image[keyword]
+    if picture.shape[:2] == (image.Rows, image.Columns):
+        dataset.update(source.place(index))  # without a place, the orientation becomes blank as the file is written
+    return dataset
+
+
+def _import_highdicom() -> Any:
+    try:
+        import highdicom
+    except ImportError as error:
+        raise OutputError('DICOM output needs highdicom; pip install "mrad-med[seg]"') from error
+    return highdicom
+
+
+def _require_place(source: SourceSeries, what: str, *, needed: bool) -> None:
+    """Check what highdicom demands of a source."""
+    if needed and source.planes is None:
+        raise OutputError(
+            f"{what} needs images with position and orientation, these have none; write pictures of the frames instead "
+            "(write_overlay_captures)"
+        )
+
+
+def _equipment(
+    kind: str, source: SourceSeries, created: datetime | None, pixels: NDArray[Any], *settings: str
+) -> dict[str, Any]:
+    """Return series, instance and equipment. The UIDs are hashes of all that the file's bytes depend on."""
+    versions = [f"{package} {version(package)}" for package in ("mrad-med", "highdicom", "pydicom")]
+    digest = hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
+    inputs = [str(image.SOPInstanceUID) for image in source.images]
+    if any(element.value for element in source.identifiers):
+        inputs.append(hashlib.sha256(source.identifiers.to_json().encode()).hexdigest())
+    origin = [kind, *versions, *inputs, str(created)]
+    # Pictures of one source are one series; maps and masks of different content are different series.
+    of_series = origin if kind == "overlay" else [*origin, str(pixels.shape), digest, *settings]
+    return {
+        "series_instance_uid": generate_uid(entropy_srcs=["series", "\n".join(of_series)]),
+        "sop_instance_uid": generate_uid(
+            entropy_srcs=["instance", "\n".join([*origin, str(pixels.shape), digest, *settings])]
+        ),
+        "series_number": _SERIES_NUMBERS[kind],
+        "series_description": f"anomaly {kind} ({_PRODUCT}, not for diagnosis)",
+        "instance_number": 1,
+        "manufacturer": _PRODUCT,
+        "manufacturer_model_name": "MRAD",
+        "software_versions": version("mrad-med"),
+        "device_serial_number": "0",
+        "content_date": (created or _UNDATED).date(),
+        "content_time": (created or _UNDATED).time(),
+    }
+
+
+def _build(kind: Any, **arguments: Any) -> Dataset:
+    """Build an object of highdicom; what it has against the source's headers is told without quoting them."""
+    try:
+        dataset: Dataset = kind(**arguments)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise OutputError(
+            f"highdicom cannot make a {kind.__name__} of these source images ({type(error).__name__}); check that "
+            "they are one complete series of a standard kind of image"
+        ) from error
+    return dataset
+
+
+def _save(dataset: Dataset, path: str | os.PathLike[str], created: datetime | None) -> None:
+    """Write an object, freed of the clock and of random UIDs, whole or not at all."""
+    # Of type 2C: to leave them out would say that they do not apply.
+    if dataset.Modality != "SEG" and "Laterality" not in dataset:
+        dataset.Laterality = None
+    if "FrameOfReferenceUID" not in dataset:
+        dataset.PatientOrientation = None
+    organization = generate_uid(entropy_srcs=["dimensions", str(dataset.SOPInstanceUID)])
+    for item in [*dataset.get("DimensionOrganizationSequence", []), *dataset.get("DimensionIndexSequence", [])]:
+        item.DimensionOrganizationUID = organization
+    for item in dataset.get("ContributingEquipmentSequence", []):
+        item.pop("ContributionDateTime", None)
+    for keyword in ("InstanceCreationDate", "InstanceCreationTime", "DateOfSecondaryCapture", "TimeOfSecondaryCapture"):
+        if dataset.pop(keyword, None) is not None and created is not None:
+            setattr(dataset, keyword, created.date() if "Date" in keyword else created.time())
+    try:
+        with atomic_path(path) as partial:
+            dataset.save_as(partial, enforce_file_format=True)
+    except OSError as error:
+        raise OutputError(f"cannot write DICOM results to {Path(path).parent} ({error.strerror})") from error

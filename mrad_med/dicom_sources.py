@@ -1,0 +1,315 @@
+"""What DICOM results must know of the images they belong to: references and geometry, and no one's name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+
+from mrad_med.results import OutputError
+
+__all__ = ["SourceSeries", "frames_on_source", "read_source_series", "warn_burned_in"]
+
+_NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "Rows", "Columns")
+_HELPFUL = (
+    "BurnedInAnnotation",
+    "FrameOfReferenceUID",
+    "LossyImageCompression",
+    "LossyImageCompressionMethod",
+    "LossyImageCompressionRatio",
+    "NumberOfFrames",
+)
+_SAME_IN_A_SERIES = ("StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "FrameOfReferenceUID")
+
+# Of multi-frame images, geometry is in functional groups; their other groups may hold dates and texts.
+_GEOMETRY = {
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
+}
+_GEOMETRY_KEYWORDS = tuple(keyword for keywords in _GEOMETRY.values() for keyword in keywords)
+_FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+
+# Blank in what is written, or as in the source if identifiers are to be kept. All are of type 2: present, maybe empty.
+_IDENTIFIERS = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "StudyID",
+    "ReferringPhysicianName",
+)
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_GRID_TOLERANCE = 0.25  # voxels; positions are written with few digits, and slices are never quite evenly spaced
+_PIXELS_OF_TEXT = ("SC", "OT", "US", "ES", "IVUS", "XC", "GM")  # kinds of images that often show a name or a date
+
+
+@dataclass(frozen=True)
+class SourceSeries:
+    """Headers of the images that results belong to, reduced to references and geometry.
+
+    Attributes:
+        images: one header per file, in the order given.
+        planes: (F, 4, 3) per frame the matrix that brings (row, column, 1) to the world (LPS, mm), in its first three
+            rows; None if the images have no place in space.
+        identifiers: of patient and study: blank unless they were asked for.
+    """
+
+    images: tuple[Dataset, ...]
+    planes: NDArray[np.float64] | None
+    identifiers: Dataset
+
+    @property
+    def frame_count(self) -> int:
+        """Number of frames of all images."""
+        return sum(_frame_count(image) for image in self.images)
+
+    def frame(self, index: int) -> tuple[Dataset, int | None]:
+        """Return the image that holds a frame, and the frame's number in it, from 1; None in a single-frame image."""
+        if len(self.images) > 1:
+            return self.images[index], None
+        return self.images[0], index + 1 if "NumberOfFrames" in self.images[0] else None
+
+    def place(self, index: int) -> Dataset:
+        """Return the attributes of the Image Plane module that put a single-frame image where a frame lies."""
+        if self.planes is None:
+            return Dataset()
+        image = self.images[0]
+        place = Dataset()
+        place.FrameOfReferenceUID, place.PositionReferenceIndicator = image.FrameOfReferenceUID, None
+        for keyword in _GEOMETRY_KEYWORDS:
+            value = _frame_headers(self.frame(index)[0])[index if len(self.images) == 1 else 0].get(keyword)
+            if value is not None:
+                setattr(place, keyword, value)
+        right, down = np.reshape(np.asarray(place.ImageOrientationPatient, float), (2, 3))
+        place.PatientOrientation = [_letter(right), _letter(down)]
+        return place
+
+
+def read_source_series(paths: Sequence[str | os.PathLike[str]], *, keep_identifiers: bool = False) -> SourceSeries:
+    """Read what results must know of their source: one multi-frame file, or the single-frame files of one series.
+
+    Pixels are not read. Names, numbers and dates of patient and study are read only on request.
+
+    Args:
+        paths: the files; frames are counted in this order.
+        keep_identifiers: lets name, ID, birth date, sex of the patient and date, time, numbers and referring physician
+            of the study travel into what is written. An archive files results with the patient by these.
+
+    Raises:
+        OutputError: a file is no DICOM image, lacks an attribute that a reference needs, or does not belong to the
+            series of the others. The message tells the file by its place in ``paths`` and quotes nothing.
+    """
+    if not paths:
+        raise OutputError("no source image given; results refer to at least one")
+    names = [f"source image {number} of {len(paths)}" for number in range(1, len(paths) + 1)]
+    headers = [_read(path, name, keep_identifiers) for path, name in zip(paths, names, strict=True)]
+    for header, name in zip(headers, names, strict=True):
+        _check_same_series(header, headers[0], name)
+    planes = _planes(headers)
+    images = tuple(_with_geometry(header, has_place=planes is not None) for header in headers)
+    return SourceSeries(images, planes, _only(headers[0], [*_IDENTIFIERS, "SpecificCharacterSet"]))
+
+
+def _read(path: str | os.PathLike[str], name: str, keep_identifiers: bool) -> Dataset:
+    keywords = [*_NEEDED, *_HELPFUL, *_GEOMETRY_KEYWORDS, *_FUNCTIONAL_GROUPS]
+    identifiers = [*_IDENTIFIERS, "SpecificCharacterSet"] if keep_identifiers else []
+    try:
+        header = _only(
+            dcmread(path, stop_before_pixels=True, specific_tags=[*keywords, *identifiers]), keywords + identifiers
+        )
+        _ = [element.value for element in header]  # values are decoded only now
+    except Exception as error:  # pydicom raises nearly everything on damaged files
+        raise OutputError(f"{name} cannot be read as DICOM ({type(error).__name__}); give the files scored") from error
+    missing = [keyword for keyword in _NEEDED if header.get(keyword) in (None, "")]
+    if missing:
+        raise OutputError(f"{name} has no {', '.join(missing)}; results cannot refer to it: export it again")
+    for keyword in _IDENTIFIERS:
+        if keyword not in header:
+            setattr(header, keyword, None)
+    return header
+
+
+def _only(header: Dataset, keywords: Sequence[str]) -> Dataset:
+    kept = Dataset()
+    for keyword in keywords:
+        if keyword in header:
+            kept[keyword] = header[keyword]
+    return kept
+
+
+def _check_same_series(header: Dataset, first: Dataset, name: str) -> None:
+    different = [keyword for keyword in _SAME_IN_A_SERIES if header.get(keyword) != first.get(keyword)]
+    if different:
+        raise OutputError(f"{name} differs from the first in {', '.join(different)}; give the files of one series")
+    if header is not first and (_frame_count(header) > 1 or header.SOPInstanceUID == first.SOPInstanceUID):
+        raise OutputError(f"{name} is given twice or holds several frames; give one multi-frame file, or single frames")
+
+
+def _frame_count(header: Dataset) -> int:
+    return int(header.get("NumberOfFrames") or 1)
+
+
+def _frame_headers(header: Dataset) -> list[Dataset]:
+    """Return per frame the attributes of its geometry, flat, from wherever the header has them."""
+    if "PerFrameFunctionalGroupsSequence" not in header:
+        return [header] if _frame_count(header) == 1 else [Dataset() for _ in range(_frame_count(header))]
+    shared = header.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    frames = []
+    for group in header.PerFrameFunctionalGroupsSequence:
+        frame = Dataset()
+        for macro, keywords in _GEOMETRY.items():
+            for item in (group.get(macro) or shared[0].get(macro) or [])[:1]:
+                frame.update(_only(item, keywords))
+        frames.append(frame)
+    return frames
+
+
+def _planes(headers: Sequence[Dataset]) -> NDArray[np.float64] | None:
+    """Return the matrices of all frames, or None if no frame tells its place.
+
+    Raises:
+        OutputError: some of the attributes of the geometry are missing or make no sense.
+    """
+    frames = [frame for header in headers for frame in _frame_headers(header)]
+    if not any("ImagePositionPatient" in frame or "ImageOrientationPatient" in frame for frame in frames):
+        return None
+    if not headers[0].get("FrameOfReferenceUID"):
+        raise OutputError("the source images have positions but no FrameOfReferenceUID; export them again")
+    if len(frames) != sum(map(_frame_count, headers)):
+        raise OutputError(f"the source tells the places of {len(frames)} frames but holds others; export it again")
+    return np.stack([_plane(frame, number) for number, frame in enumerate(frames, start=1)])
+
+
+def _plane(frame: Dataset, number: int) -> NDArray[np.float64]:
+    """Return the (4, 3) matrix of DICOM PS3.3 C.7.6.2.1.1 for (row, column, 1)."""
+    values: dict[str, NDArray[np.float64]] = {}
+    sizes = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
+    for keyword, size in sizes.items():
+        given = frame.get(keyword)
+        values[keyword] = np.asarray([] if given is None else given, float)
+        if values[keyword].shape != (size,) or not np.isfinite(values[keyword]).all():
+            raise OutputError(f"frame {number} of the source has no valid {keyword}; export it again")
+    right, down = values["ImageOrientationPatient"].reshape(2, 3)
+    between_rows, between_columns = values["PixelSpacing"]
+    unit_lengths = np.allclose([right @ right, down @ down, right @ down], [1, 1, 0], atol=1e-2)
+    if min(between_rows, between_columns) <= 0 or not unit_lengths:
+        raise OutputError(f"the geometry of frame {number} of the source makes no sense; export it again")
+    columns = (down * between_rows, right * between_columns, values["ImagePositionPatient"])
+    return np.vstack([np.stack(columns, axis=1), [0.0, 0.0, 1.0]])
+
+
+def _with_geometry(header: Dataset, *, has_place: bool) -> Dataset:
+    """Return a header without geometry if it is incomplete, of a multi-frame image in the groups where it belongs."""
+    image = _only(header, [*_NEEDED, *_HELPFUL, *_IDENTIFIERS, "SpecificCharacterSet", *_GEOMETRY_KEYWORDS])
+    if not has_place:
+        for keyword in ("FrameOfReferenceUID", *_GEOMETRY_KEYWORDS):
+            image.pop(keyword, None)
+        return image
+    frames = _frame_headers(header)
+    if "PerFrameFunctionalGroupsSequence" not in header:
+        image.SliceThickness = header.get("SliceThickness")  # of type 2 where there are positions
+        return image
+    shared, first = Dataset(), frames[0]
+    for macro in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+        if any(_only(frame, _GEOMETRY[macro]) != _only(first, _GEOMETRY[macro]) for frame in frames):
+            raise OutputError("the frames of the source differ in orientation or spacing; export them as series")
+        setattr(shared, macro, [_only(first, _GEOMETRY[macro])])
+    image.SharedFunctionalGroupsSequence = [shared]
+    image.PerFrameFunctionalGroupsSequence = [_position_group(frame) for frame in frames]
+    return image
+
+
+def _position_group(frame: Dataset) -> Dataset:
+    group = Dataset()
+    group.PlanePositionSequence = [_only(frame, _GEOMETRY["PlanePositionSequence"])]
+    return group
+
+
+def _letter(direction: NDArray[np.float64]) -> str:
+    """Return the side of the patient that a direction (LPS) points to: L, R, P, A, H(ead) or F(eet)."""
+    axis = int(np.abs(direction).argmax())
+    return ("LR", "PA", "HF")[axis][int(direction[axis] < 0)]
+
+
+def frames_on_source(
+    anomaly_map: NDArray[np.float32], source: SourceSeries, affine: NDArray[np.float64] | None = None
+) -> NDArray[np.float32]:
+    """Return a map as frames (F, rows, columns), float32, in the order and the directions of the source's frames.
+
+    With an affine, each frame takes the voxels that lie where its pixels lie, whatever the axes' order and directions.
+
+    Args:
+        anomaly_map: (rows, columns) of a single frame, or (X, Y, Z).
+        source: the images it belongs to.
+        affine: (4, 4) voxel to world matrix (RAS, mm) of (X, Y, Z); without it, or if the source has no place in space,
+            X are the source's columns, Y its rows and Z its frames.
+
+    Raises:
+        OutputError: the map is not finite, or does not lie on the source's grid.
+    """
+    shape = (source.frame_count, int(source.images[0].Rows), int(source.images[0].Columns))
+    if not np.isfinite(anomaly_map).all():
+        raise OutputError("the map holds values that are not finite; a viewer could not show it")
+    if anomaly_map.size != np.prod(shape) or anomaly_map.ndim not in (2, 3):
+        raise OutputError(
+            f"a map of {anomaly_map.shape} is not on the source's grid of {shape} (frames, rows, columns)"
+        )
+    if anomaly_map.ndim == 3 and affine is not None and source.planes is not None:
+        return _take_frames(anomaly_map, np.asarray(affine, float), source.planes, shape)
+    frames = anomaly_map[None] if anomaly_map.ndim == 2 else anomaly_map.transpose(2, 1, 0)
+    if frames.shape != shape:
+        raise OutputError(
+            f"a map of {anomaly_map.shape} is not on the source's grid of {shape} (frames, rows, columns)"
+        )
+    return np.ascontiguousarray(frames, dtype=np.float32)
+
+
+def _take_frames(
+    anomaly_map: NDArray[np.float32],
+    affine: NDArray[np.float64],
+    planes: NDArray[np.float64],
+    shape: tuple[int, int, int],
+) -> NDArray[np.float32]:
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
+        raise OutputError("the map's affine cannot be inverted; it must be a (4, 4) voxel to world matrix")
+    to_voxel = (np.linalg.inv(affine) @ _LPS_TO_RAS @ planes)[:, :3]  # (F, 3, 3) of (row, column, 1)
+    exact = np.rint(to_voxel)
+    rows, columns = shape[1:]
+    corners = np.array([[0, 0, 1], [rows - 1, 0, 1], [0, columns - 1, 1], [rows - 1, columns - 1, 1]]).T
+    steps = np.abs(exact[:, :, :2])
+    one_axis_each = (steps.sum(1) == 1).all() and (steps.sum(2) <= 1).all()
+    inside = (exact @ corners >= 0).all() and (exact @ corners < np.array(anomaly_map.shape)[:, None]).all()
+    all_different = len(np.unique(exact[:, :, 2], axis=0)) == len(planes)
+    if np.abs((to_voxel - exact) @ corners).max() > _GRID_TOLERANCE or not (one_axis_each and inside and all_different):
+        raise OutputError(
+            "the map does not lie on the source's grid; give the files it was made of, all of them, and its affine"
+        )
+    pixels = np.stack([*np.mgrid[:rows, :columns], np.ones((rows, columns))]).reshape(3, -1)
+    frames = [anomaly_map[tuple((matrix @ pixels).astype(int))] for matrix in exact]
+    return np.stack(frames).reshape(shape).astype(np.float32)
+
+
+def warn_burned_in(header: Dataset) -> str:
+    """Return a warning if an image may show who the patient is in its pixels, else an empty text.
+
+    Args:
+        header: with ``Modality`` and, if it tells, ``BurnedInAnnotation`` (DICOM PS3.3 C.7.6.1).
+    """
+    told: Any = header.get("BurnedInAnnotation") or ""
+    if told == "YES":
+        return "the source says that texts are burned into its pixels (BurnedInAnnotation YES): overlays show them too"
+    if told != "NO" and header.get("Modality") in _PIXELS_OF_TEXT:
+        return (
+            "images of this kind often have names or dates burned into their pixels, and the source does not tell "
+            "(no BurnedInAnnotation): look before you share overlays"
+        )
+    return ""

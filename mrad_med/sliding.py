@@ -1,0 +1,225 @@
+"""Images larger than the network sees: anomaly maps stitched of windows, by MONAI's sliding window inference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from monai.inferers import sliding_window_inference
+from monai.utils import ensure_tuple_rep
+from torch import Tensor
+
+from mrad_med.inferers import AnomalyInferer
+from mrad_med.maps import IMAGE_WEIGHT, TOP_FRACTION
+from mrad_med.networks import MRAD
+from mrad_med.transforms import IMAGE_SIZE
+from mrad_med.types import BackboneCard
+
+__all__ = ["NonBlack", "SlidingWindowAnomalyInferer"]
+
+BLACK = 10 / 255  # what JPEG compression leaves of a black border is darker
+MODES = ("constant", "gaussian")
+
+Size = tuple[int, int]
+Foreground = Callable[[Tensor], Tensor] | Tensor
+
+
+class NonBlack:
+    """Find what is not black in normalized images, such as the field of view of an endoscope.
+
+    Args:
+        card: of the backbone, for its normalization constants.
+        threshold: pixels with a channel above it are foreground; black is 0 and white 1.
+    """
+
+    def __init__(self, card: BackboneCard, *, threshold: float = BLACK) -> None:
+        self.levels = [(threshold - mean) / std for mean, std in zip(card.mean, card.std, strict=True)]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the (B, 1, H, W) foreground, bool, of (B, 3, H, W) normalized images."""
+        return (images > images.new_tensor(self.levels).view(3, 1, 1)).any(1, keepdim=True)
+
+
+class SlidingWindowAnomalyInferer(AnomalyInferer):
+    """Score images of any size: the map is stitched of windows, the image-level probability is of the whole image.
+
+    Only maps go through windows. A probability of each window says nothing of the image, and averages of them depend
+    on how windows overlap. So the image, resized to one window, passes the network once more; the score is made of that
+    probability and of the stitched map's highest pixels.
+
+    Along a side that is shorter than a window, the window shrinks to the side, rounded up to a multiple of the patch
+    size; the rest, less than a patch, is mirrored. An image of just one window gives what `AnomalyInferer` gives.
+
+    Args:
+        roi_size: height and width of a window in pixels, or one number for both; multiples of the patch size.
+        overlap: share of a window that the next one covers again, in [0, 1), for both axes or for each.
+        mode: how overlapping windows are weighed: ``"gaussian"``, less towards their edges, or ``"constant"``.
+        sw_batch_size: windows that are encoded together.
+        scales: the image is resized by each of these, and the maps, resized back, are averaged.
+        foreground: (B or 1, 1, H, W), above 0 where there is something to see, or what makes it of normalized images,
+            for example `NonBlack`. Windows without any are not scored and count nowhere: what no other window covers is
+            0 in the map, the lowest value. None scores all windows.
+        sw_device: where windows are scored; None is where the network is.
+        device: where the map is put together; None is where the images are.
+        image_weight: as in `AnomalyInferer`.
+        top_fraction: as in `AnomalyInferer`.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        roi_size: int | Sequence[int] = IMAGE_SIZE,
+        overlap: float | Sequence[float] = 0.25,
+        mode: str = "gaussian",
+        sw_batch_size: int = 4,
+        scales: Sequence[float] = (1.0,),
+        foreground: Foreground | None = None,
+        sw_device: torch.device | str | None = None,
+        device: torch.device | str | None = None,
+        image_weight: float = IMAGE_WEIGHT,
+        top_fraction: float = TOP_FRACTION,
+    ) -> None:
+        super().__init__(image_weight=image_weight, top_fraction=top_fraction)
+        self.roi_size: Size = ensure_tuple_rep(roi_size, 2)
+        self.overlap: tuple[float, float] = ensure_tuple_rep(overlap, 2)
+        self.mode = mode
+        self.sw_batch_size = sw_batch_size
+        self.scales = tuple(scales)
+        self.foreground = foreground
+        self.sw_device = sw_device
+        self.device = device
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        if min(self.roi_size) < 1:
+            raise ValueError(f"roi_size must be positive, got {self.roi_size}")
+        if not all(0 <= share < 1 for share in self.overlap):
+            raise ValueError(f"overlap must be in [0, 1), got {self.overlap}")
+        if self.mode not in MODES:
+            raise ValueError(f"mode is one of {', '.join(MODES)}; got {self.mode!r}")
+        if self.sw_batch_size < 1:
+            raise ValueError(f"sw_batch_size must be at least 1, got {self.sw_batch_size}")
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
+            raise ValueError(f"scales must be one or more positive numbers, got {self.scales}")
+
+    def examine(self, images: Tensor, network: MRAD) -> tuple[Tensor, Tensor]:
+        """Return (B, 1) probabilities of the whole images and (B, 1, H, W) stitched maps, both on `device`.
+
+        Args:
+            images: (B, 3, H, W) normalized, no side shorter than a patch.
+            network: any variant of MRAD.
+
+        Raises:
+            ValueError: the images do not fit or are not finite, a window is no multiple of the patch size, or the
+                foreground has another shape.
+        """
+        patch_size = network.image_encoder.patch_size
+        self._check_images(images, patch_size)
+        images = images.float()  # MONAI sums in the type of the images
+        device = self.device or images.device
+        sw_device = self.sw_device or next(network.parameters()).device
+        size = _size_of(images)
+        window = self._window(size, patch_size)
+        whole = _resize_images(images, window).to(sw_device)
+        if window == size and self.scales == (1.0,) and self.foreground is None:
+            probability, maps = super().examine(whole, network)
+        else:
+            probability = network.image_probability(network.encode(whole))
+            maps = self._average_scales(images, network, sw_device, device)
+        return probability.to(device), maps.to(device)
+
+    def _check_images(self, images: Tensor, patch_size: int) -> None:
+        if any(side % patch_size for side in self.roi_size):
+            raise ValueError(f"roi_size must be multiples of the patch size {patch_size}, got {self.roi_size}")
+        if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < patch_size:
+            raise ValueError(
+                f"expected images of shape (B, 3, H, W) with H, W >= {patch_size}, got {tuple(images.shape)}; volumes "
+                "go through SliceAnomalyInferer(slice_inferer=...)"
+            )
+        self._check_finite(images)
+
+    def _window(self, size: Size, patch_size: int) -> Size:
+        """Return the size of the windows of images of this size."""
+        height, width = (
+            min(roi, math.ceil(side / patch_size) * patch_size) for roi, side in zip(self.roi_size, size, strict=True)
+        )
+        return height, width
+
+    def _average_scales(
+        self, images: Tensor, network: MRAD, sw_device: torch.device | str, device: torch.device | str
+    ) -> Tensor:
+        """Return the mean (B, 1, H, W) map of all scales, 0 where no window was scored."""
+        patch_size, size = network.image_encoder.patch_size, _size_of(images)
+        foreground = self._find_foreground(images)
+        # Maps and weights are kept apart, both linear, up to one division: nothing fades beside windows that were
+        # left out, whatever is resized and added up.
+        total = torch.zeros(len(images), 2, *size, device=device)
+        for scale in self.scales:
+            height, width = (max(patch_size, round(side * scale)) for side in size)
+            scaled = _resize_images(images, (height, width))
+            parts = None if foreground is None else F.interpolate(foreground, size=(height, width), mode="area")
+            stitched = sliding_window_inference(
+                scaled,
+                roi_size=self._window((height, width), patch_size),
+                sw_batch_size=self.sw_batch_size,
+                predictor=_score_windows,
+                overlap=self.overlap,
+                mode=self.mode,
+                padding_mode="reflect",
+                sw_device=sw_device,
+                device=device,
+                network=network,
+                condition=parts,  # cut into the same windows as the images
+            )
+            total += _resize(stitched, size, mode="bilinear")
+        tiny = torch.finfo(total.dtype).tiny
+        return (total[:, :1] / total[:, 1:].clamp(min=tiny)).clamp(0, 1)  # float rounding
+
+    def _find_foreground(self, images: Tensor) -> Tensor | None:
+        """Return the (B, 1, H, W) foreground, 0 or 1, float32."""
+        if self.foreground is None:
+            return None
+        found = self.foreground if isinstance(self.foreground, Tensor) else self.foreground(images)
+        if found.ndim != 4 or found.shape[0] not in (1, len(images)) or found.shape[1:] != (1, *images.shape[2:]):
+            raise ValueError(
+                f"expected a foreground of shape (B or 1, 1, H, W) for images of shape {tuple(images.shape)}, got "
+                f"{tuple(found.shape)}"
+            )
+        return (found > 0).to(images).expand(len(images), -1, -1, -1)
+
+
+def _score_windows(windows: Tensor, *, network: MRAD, condition: Tensor | None = None) -> Tensor:
+    """Return (N, 2, H, W): the maps of (N, 3, H, W) windows, and 1; both 0 where ``condition`` is nowhere above 0."""
+    if condition is None:
+        return _with_ones(network(windows))
+    scored = (condition > 0).flatten(1).any(1)
+    output = windows.new_zeros(len(windows), 2, *windows.shape[2:])
+    if scored.any():
+        output[scored] = _with_ones(network(windows[scored]))
+    return output
+
+
+def _with_ones(maps: Tensor) -> Tensor:
+    return torch.cat([maps, torch.ones_like(maps)], dim=1)
+
+
+def _resize_images(images: Tensor, size: Size) -> Tensor:
+    """Return images resized as Pillow's bicubic does: antialiased, and no brighter or darker than they were."""
+    if _size_of(images) == size:
+        return images
+    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+    return _resize(images, size, mode="bicubic").clamp(low, high)
+
+
+def _resize(images: Tensor, size: Size, *, mode: str) -> Tensor:
+    return images if _size_of(images) == size else F.interpolate(images, size=size, mode=mode, antialias=True)
+
+
+def _size_of(images: Tensor) -> Size:
+    return cast(Size, tuple(images.shape[-2:]))

@@ -1,0 +1,158 @@
+"""Maps and masks of volumes as files that viewers open, and tables of their slices."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from mrad_med.files import atomic_path
+
+__all__ = ["slice_positions", "slice_rows", "write_volume"]
+
+_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
+
+
+def write_volume(path: str | os.PathLike[str], values: NDArray[Any], affine: NDArray[np.float64]) -> None:
+    """Write a map or a mask as NIfTI-1 (``.nii``, ``.nii.gz``) or NRRD (``.nrrd``), whole or not at all.
+
+    Values are stored as they are, and the grid as the affine tells it, be it oblique, flipped or anisotropic. NIfTI
+    keeps affines as float32, NRRD as float64; NRRD files tell when they were written.
+
+    Args:
+        path: the file to write; its end decides the format.
+        values: (X, Y, Z): a map of float32, or a mask of bool or uint8, which is stored as uint8.
+        affine: (4, 4) voxel to world matrix, RAS and mm, as MONAI and nibabel have it.
+
+    Raises:
+        ValueError: values or affine are none of these, or the name ends in no known format.
+        ImportError: NRRD is asked for and pynrrd is missing.
+        OSError: the file cannot be written.
+    """
+    affine = np.asarray(affine, dtype=np.float64)
+    _check(values, affine)
+    stored = values.view(np.uint8) if values.dtype == np.bool_ else values
+    name = Path(path).name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        with atomic_path(path) as partial:
+            nibabel.save(_nifti(stored, affine), partial)
+    elif name.endswith(".nrrd"):
+        _write_nrrd(path, stored, affine)
+    else:
+        raise ValueError(f"volumes are written as .nii, .nii.gz or .nrrd, not as {''.join(Path(path).suffixes[-2:])!r}")
+
+
+def _check(values: NDArray[Any], affine: NDArray[np.float64]) -> None:
+    if values.ndim != 3 or values.dtype not in (np.float32, np.bool_, np.uint8):
+        raise ValueError(f"a volume is (X, Y, Z) of float32, uint8 or bool, got {values.shape} of {values.dtype}")
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], [0, 0, 0, 1]):
+        raise ValueError("an affine is a finite (4, 4) voxel to world matrix that ends in 0, 0, 0, 1")
+    if np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise ValueError("the affine gives no three directions to the axes of the volume")
+
+
+def _nifti(values: NDArray[Any], affine: NDArray[np.float64]) -> Any:
+    image = nibabel.Nifti1Image(values, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code="scanner")
+    try:
+        image.set_qform(affine, code="scanner", strip_shears=False)
+    except HeaderDataError:  # a quaternion cannot tell the shear of a tilted gantry; readers then take the sform
+        image.set_qform(None, code="unknown")
+    return image
+
+
+def _write_nrrd(path: str | os.PathLike[str], values: NDArray[Any], affine: NDArray[np.float64]) -> None:
+    try:
+        import nrrd  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError('NRRD files need pynrrd: pip install "mrad-med[nrrd]", or write .nii.gz') from error
+    lps = _RAS_TO_LPS @ affine[:3]
+    header = {
+        "space": "left-posterior-superior",
+        "space directions": lps[:, :3].T,
+        "space origin": lps[:, 3],
+        "kinds": ["domain", "domain", "domain"],
+        "encoding": "gzip",
+    }
+    with atomic_path(path) as partial:
+        nrrd.write(str(partial), values, header)
+
+
+def slice_positions(affine: NDArray[np.float64], count: int, *, axis: int = 2) -> NDArray[np.float64]:
+    """Return where slices lie along their normal, in mm, rising to the patient's right, anterior or superior.
+
+    Of axial slices this is the world's z, of a sheared or oblique volume the distance of each slice's plane from the
+    origin of the world.
+
+    Args:
+        affine: (4, 4) voxel to world matrix (RAS, mm).
+        count: number of slices.
+        axis: of the array, along which the slices lie.
+
+    Returns:
+        (count,).
+
+    Raises:
+        ValueError: there is no such axis.
+    """
+    if axis not in (0, 1, 2):
+        raise ValueError(f"a volume has the axes 0, 1 and 2, got {axis}")
+    first, second = (affine[:3, other] for other in range(3) if other != axis)
+    normal = np.cross(first, second)
+    normal /= np.linalg.norm(normal)
+    normal *= np.sign(normal[np.abs(normal).argmax()])
+    index = np.arange(count)
+    centers: NDArray[np.float64] = affine[:3, 3] @ normal + index * (affine[:3, axis] @ normal)
+    return centers
+
+
+def slice_rows(
+    case_id: str,
+    anomaly_map: NDArray[np.float32],
+    affine: NDArray[np.float64],
+    scores: NDArray[np.floating[Any]],
+    *,
+    axis: int = 2,
+) -> list[dict[str, str | int | float]]:
+    """Return a table of a volume's slices: one row each, of plain values, to be written as CSV or JSON.
+
+    Args:
+        case_id: the volume's name.
+        anomaly_map: (X, Y, Z).
+        affine: (4, 4) voxel to world matrix (RAS, mm).
+        scores: (D,) of the slices along ``axis``.
+        axis: of the array, along which the slices lie.
+
+    Returns:
+        Rows of ``case_id``, ``slice`` (index from 0), ``position_mm`` (see `slice_positions`), ``score``,
+        ``map_maximum`` and ``peak``, the index "x y z" of the slice's highest value.
+
+    Raises:
+        ValueError: the map is no volume, there is no such axis, or there are not as many scores as slices.
+    """
+    if anomaly_map.ndim != 3:
+        raise ValueError(f"a volume's map is (X, Y, Z), got {anomaly_map.shape}")
+    positions = slice_positions(affine, len(scores), axis=axis)
+    if np.shape(scores) != (anomaly_map.shape[axis],):
+        raise ValueError(f"{np.shape(scores)} scores do not fit {anomaly_map.shape[axis]} slices along axis {axis}")
+    rows: list[dict[str, str | int | float]] = []
+    for index, (plane, position) in enumerate(zip(np.moveaxis(anomaly_map, axis, 0), positions, strict=True)):
+        peak = [int(i) for i in np.unravel_index(int(plane.argmax()), plane.shape)]
+        peak.insert(axis, index)
+        rows.append(
+            {
+                "case_id": case_id,
+                "slice": index,
+                "position_mm": round(float(position), 4),
+                "score": float(scores[index]),
+                "map_maximum": float(plane.max()),
+                "peak": " ".join(map(str, peak)),
+            }
+        )
+    return rows
