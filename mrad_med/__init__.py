@@ -58,6 +58,7 @@ from mrad_med.results import CaseResult, OutputError, Results, ResultWriter, des
 from mrad_med.retrieval import average_neighbors, retrieve
 from mrad_med.samples import make_phantom, write_sample_dataset, write_sample_images
 from mrad_med.series import DicomSeries, find_series, read_series
+from mrad_med.sliding import SlidingWindowAnomalyInferer
 from mrad_med.surfaces import DEFECTS, SURFACES, make_surface, write_surface_dataset
 from mrad_med.training_handlers import EarlyStop, PixelMetric, ScoreMetric, TrainingCheckpoint
 from mrad_med.types import AnomalyKeys, BackboneCard, BankCard, FailedCase, HeadCard, ImageFeatures
@@ -131,6 +132,7 @@ __all__ = [
     "ScoreMetric",
     "SetMeasurement",
     "SliceAnomalyInferer",
+    "SlidingWindowAnomalyInferer",
     "SourceSeries",
     "TrainFreeHead",
     "TrainingCheckpoint",

@@ -70,6 +70,7 @@ PUBLIC = {
     "ScoreMetric",
     "SetMeasurement",
     "SliceAnomalyInferer",
+    "SlidingWindowAnomalyInferer",
     "SourceSeries",
     "TrainFreeHead",
     "TrainingCheckpoint",
