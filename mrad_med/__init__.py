@@ -58,7 +58,7 @@ from mrad_med.results import CaseResult, OutputError, Results, ResultWriter, des
 from mrad_med.retrieval import average_neighbors, retrieve
 from mrad_med.samples import make_phantom, write_sample_dataset, write_sample_images
 from mrad_med.series import DicomSeries, find_series, read_series
-from mrad_med.sliding import SlidingWindowAnomalyInferer
+from mrad_med.sliding import NonBlack, SlidingWindowAnomalyInferer
 from mrad_med.surfaces import DEFECTS, SURFACES, make_surface, write_surface_dataset
 from mrad_med.training_handlers import EarlyStop, PixelMetric, ScoreMetric, TrainingCheckpoint
 from mrad_med.types import AnomalyKeys, BackboneCard, BankCard, FailedCase, HeadCard, ImageFeatures
@@ -115,6 +115,7 @@ __all__ = [
     "MapMaker",
     "MemoryBank",
     "MemoryBankError",
+    "NonBlack",
     "OutputError",
     "OverlapMetrics",
     "PhotographReader",

@@ -52,6 +52,7 @@ PUBLIC = {
     "MapMaker",
     "MemoryBank",
     "MemoryBankError",
+    "NonBlack",
     "OutputError",
     "OverlapMetrics",
     "PhotographReader",
