@@ -59,7 +59,7 @@ class Evaluation:
         card: of the backbone.
         output_dir: made if absent.
         provenance: what should be recorded of the network (`describe_run`): cards, hashes and settings.
-        inferer: says how image and map are weighed in the score.
+        inferer: says how image and map are weighed in the score, and nothing else: images are scored whole.
         image_size: side of the network's square input in pixels.
         file_size: compare maps with masks at the size of the files instead of that of the network, which the
             literature does.

@@ -131,7 +131,7 @@ class SetMeasurement:
         return sorted({row["class"] for row in self.rows})
 
     def refine(self, records: Callable[[], Iterable[tuple[Case, CaseRecord]]]) -> None:
-        """Count pixels anew, in finer bins, until every pixel metric is within `ERROR_BOUND`. Rarely anything to do.
+        """Count pixels anew, in finer bins, until every pixel metric is within `ERROR_BOUND`.
 
         It ends before where bins would take too much memory; `summary` tells the bound that was reached. All classes
         have the same bins, so that they add up without loss.
