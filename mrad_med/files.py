@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and their hashes."""
+"""Files that are whole or absent, their hashes, and why results cannot be written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_path", "sha256_of_file"]
+__all__ = ["OutputError", "UnfitSourceError", "atomic_path", "sha256_of_file"]
+
+
+class OutputError(OSError):
+    """Results cannot be written where they should be."""
+
+
+class UnfitSourceError(OutputError):
+    """Results of this kind cannot be made of this source; others can."""
 
 
 @contextmanager

@@ -1,0 +1,203 @@
+"""Frames of videos, and pages of pictures with several: which there are, when they are shown, and what is on them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from mrad_med.headers import MAX_PIXELS, ImageFileError
+from mrad_med.videos import OverlayVideo, VideoReader, check_count, check_rate, check_size, identity_of, video_times
+
+__all__ = ["SEQUENCE_SUFFIXES", "Frame", "OverlayVideo", "list_frames", "read_frame"]
+
+SEQUENCE_SUFFIXES = (".gif", ".tif", ".tiff", ".webp", ".png")
+
+MAX_ANIMATED_PIXELS = 2_000_000_000  # 1000 frames of full HD; to be listed, an animation must be decoded
+
+_PAGED = ("GIF", "PNG", "TIFF", "WEBP")  # Pillow's names
+_MAGICS = (b"GIF8", b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and WEBP within RIFF
+_ROUNDING = 6e-4  # seconds; Matroska tells times in milliseconds
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a video, or one page of a picture with several.
+
+    Attributes:
+        path: of the file.
+        index: number from 0, in the order of display.
+        time: seconds since the file's first frame; None where the file tells no times, as TIFF does.
+    """
+
+    path: str
+    index: int
+    time: float | None
+
+
+def list_frames(
+    path: str | os.PathLike[str], *, frames_per_second: float | None = None, max_pixels: int = MAX_PIXELS
+) -> list[Frame]:
+    """Return the frames of a video, an animated GIF, WebP or PNG, or a TIFF with pages, in the order of display.
+
+    Times rise from frame to frame. What a file is, its first bytes tell. A video is decoded only where its packets do
+    not tell when its frames are shown (interlaced video, some AVI files). Of a damaged one, frames may be listed that
+    `read_frame` then refuses.
+
+    Args:
+        path: of the file.
+        frames_per_second: list only the first frame at or after each multiple of 1 / ``frames_per_second`` seconds;
+            None lists all. Pages without times are all listed.
+        max_pixels: files with larger pictures are refused.
+
+    Raises:
+        ValueError: ``frames_per_second`` is not positive.
+        ImageFileError: missing, damaged, of no known kind, without frames, too large, pages of more than 8 bits a
+            value, or a video while PyAV is missing.
+    """
+    if frames_per_second is not None:
+        check_rate(frames_per_second)
+    with _refusals():
+        times_of = _page_times if _is_paged(path) else video_times
+        frames = [Frame(str(path), index, time) for index, time in enumerate(times_of(Path(path), max_pixels))]
+    return frames if frames_per_second is None else _thinned(frames, frames_per_second)
+
+
+def read_frame(frame: Frame, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Return a frame's picture: (H, W, 3) uint8, RGB, upright, transparency over black, pixels as they are stored.
+
+    Of a video it is, bit by bit, what decoding all from the start gives. The file that was read last stays open, so
+    that asking for frames in order decodes each of them once; asking for an earlier one decodes from the start again.
+    Threads may ask at once, and processes be forked in between.
+
+    Args:
+        frame: one of `list_frames`.
+        max_pixels: larger pictures are refused.
+
+    Raises:
+        ImageFileError: the file is missing, has changed or is unusable (see `list_frames`), or the frame is damaged.
+    """
+    global _source
+    with _refusals(), _LOCK:
+        path = Path(frame.path)
+        identity = (os.getpid(), path, identity_of(path), max_pixels)
+        if _source is None or _source[0] != identity:
+            _close_source()
+            _source = identity, (_PageReader if _is_paged(path) else VideoReader)(path, max_pixels)
+        try:
+            return _source[1].read(frame.index)
+        except ImageFileError:
+            raise
+        except Exception:
+            _close_source()  # for its state is unknown
+            raise
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Raise an `ImageFileError` in place of the libraries' errors, whose messages may quote the file."""
+    try:
+        yield
+    except ImageFileError:
+        raise
+    except FileNotFoundError:
+        raise ImageFileError("there is no such file") from None
+    except PermissionError:
+        raise ImageFileError("there is no permission to read the file; grant it") from None
+    except Exception as error:
+        kind = type(error).__name__
+        raise ImageFileError(
+            f"no video or picture, or damaged ({kind}); is the copy complete? Export it again"
+        ) from None
+
+
+def _is_paged(path: str | os.PathLike[str]) -> bool:
+    """Tell by its first bytes whether a file is one of Pillow's pictures with pages."""
+    if not Path(path).is_file():
+        raise ImageFileError("there is no such file")
+    with Path(path).open("rb") as stream:
+        start = stream.read(12)
+    if not start:
+        raise ImageFileError("the file is empty (0 bytes); copy or export it again")
+    return start.startswith(_MAGICS) or (start[:4] == b"RIFF" and start[8:] == b"WEBP")
+
+
+def _thinned(frames: list[Frame], rate: float) -> list[Frame]:
+    """Return the frames for which a multiple of 1 / rate has passed since the one before."""
+    if any(frame.time is None for frame in frames):
+        return frames
+    passed = [math.floor(((frame.time or 0.0) + _ROUNDING) * rate) for frame in frames]
+    return [frame for frame, before, count in zip(frames, [-1, *passed], passed, strict=False) if count > before]
+
+
+class _PageReader:
+    """An open picture with several pages."""
+
+    def __init__(self, path: Path, max_pixels: int) -> None:
+        self._path, self._max_pixels = path, max_pixels
+        self._picture = Image.open(path, formats=_PAGED)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        if index < self._picture.tell():  # which of PNG Pillow does not always find
+            self.close()
+            self._picture = Image.open(self._path, formats=_PAGED)
+        self._picture.seek(index)
+        _check_page(self._picture, self._max_pixels)
+        picture = ImageOps.exif_transpose(self._picture)
+        if picture.has_transparency_data:
+            transparent = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), transparent)
+        return np.array(picture.convert("RGB"))
+
+    def close(self) -> None:
+        self._picture.close()
+
+
+def _check_page(picture: Image.Image, max_pixels: int) -> None:
+    check_size(picture.width, picture.height, max_pixels)
+    if picture.mode[0] in "IF":
+        raise ImageFileError("pages of more than 8 bits a value; save each as a file of its own, which keeps its depth")
+
+
+def _page_times(path: Path, max_pixels: int) -> list[float] | list[None]:
+    """Return when pages are shown, in seconds after the first; None of each where the file does not tell it."""
+    with Image.open(path, formats=_PAGED) as picture:
+        _check_page(picture, max_pixels)  # before more is read
+        count, has_times = getattr(picture, "n_frames", 1), picture.format != "TIFF"
+        check_count(count, path)
+        if has_times and count * picture.width * picture.height > MAX_ANIMATED_PIXELS:
+            raise ImageFileError(f"an animation of more than {MAX_ANIMATED_PIXELS} pixels in all; export it as a video")
+        durations = []
+        for index in range(count if count > 1 else 0):
+            picture.seek(index)
+            _check_page(picture, max_pixels)
+            if has_times:
+                picture.load()  # before that, WebP does not tell
+                durations.append(picture.info.get("duration", 0) / 1000)
+    if not durations or min(durations[:-1]) <= 0:
+        return [None] * count
+    return list(itertools.accumulate(durations[:-1], initial=0.0))
+
+
+_LOCK = threading.Lock()
+_source: tuple[tuple[Any, ...], _PageReader | VideoReader] | None = None  # what was read last, and of which file
+
+if hasattr(os, "register_at_fork"):  # no child may begin with a lock that nobody opens, or amid a frame
+    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
+
+
+def _close_source() -> None:
+    global _source
+    if _source is not None:
+        _source[1].close()
+    _source = None

@@ -1,0 +1,91 @@
+"""What kind of image a file holds: by its first bytes, or else by its name."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+from mrad_med.headers import looks_like_dicom
+
+__all__ = [
+    "DICOM",
+    "DICOM_SUFFIXES",
+    "IMAGE_SUFFIXES",
+    "PHOTOGRAPH",
+    "PHOTOGRAPH_SUFFIXES",
+    "VIDEO",
+    "VIDEO_SUFFIXES",
+    "VOLUME",
+    "VOLUME_SUFFIXES",
+    "kind_of",
+]
+
+PHOTOGRAPH, DICOM, VOLUME, VIDEO = "photograph", "DICOM", "volume", "video"
+
+PHOTOGRAPH_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".mts", ".m2ts")
+IMAGE_SUFFIXES = PHOTOGRAPH_SUFFIXES + DICOM_SUFFIXES + VOLUME_SUFFIXES
+
+_BY_SUFFIX = {PHOTOGRAPH: PHOTOGRAPH_SUFFIXES, DICOM: DICOM_SUFFIXES, VOLUME: VOLUME_SUFFIXES, VIDEO: VIDEO_SUFFIXES}
+_BEGINNINGS = {
+    b"\x89PNG\r\n\x1a\n": PHOTOGRAPH,
+    b"\xff\xd8\xff": PHOTOGRAPH,  # JPEG
+    b"GIF8": PHOTOGRAPH,
+    b"II*\x00": PHOTOGRAPH,  # TIFF, and BigTIFF below
+    b"MM\x00*": PHOTOGRAPH,
+    b"II+\x00": PHOTOGRAPH,
+    b"MM\x00+": PHOTOGRAPH,
+    b"NRRD000": VOLUME,
+    b"\x1aE\xdf\xa3": VIDEO,  # Matroska and WebM
+    b"\x00\x00\x01\xba": VIDEO,  # MPEG
+}
+_IN_RIFF = {b"WEBP": PHOTOGRAPH, b"AVI ": VIDEO}
+_NO_VIDEOS = (b"avif", b"heic", b"heim", b"heis", b"heix", b"mif1", b"crx ", b"M4A ", b"M4B ")  # pictures, sound
+_NIFTI_SIZES = {348: (344, (b"n+1\0", b"ni1\0")), 540: (4, (b"n+2\0", b"ni2\0"))}  # header size: place of its magic
+_FIRST = 360  # bytes that tell
+
+
+def kind_of(path: Path) -> str | None:
+    """Return what kind of image a file holds, or None for a file that is none.
+
+    What the first bytes tell comes before the name, so that files without suffix, or with a wrong one, are known. Where
+    they tell nothing, as in a damaged file, the name decides.
+    """
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(_FIRST)
+    except OSError:
+        start = b""
+    if path.name.upper() == "DICOMDIR":  # the index of an export disk is no image
+        return None
+    if start[128:132] == b"DICM":  # before all else: what comes before it may be the start of a TIFF file as well
+        return DICOM
+    name = path.name.lower()
+    by_name = next((kind for kind, suffixes in _BY_SUFFIX.items() if name.endswith(suffixes)), None)
+    # Without preamble only two bytes tell of DICOM, which may be any file's; a name of another kind is believed.
+    return _by_content(start) or by_name or (DICOM if looks_like_dicom(path) else None)
+
+
+def _by_content(start: bytes) -> str | None:
+    for beginning, kind in _BEGINNINGS.items():
+        if start.startswith(beginning):
+            return kind
+    if start.startswith(b"RIFF"):
+        return _IN_RIFF.get(start[8:12])
+    if start[4:8] == b"ftyp":
+        return None if start[8:12] in _NO_VIDEOS else VIDEO
+    if start.startswith(b"\x1f\x8b"):
+        start = _unzipped(start)
+    sizes = (int.from_bytes(start[:4], order) for order in ("little", "big"))
+    places = [_NIFTI_SIZES[size] for size in sizes if size in _NIFTI_SIZES]
+    return VOLUME if any(start[place : place + 4] in magics for place, magics in places) else None
+
+
+def _unzipped(start: bytes) -> bytes:
+    """Return the first bytes of what a gzip file holds, as far as its first bytes tell."""
+    try:
+        return zlib.decompressobj(wbits=31).decompress(start, _FIRST)
+    except zlib.error:
+        return b""

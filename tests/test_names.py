@@ -1,0 +1,118 @@
+"""Names of cases: fit to be printed, and free of who the patient is."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+
+import pytest
+
+from mrad_med.names import printable, without_identifiers
+
+FINGAL = ["Fingal^Olive", "PID-73519", "20250917", "19520314"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Fall 3 (neu)/Größe.png", "Fall 3 (neu)/Größe.png"),
+        ("病例 '7' \"x\"", "病例 '7' \"x\""),
+        ("a\\b", "a_b"),
+        ("line\nbreak\r\ttab", "line_break__tab"),
+        ("next\x85line\u2028and\u2029paragraph", "next_line_and_paragraph"),
+        ("\x1b[31mred\x7f", "_[31mred_"),
+        (os.fsdecode(b"gr\xfc\xdfe"), "gr??e"),  # a name in Latin-1, as Linux hands it on
+        ("", ""),
+    ],
+)
+def test_printable_name_has_neither_control_characters_nor_backslashes(name, expected):
+    assert printable(name) == expected
+    assert printable(printable(name)) == expected
+    printable(name).encode()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *(
+            "Fingal",
+            "fingal olive",
+            "OLIVE",
+            "Olive.Fingal",
+            "scan_of_olive_2",
+            "olive2",
+            "FingalOlive",
+            "ct-Fingal-old",
+        ),
+        *("PID-73519", "pid73519", "p73519x", "73519"),
+        *("20250917", "2025-09-17", "2025_09_17", "17.09.2025", "09-17-2025", "CT20250917a", "1952.03.14"),
+    ],
+)
+def test_part_that_tells_the_patient_is_replaced(part):
+    assert without_identifiers(f"visits/{part}/series_3", FINGAL) == "visits/anonymous/series_3"
+
+
+@pytest.mark.parametrize(
+    "part", ["Oliver's", "73518", "2025-09-18", "2025", "Fin gull", "pi", "MR", "IM_0001", "1952-3-14"]
+)
+def test_part_that_tells_nothing_is_kept(part):
+    identifiers = ["Fingal^Oli", *FINGAL[1:]]
+    assert without_identifiers(f"visits/{part}/series_3", identifiers) == f"visits/{part}/series_3"
+
+
+def test_each_part_is_judged_by_itself():
+    assert without_identifiers("Fingal/ct/2025-09-17/Fingal_3", FINGAL) == "anonymous/ct/anonymous/anonymous"
+    assert without_identifiers("Fin/gal", FINGAL) == "Fin/gal"
+
+
+@pytest.mark.parametrize("identifiers", [[], [""], ["^", " ", "=", "_"], ["1", "MR", "42", "F"]])
+def test_what_is_too_short_to_tell_anything_hides_nothing(identifiers):
+    assert without_identifiers("MR/1/42/F", identifiers) == "MR/1/42/F"
+
+
+@pytest.mark.parametrize(
+    ("identifier", "part", "is_hidden"),
+    [
+        ("001", "IM_001", True),  # three digits as a word of their own
+        ("001", "IM_10015", False),  # and not inside of a longer one
+        ("A123", "xA123x", False),
+        ("A1234", "xA1234x", True),
+        ("Ann", "annual", False),
+        ("Annabel", "annabella", True),
+        ("['A1234', 'B98765']", "b98765", True),  # several values of one tag
+    ],
+)
+def test_short_identifiers_are_words_and_long_ones_are_found_inside(identifier, part, is_hidden):
+    assert without_identifiers(part, [identifier]) == ("anonymous" if is_hidden else part)
+
+
+@pytest.mark.parametrize("part", ["Li_Bo", "Bo Li", "LI.BO", "ct_li_bo_2", "libo"])
+def test_short_words_of_a_name_tell_together(part):
+    assert without_identifiers(part, ["Li^Bo"]) == "anonymous"
+    assert without_identifiers("li/bo/bolt", ["Li^Bo"]) == "li/bo/bolt"
+
+
+@pytest.mark.parametrize(
+    ("identifier", "part"),
+    [
+        ("Müller^Jürgen", unicodedata.normalize("NFD", "Müller")),  # as macOS stores file names
+        (unicodedata.normalize("NFD", "Müller^Jürgen"), "müller"),
+        ("Müller^Jürgen", "MULLER"),
+        ("Yamada^Tarou=山田^太郎=やまだ^たろう", "山田太郎"),
+        ("Yamada^Tarou=山田^太郎=やまだ^たろう", "CT 太郎"),
+        ("Yamada^Tarou=山田^太郎=やまだ^たろう", "tarou"),
+        ("Wang^Ming=王^明", "王明のCT"),
+        ("Hong^Gildong=洪^吉洞=홍^길동", "홍길동"),
+        ("Петров^Лев", "ПЕТРОВ"),
+        ("Strauß^Franz", "STRAUSS"),
+        ("علی^", "علی"),
+    ],
+)
+def test_names_of_any_script_and_spelling_are_found(identifier, part):
+    assert without_identifiers(f"{part}/series_3", [identifier]) == "anonymous/series_3"
+
+
+def test_name_without_identifiers_is_kept_as_it_is():
+    name = "Größe_x/MÜLLER 2025-09-17/_"
+    assert without_identifiers(name, ()) == name
+    assert without_identifiers("", FINGAL) == ""
