@@ -9,12 +9,12 @@ from importlib.metadata import version
 from mrad_med.backbones import load_clip
 from mrad_med.benchmark import run_benchmark
 from mrad_med.cache import FeatureCache
+from mrad_med.cases import FoundCases, find_cases, survey
 from mrad_med.catalog import DATASETS, PublicDataset
 from mrad_med.checkpoints import BackboneError
 from mrad_med.clip import CLIP, CLIPImageEncoder, CLIPTextEncoder
 from mrad_med.datasets import (
     choose_held_out,
-    find_cases,
     load_labelled_folder,
     load_training_set,
     load_visa,
@@ -24,12 +24,16 @@ from mrad_med.dicom import DicomReader
 from mrad_med.dicom_output import write_overlay_captures, write_parametric_map, write_segmentation
 from mrad_med.dicom_sources import SourceSeries, read_source_series, warn_burned_in
 from mrad_med.duplicates import find_duplicates
+from mrad_med.endoscopy import RemoveArtifacts, RemoveArtifactsd
 from mrad_med.engines import FineTuneTrainer, PrepareFeatures, PromptTrainer, TrainingError, select_trainable
 from mrad_med.evaluation import Evaluation, evaluate_together
 from mrad_med.export import ExportError, export_network
 from mrad_med.features import FeatureDataset, collate_features, feature_loader
+from mrad_med.files import OutputError
+from mrad_med.frames import Frame, list_frames, read_frame
 from mrad_med.handlers import ResultCollector, ResultSaver
 from mrad_med.head_files import HeadError, describe_head, load_head, save_head
+from mrad_med.headers import ImageFileError
 from mrad_med.heads import FineTunedHead, PromptedHead, TrainFreeHead
 from mrad_med.inferers import AnomalyInferer, FeatureInferer, SliceAnomalyInferer
 from mrad_med.intervals import bootstrap, delong, delong_difference, weighted_auroc, weighted_average_precision
@@ -48,20 +52,27 @@ from mrad_med.memory import (
 )
 from mrad_med.metrics import AnomalyMapMetric, AnomalyScoreMetric, PixelMetrics, image_metrics
 from mrad_med.montage import draw_montage
+from mrad_med.names import DatasetError
 from mrad_med.networks import MRAD, build_mrad_clip, build_mrad_ft, build_mrad_tf
 from mrad_med.official import load_official_bank, load_official_checkpoint
-from mrad_med.pairs import DatasetError, check_masks
-from mrad_med.preprocessing import build_postprocessing, build_preprocessing
-from mrad_med.readers import ImageFileError, PhotographReader
+from mrad_med.orientation import ToDisplayOrientation, ToDisplayOrientationd
+from mrad_med.pairs import check_masks
+from mrad_med.photographs import PhotographReader
+from mrad_med.preprocessing import PictureLoader, build_postprocessing, build_preprocessing
+from mrad_med.readers import read_image
 from mrad_med.records import CaseRecord, MapMaker
-from mrad_med.results import CaseResult, OutputError, Results, ResultWriter, describe_run
+from mrad_med.result_writer import Results, ResultWriter
+from mrad_med.results import CaseResult, describe_run
 from mrad_med.retrieval import average_neighbors, retrieve
+from mrad_med.sample_volumes import make_chest_phantom, write_sample_series, write_sample_study
 from mrad_med.samples import make_phantom, write_sample_dataset, write_sample_images
 from mrad_med.series import DicomSeries, find_series, read_series
 from mrad_med.sliding import NonBlack, SlidingWindowAnomalyInferer
 from mrad_med.surfaces import DEFECTS, SURFACES, make_surface, write_surface_dataset
 from mrad_med.training_handlers import EarlyStop, PixelMetric, ScoreMetric, TrainingCheckpoint
+from mrad_med.transforms import LoadMedicalImage, LoadMedicalImaged
 from mrad_med.types import AnomalyKeys, BackboneCard, BankCard, FailedCase, HeadCard, ImageFeatures
+from mrad_med.volume_input import VolumeReader
 from mrad_med.volume_output import slice_positions, slice_rows, write_volume
 from mrad_med.windows import WINDOWS, ApplyWindow, ApplyWindowd, apply_window
 from mrad_med.workflow import BundleWorkflow, find_bundle
@@ -106,12 +117,16 @@ __all__ = [
     "FineTuneLoss",
     "FineTuneTrainer",
     "FineTunedHead",
+    "FoundCases",
+    "Frame",
     "HeadCard",
     "HeadError",
     "ImageFeatures",
     "ImageFileError",
     "InventoryRow",
     "LesionMetrics",
+    "LoadMedicalImage",
+    "LoadMedicalImaged",
     "MapMaker",
     "MemoryBank",
     "MemoryBankError",
@@ -119,6 +134,7 @@ __all__ = [
     "OutputError",
     "OverlapMetrics",
     "PhotographReader",
+    "PictureLoader",
     "PixelMetric",
     "PixelMetrics",
     "PrepareFeatures",
@@ -126,6 +142,8 @@ __all__ = [
     "PromptTrainer",
     "PromptedHead",
     "PublicDataset",
+    "RemoveArtifacts",
+    "RemoveArtifactsd",
     "ResultCollector",
     "ResultSaver",
     "ResultWriter",
@@ -135,9 +153,12 @@ __all__ = [
     "SliceAnomalyInferer",
     "SlidingWindowAnomalyInferer",
     "SourceSeries",
+    "ToDisplayOrientation",
+    "ToDisplayOrientationd",
     "TrainFreeHead",
     "TrainingCheckpoint",
     "TrainingError",
+    "VolumeReader",
     "apply_window",
     "average_neighbors",
     "bootstrap",
@@ -165,6 +186,7 @@ __all__ = [
     "fuse_scores",
     "image_metrics",
     "list_datasets",
+    "list_frames",
     "load_clip",
     "load_datalist",
     "load_head",
@@ -174,9 +196,12 @@ __all__ = [
     "load_official_checkpoint",
     "load_training_set",
     "load_visa",
+    "make_chest_phantom",
     "make_phantom",
     "make_surface",
     "merge_memory_banks",
+    "read_frame",
+    "read_image",
     "read_series",
     "read_source_series",
     "retrieve",
@@ -185,6 +210,7 @@ __all__ = [
     "select_trainable",
     "slice_positions",
     "slice_rows",
+    "survey",
     "top_fraction_mean",
     "undefined_metrics",
     "upsample_and_blur",
@@ -195,6 +221,8 @@ __all__ = [
     "write_parametric_map",
     "write_sample_dataset",
     "write_sample_images",
+    "write_sample_series",
+    "write_sample_study",
     "write_segmentation",
     "write_surface_dataset",
     "write_volume",

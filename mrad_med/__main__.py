@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import mrad_med
+from mrad_med.console import ALL_WELL, NOTHING_DONE, SOME_FAILED, STOPPED, say, say_table
+from mrad_med.detection import add_detect
+from mrad_med.headers import MAX_PIXELS
 from mrad_med.loaders import CaseDataset, CaseLoader, FailedCasesError
-from mrad_med.readers import MAX_PIXELS
-from mrad_med.results import ResultWriter
 from mrad_med.transforms import IMAGE_SIZE
 
 __all__ = ["main"]
 
 logger = logging.getLogger(__name__)
-
-ALL_WELL, SOME_FAILED, NOTHING_DONE, STOPPED = 0, 1, 2, 130
-_SUMMARY_ROWS = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,20 +30,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = parser.parse_known_args(arguments)
     try:
         options.overrides = _overrides(overrides)
-        if overrides and options.command not in (_detect, _run, _train, _evaluate, _benchmark, _export):
+        if overrides and not options.takes_overrides:
             raise ValueError(f"unknown: {' '.join(overrides)}; see mrad-med bank --help")
         status: int = options.command(options)
     except FailedCasesError as error:
-        _say(f"mrad-med: {error}", to_error=True)
+        say(f"mrad-med: {error}", to_error=True)
         return SOME_FAILED
     except KeyboardInterrupt:
-        _say("mrad-med: stopped; what is already written is whole", to_error=True)
+        say("mrad-med: stopped; what is already written is whole", to_error=True)
         return STOPPED
     except Exception as error:  # whatever goes wrong, a person at a terminal is told in one line
         logger.debug("", exc_info=True)
         message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         known = message and isinstance(error, (ValueError, OSError, KeyError))
-        _say(f"mrad-med: {message if known else f'{type(error).__name__}: {message}'}", to_error=True)
+        say(f"mrad-med: {message if known else f'{type(error).__name__}: {message}'}", to_error=True)
         return NOTHING_DONE
     return status
 
@@ -60,22 +58,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mrad-med {mrad_med.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    detect = commands.add_parser("detect", help="score an image, or every image below a folder")
-    detect.add_argument("path", type=Path, help="a photograph, DICOM file or NIfTI volume, or a folder of them")
-    detect.add_argument("--out", type=Path, required=True, help="folder for maps, overlays, scores.csv and run.json")
-    detect.add_argument("--bundle", default="mrad_clip", help="bundle directory or name (default: %(default)s)")
-    detect.add_argument("--no-overlays", action="store_true", help="write maps and tables only")
-    detect.set_defaults(command=_detect)
+    add_detect(commands)
 
     run = commands.add_parser("run", help="run a bundle directory, as python -m monai.bundle run does")
     run.add_argument("bundle", help="bundle directory, name, or config file")
-    run.set_defaults(command=_run)
+    run.set_defaults(command=_run, takes_overrides=True)
 
     train = commands.add_parser("train", help="train a bundle's head on a folder of labelled images")
     train.add_argument("bundle", help="bundle directory or name, such as mrad_ft")
     train.add_argument("--dataset_dir", required=True, help="VisA as downloaded, or folders of classes")
     train.add_argument("--output_dir", help="folder for features, bank, checkpoints and head (default: the bundle's)")
-    train.set_defaults(command=_train)
+    train.set_defaults(command=_train, takes_overrides=True)
 
     _add_evaluation(commands)
 
@@ -84,24 +77,24 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--out", type=Path, required=True, help="file ending in .onnx, .pt2 (torch.export) or .ts (TorchScript)"
     )
-    export.set_defaults(command=_export)
+    export.set_defaults(command=_export, takes_overrides=True)
 
     bank = commands.add_parser("bank", help="build, extend, merge or show memory banks").add_subparsers(
         required=True, metavar="ACTION"
     )
     build = bank.add_parser("build", help="from a folder with normal/, defect/ and mask/")
     build.add_argument("folder", type=Path)
-    build.set_defaults(command=_bank_build)
+    build.set_defaults(command=_bank_build, takes_overrides=False)
     extend = bank.add_parser("extend", help="add the cases of such a folder to a bank")
     extend.add_argument("bank", type=Path)
     extend.add_argument("folder", type=Path)
     extend.add_argument(
         "--share", type=float, default=0.0, help="repeat the new cases until they are this share (default: %(default)s)"
     )
-    extend.set_defaults(command=_bank_extend)
+    extend.set_defaults(command=_bank_extend, takes_overrides=False)
     merge = bank.add_parser("merge", help="join banks of one backbone")
     merge.add_argument("banks", type=Path, nargs="+")
-    merge.set_defaults(command=_bank_merge)
+    merge.set_defaults(command=_bank_merge, takes_overrides=False)
     for action in (build, extend, merge):
         action.add_argument("--out", type=Path, required=True, help="file to write, .safetensors")
     for action in (build, extend):
@@ -113,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16 (default: %(default)s)")
     show = bank.add_parser("show", help="print the card of a bank")
     show.add_argument("bank", type=Path)
-    show.set_defaults(command=_bank_show)
+    show.set_defaults(command=_bank_show, takes_overrides=False)
     return parser
 
 
@@ -123,18 +116,18 @@ def _add_evaluation(commands: Any) -> None:
     evaluate.add_argument("--dataset", required=True, help="a set (see mrad-med datasets), or a layout: folder")
     evaluate.add_argument("--dataset_dir", required=True, help="where the set is unpacked")
     evaluate.add_argument("--output_dir", help="folder for results (default: the bundle's)")
-    evaluate.set_defaults(command=_evaluate)
+    evaluate.set_defaults(command=_evaluate, takes_overrides=True)
 
     benchmark = commands.add_parser("benchmark", help="measure several bundles on several sets, in one table")
     benchmark.add_argument("sets", nargs="+", metavar="NAME=FOLDER", help="name of a set and where it is unpacked")
     benchmark.add_argument("--bundles", nargs="+", default=["mrad_tf", "mrad_ft", "mrad_clip"], help="default: all")
     benchmark.add_argument("--out", type=Path, required=True, help="folder for tables and results")
     benchmark.add_argument("--medical", nargs="*", default=[], help="bundles that saw medical images in training")
-    benchmark.set_defaults(command=_benchmark)
+    benchmark.set_defaults(command=_benchmark, takes_overrides=True)
 
     datasets = commands.add_parser("datasets", help="list the public sets, and what of them is on disk")
     datasets.add_argument("--root", type=Path, help="folder the sets are unpacked in")
-    datasets.set_defaults(command=_datasets)
+    datasets.set_defaults(command=_datasets, takes_overrides=False)
 
 
 def _overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -156,27 +149,6 @@ def _literal(word: str) -> Any:
         return word
 
 
-def _detect(options: argparse.Namespace) -> int:
-    cases = mrad_med.find_cases(options.path, exclude=options.out)
-    detector = mrad_med.AnomalyDetector.from_bundle(options.bundle, **options.overrides)
-    writer = ResultWriter(options.out, provenance=detector.provenance, overlays=not options.no_overlays)
-    try:
-        failures = detector.stream(cases, writer.write)
-    except BaseException:
-        writer.finish()  # the cases that are done stay in the tables
-        raise
-    writer.finish(failures)
-    ranked = sorted(writer.rows, key=lambda row: -float(row["anomaly_score"]))
-    shown = [(row["case_id"], f"{float(row['anomaly_score']):.4f}") for row in ranked[:_SUMMARY_ROWS]]
-    _say_table([("case", "score"), *shown])
-    if len(ranked) > _SUMMARY_ROWS:
-        _say(f"... and {len(ranked) - _SUMMARY_ROWS} more in scores.csv")
-    _say(f"{len(ranked)} of {len(cases)} case(s) scored, results in {options.out}")
-    for failure in failures:
-        _say(f"left out {failure.case_id}: {failure.reason}", to_error=True)
-    return SOME_FAILED if failures else ALL_WELL
-
-
 def _run(options: argparse.Namespace) -> int:
     _work(mrad_med.BundleWorkflow(options.bundle, **options.overrides))
     return ALL_WELL
@@ -185,7 +157,7 @@ def _run(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     workflow = _workflow(options, "train", dataset_dir=options.dataset_dir)
     _work(workflow)
-    _say(f"trained: {workflow.parser.get_parsed_content('checkpoint')}")
+    say(f"trained: {workflow.parser.get_parsed_content('checkpoint')}")
     return ALL_WELL
 
 
@@ -197,7 +169,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         workflow.run()
     finally:
         if evaluation.summary:
-            _say((evaluation.output_dir / "metrics.md").read_text(encoding="utf-8"))
+            say((evaluation.output_dir / "metrics.md").read_text(encoding="utf-8"))
     return ALL_WELL
 
 
@@ -223,9 +195,9 @@ def _benchmark(options: argparse.Namespace) -> int:
     try:
         mrad_med.run_benchmark(options.bundles, datasets, options.out, medical=options.medical, **options.overrides)
     except FailedCasesError:  # the tables are there all the same
-        _say(page.read_text(encoding="utf-8"))
+        say(page.read_text(encoding="utf-8"))
         raise
-    _say(page.read_text(encoding="utf-8"))
+    say(page.read_text(encoding="utf-8"))
     return ALL_WELL
 
 
@@ -240,8 +212,8 @@ def _datasets(options: argparse.Namespace) -> int:
         where = f"{found} in {row.root}" if row.root else ""
         table.append([known.name, known.domain, *counts, masks, known.license, known.home, where])
         for problem in row.problems:
-            _say(f"{known.name}: {problem}", to_error=True)
-    _say_table(table)
+            say(f"{known.name}: {problem}", to_error=True)
+    say_table(table)
     return ALL_WELL
 
 
@@ -260,7 +232,7 @@ def _export(options: argparse.Namespace) -> int:
         image_size=detector.image_size,
         inferer=detector.inferer,
     )
-    _say(f"{options.out}: differs from the network by at most {max(differences.values()):.1e}")
+    say(f"{options.out}: differs from the network by at most {max(differences.values()):.1e}")
     return ALL_WELL
 
 
@@ -305,24 +277,14 @@ def _bank_merge(options: argparse.Namespace) -> int:
 
 def _bank_show(options: argparse.Namespace) -> int:
     bank = mrad_med.load_memory_bank(options.bank)
-    _say(json.dumps({"sha256": bank.sha256, **bank.card.to_dict()}, indent=2))
+    say(json.dumps({"sha256": bank.sha256, **bank.card.to_dict()}, indent=2))
     return ALL_WELL
 
 
 def _save_bank(bank: mrad_med.MemoryBank, path: Path) -> int:
     bank.save(path)
-    _say(f"{path}: {bank}")
+    say(f"{path}: {bank}")
     return ALL_WELL
-
-
-def _say_table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        _say("  ".join(map(str.ljust, row, widths)).rstrip())
-
-
-def _say(text: str, *, to_error: bool = False) -> None:
-    (sys.stderr if to_error else sys.stdout).write(text + "\n")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,10 @@ from typing import Any
 from mrad_med.catalog import DATASETS
 from mrad_med.detector import AnomalyDetector
 from mrad_med.evaluation import Evaluation, evaluate_together
-from mrad_med.files import atomic_path
+from mrad_med.files import OutputError, atomic_path
 from mrad_med.inventory import load_datalist
 from mrad_med.loaders import FailedCasesError
 from mrad_med.pairs import Datalist
-from mrad_med.results import OutputError
 from mrad_med.summaries import Summary, as_json, benchmark_tables, latex_tables
 
 __all__ = ["run_benchmark"]
@@ -104,6 +103,7 @@ def _evaluation(detector: AnomalyDetector, cases: Datalist, output_dir: Path, **
         output_dir=output_dir,
         provenance=detector.provenance,
         inferer=detector.inferer,
+        options=detector.options,
         image_size=detector.image_size,
         batch_size=detector.batch_size,
         num_workers=detector.num_workers,
@@ -117,7 +117,10 @@ def _sharing_an_encoder(detectors: Mapping[str, AnomalyDetector]) -> list[dict[s
     groups: dict[tuple[Any, ...], dict[str, AnomalyDetector]] = {}
     for name, detector in detectors.items():
         encoder = detector.network.image_encoder
-        device, reading = next(encoder.parameters()).device, (detector.image_size, detector.max_pixels)
+        device, reading = (
+            next(encoder.parameters()).device,
+            (detector.image_size, detector.max_pixels, str(detector.options)),
+        )
         group = groups.setdefault((detector.clip.card, encoder.precision, device, reading), {})
         if group:  # nothing holds on to the detector's own encoder then
             detector.clip = next(iter(group.values())).clip

@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mrad_med.kinds import kind_of
 from mrad_med.listings import cases_of_rows, read_table
-from mrad_med.pairs import Datalist, DatasetError, Report, name_cases, printable, reporter, shorten, stem_of
-from mrad_med.readers import is_supported_image
+from mrad_med.names import DatasetError, printable
+from mrad_med.pairs import Datalist, Report, name_cases, reporter, shorten
 from mrad_med.types import AnomalyKeys
 
-__all__ = ["DatasetError", "choose_held_out", "find_cases", "load_labelled_folder", "load_training_set", "load_visa"]
+__all__ = ["DatasetError", "choose_held_out", "find_files", "load_labelled_folder", "load_training_set", "load_visa"]
 
 
-def find_cases(root: str | os.PathLike[str], *, exclude: str | os.PathLike[str] | None = None) -> Datalist:
-    """Return every image below a folder, or the one file given, sorted by name.
+def find_files(root: str | os.PathLike[str], *, exclude: str | os.PathLike[str] | None = None) -> list[Path]:
+    """Return every file below a folder that is meant to be an image, or the one file given, sorted by name.
 
     Hidden files and folders are passed over, links to folders are not followed.
 
@@ -25,15 +26,12 @@ def find_cases(root: str | os.PathLike[str], *, exclude: str | os.PathLike[str] 
         root: a folder, searched recursively, or a file.
         exclude: a folder that is passed over, such as the one results are written to.
 
-    Returns:
-        ``{"image": path, "case_id": path below the root without suffix}`` for each file.
-
     Raises:
         DatasetError: the path does not exist, cannot be listed, holds no image, or is itself the excluded folder.
     """
     root = Path(root)
     if root.is_file():
-        return [{AnomalyKeys.IMAGE.value: str(root), AnomalyKeys.CASE_ID.value: stem_of(printable(root.name))}]
+        return [root]
     if not root.is_dir():
         raise DatasetError(f"there is no file or folder {root}")
     excluded = None if exclude is None else Path(exclude).resolve()
@@ -45,15 +43,13 @@ def find_cases(root: str | os.PathLike[str], *, exclude: str | os.PathLike[str] 
             name for name in subfolders if not name.startswith(".") and (Path(folder) / name).resolve() != excluded
         )
         candidates = (Path(folder) / name for name in sorted(names) if not name.startswith("."))
-        files.extend(path for path in candidates if is_supported_image(path))
+        files.extend(path for path in candidates if path.is_file() and kind_of(path) is not None)
     if not files:
         raise DatasetError(
-            f"no image below {root}: photographs (png, jpg, tif, ...), DICOM files and NIfTI volumes are looked for"
+            f"no image below {root}: photographs (png, jpg, tif, ...), DICOM files, NIfTI and NRRD volumes and videos "
+            "are looked for"
         )
-    return [
-        {AnomalyKeys.IMAGE.value: str(path), AnomalyKeys.CASE_ID.value: case_id}
-        for path, case_id in zip(files, name_cases(files, root), strict=True)
-    ]
+    return files
 
 
 def _refuse(error: OSError) -> None:
@@ -103,18 +99,18 @@ def _load_class(root: Path, class_name: str, prefix: str, report: Report) -> Dat
     """Return the datalist of one folder with ``normal/``, ``defect/`` and ``mask/``."""
     masks: dict[str, str] = {}
     if (root / "mask").is_dir():
-        masks = {case["case_id"]: case["image"] for case in find_cases(root / "mask")}
+        masks = {case_id: path for path, case_id in _named(root / "mask")}
     datalist: Datalist = []
     for label, name in enumerate(("normal", "defect")):
         if not (root / name).is_dir():
             continue
-        for case in find_cases(root / name):
+        for path, case_id in _named(root / name):
             datalist.append(
                 {
-                    "image": case["image"],
-                    "case_id": f"{prefix}{name}/{case['case_id']}",
+                    "image": path,
+                    "case_id": f"{prefix}{name}/{case_id}",
                     "label": label,
-                    "mask": masks.get(case["case_id"]) if label else None,
+                    "mask": masks.get(case_id) if label else None,
                     "class": class_name,
                 }
             )
@@ -125,6 +121,12 @@ def _load_class(root: Path, class_name: str, prefix: str, report: Report) -> Dat
             f"{shorten(lacking)}"
         )
     return datalist
+
+
+def _named(folder: Path) -> list[tuple[str, str]]:
+    """Return the images below a folder with their names."""
+    files = find_files(folder)
+    return list(zip(map(str, files), name_cases(files, folder), strict=True))
 
 
 def load_visa(root: str | os.PathLike[str], *, split: str = "test", strict: bool = True) -> Datalist:

@@ -10,20 +10,22 @@ from monai.bundle import ConfigParser
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 
+from mrad_med.cases import find_cases
 from mrad_med.clip import CLIP
-from mrad_med.datasets import find_cases
 from mrad_med.handlers import ResultCollector
 from mrad_med.head_files import load_head
+from mrad_med.headers import MAX_PIXELS
 from mrad_med.inferers import SliceAnomalyInferer
 from mrad_med.loaders import CaseDataset, CaseLoader
 from mrad_med.memory import MemoryBank
 from mrad_med.networks import MRAD
-from mrad_med.preprocessing import build_postprocessing, build_preprocessing
-from mrad_med.readers import MAX_PIXELS
-from mrad_med.results import CaseResult, Results, describe_run
+from mrad_med.preprocessing import PictureLoader, build_postprocessing, build_preprocessing
+from mrad_med.readers import ImageSource
+from mrad_med.result_writer import Results
+from mrad_med.results import CaseResult, describe_run
 from mrad_med.transforms import IMAGE_SIZE
-from mrad_med.types import FailedCase
-from mrad_med.workflow import find_bundle, plain_errors
+from mrad_med.types import AnomalyKeys, FailedCase
+from mrad_med.workflow import config_files, find_bundle, plain_errors
 
 __all__ = ["AnomalyDetector"]
 
@@ -31,7 +33,7 @@ LOCAL_SHARE = 0.2  # a few local cases count as a fifth of the memory: enough to
 
 
 class AnomalyDetector:
-    """Find what does not belong in the images below a path.
+    """Find what does not belong in the images below a path, or in memory.
 
     Args:
         clip: the backbone.
@@ -41,7 +43,9 @@ class AnomalyDetector:
         image_size: side of the network's square input in pixels.
         batch_size: images that are encoded together.
         num_workers: processes that read ahead; 0 reads in this one.
-        max_pixels: photographs with more pixels are refused.
+        max_pixels: pictures with more pixels are refused.
+        options: of `build_preprocessing`: ``window``, ``plane``, ``remove``, ``keep_size``, ``strict``.
+        result_settings: what a bundle says of results, for who writes them: ``write``, ``threshold``, ...
         settings: further values to record in results.
         training_set: what the head was trained on, as its card has it; empty where nothing is known.
 
@@ -60,6 +64,8 @@ class AnomalyDetector:
         batch_size: int = 4,
         num_workers: int = 0,
         max_pixels: int = MAX_PIXELS,
+        options: Mapping[str, Any] | None = None,
+        result_settings: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
         training_set: Sequence[Mapping[str, Any]] = (),
     ) -> None:
@@ -73,36 +79,51 @@ class AnomalyDetector:
         self.settings = {"image_size": image_size, **(settings or {})}
         self.max_pixels = max_pixels
         self.training_set = tuple(training_set)
-        self.preprocessing = build_preprocessing(clip.card, image_size=image_size, max_pixels=max_pixels)
+        self.options = dict(options or {})
+        self.result_settings = dict(result_settings or {})
+        self.preprocessing = build_preprocessing(
+            clip.card, image_size=image_size, max_pixels=max_pixels, **self.options
+        )
+        shown = {name: self.options[name] for name in ("window", "plane", "strict") if name in self.options}
+        self.pictures = PictureLoader(**shown)
 
     @classmethod
-    def from_bundle(cls, bundle: str | os.PathLike[str] = "mrad_clip", **overrides: Any) -> AnomalyDetector:
+    def from_bundle(
+        cls, bundle: str | os.PathLike[str] = "mrad_clip", *, profiles: Sequence[str] = (), **overrides: Any
+    ) -> AnomalyDetector:
         """Return the detector a bundle describes.
 
         Args:
             bundle: a bundle directory, or the name of one of the project's bundles.
+            profiles: settings for kinds of images that the bundle has, by name: ``"endoscopy"``, ``"volume"`` and
+                ``"sliding"`` are its ``configs/inference_<name>.json``; later ones come before earlier ones.
             **overrides: values of the bundle's ``configs/inference.json``, for example ``backbone``, ``memory_bank``,
                 ``checkpoint``, ``device``, ``precision``, ``batch_size``.
 
         Raises:
-            FileNotFoundError: there is no such bundle.
+            FileNotFoundError: there is no such bundle or profile.
             KeyError: an override that the bundle does not know.
         """
         root = find_bundle(bundle)
         parser = ConfigParser()
-        parser.read_config(str(root / "configs" / "inference.json"))
+        parser.read_config([str(path) for path in config_files(root, profiles)])
         parser.read_meta(str(root / "configs" / "metadata.json"))
         unknown = [name for name in overrides if name not in parser]
         if unknown:
             raise KeyError(f"bundle {root.name} has no value named {', '.join(unknown)}; it has {sorted(parser.get())}")
         parser.update({"bundle_root": str(root), **overrides})
-        names = ("clip", "bank", "network_def", "inferer", "image_size", "batch_size", "num_workers", "max_pixels")
+        names = (
+            *("clip", "bank", "network_def", "inferer", "image_size", "batch_size", "num_workers", "max_pixels"),
+            *("options", "result_settings"),
+        )
         with plain_errors():
             clip, bank, network, *values = (parser.get_parsed_content(name) for name in names)
             settings = {"bundle": root.name, **parser.get_parsed_content("settings")}
             card = load_head(parser.get_parsed_content("checkpoint"))[1] if "checkpoint" in parser else None
         if overrides:
             settings["overrides"] = {name: str(value) for name, value in overrides.items()}
+        if profiles:
+            settings["profiles"] = list(profiles)
         parts = dict(zip(names[3:], values, strict=True))
         training_set = () if card is None else card.training_set
         return cls(clip, bank, network, **parts, settings=settings, training_set=training_set)
@@ -112,20 +133,40 @@ class AnomalyDetector:
         """What results record of this detector: cards, hashes and settings."""
         return describe_run(self.clip, self.bank, **self.settings)
 
-    def detect(self, path: str | os.PathLike[str], *, progress: bool = True) -> Results:
-        """Score a file, or every image below a folder, and return all results at once.
+    def detect(
+        self,
+        source: ImageSource | Mapping[str, ImageSource],
+        *,
+        progress: bool = True,
+        frames_per_second: float | None = None,
+        keep_identifiers: bool = False,
+    ) -> Results:
+        """Score a file, everything below a folder, or images in memory, and return all results at once.
 
         The maps of large sets may not fit in memory: `stream` hands them on one by one.
 
         Args:
-            path: a photograph, DICOM file or NIfTI volume, or a folder of them.
+            source: a path, see `find_cases`; or an image in memory as `read_image` takes it (an array, a Pillow image,
+                a MetaTensor), or several of anything that `read_image` takes, by name.
             progress: whether to show a progress bar.
+            frames_per_second: as in `find_cases`.
+            keep_identifiers: as in `find_cases`.
 
         Raises:
             DatasetError: the path does not exist, or no image is below it.
         """
-        results = Results(provenance=self.provenance)
-        results.failures = self.stream(find_cases(path), results.cases.append, progress=progress)
+        if isinstance(source, (str, os.PathLike)):
+            cases = find_cases(
+                source,
+                strict=self.options.get("strict", True),
+                frames_per_second=frames_per_second,
+                keep_identifiers=keep_identifiers,
+            )
+        else:
+            named = source if isinstance(source, Mapping) else {"image": source}
+            cases = [{AnomalyKeys.IMAGE.value: image, AnomalyKeys.CASE_ID.value: name} for name, image in named.items()]
+        results = Results(provenance=self.provenance, pictures=self.pictures)
+        results.failures = self.stream(cases, results.cases.append, progress=progress)
         return results
 
     def stream(
@@ -138,7 +179,7 @@ class AnomalyDetector:
         """Score cases and hand each result on as it comes.
 
         Args:
-            cases: a datalist, ``{"image": path, "case_id": name}`` each.
+            cases: a datalist, ``{"image": source, "case_id": name}`` each, as `find_cases` makes it.
             receive: called with each result.
             progress: whether to show a progress bar.
 
@@ -153,7 +194,7 @@ class AnomalyDetector:
             network=self.network,
             inferer=self.inferer,
             postprocessing=build_postprocessing(self.preprocessing),
-            val_handlers=[ResultCollector(receive)],
+            val_handlers=[ResultCollector(receive, self.pictures)],
         )
         evaluator.run()
         return list(loader.failures)
@@ -201,6 +242,8 @@ class AnomalyDetector:
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             max_pixels=self.max_pixels,
+            options=self.options,
+            result_settings=self.result_settings,
             settings=self.settings,
             training_set=self.training_set,
         )

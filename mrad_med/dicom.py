@@ -29,12 +29,11 @@ from mrad_med.headers import (
     quiet,
     read_header,
 )
+from mrad_med.kinds import DICOM_SUFFIXES
 from mrad_med.planes import stack_planes, upright_affine
 from mrad_med.voi import stored_windows
 
-__all__ = ["DICOM_SUFFIXES", "DicomReader"]
-
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+__all__ = ["DicomReader"]
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _PALETTE = "PALETTE COLOR"

@@ -24,10 +24,9 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
 from mrad_med.dicom_sources import SourceSeries, frames_on_source, warn_burned_in
-from mrad_med.files import atomic_path
-from mrad_med.results import OutputError
+from mrad_med.files import OutputError, UnfitSourceError, atomic_path
 
-__all__ = ["write_overlay_captures", "write_parametric_map", "write_segmentation"]
+__all__ = ["require_highdicom", "write_overlay_captures", "write_parametric_map", "write_segmentation"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +61,10 @@ def write_segmentation(
         OutputError: the map does not lie on the source's grid, the source's kind cannot carry a segmentation, highdicom
             is missing, or the file cannot be written.
     """
-    highdicom, frames = _import_highdicom(), frames_on_source(anomaly_map, source, affine)
+    highdicom, frames = require_highdicom(), frames_on_source(anomaly_map, source, affine)
     _require_place(source, "a segmentation of several frames", needed=len(frames) > 1)
     if not np.isfinite(threshold):
-        raise OutputError(f"a threshold of {threshold} selects nothing; give a number in the map's unit")
+        raise UnfitSourceError(f"a threshold of {threshold} selects nothing; give a number in the map's unit")
     mask = (frames >= threshold).astype(np.uint8)
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name=_PRODUCT, family=codes.DCM.ArtificialIntelligence, version=version("mrad-med")
@@ -115,7 +114,7 @@ def write_parametric_map(
     Raises:
         OutputError: as in `write_segmentation`.
     """
-    highdicom, frames = _import_highdicom(), frames_on_source(anomaly_map, source, affine)
+    highdicom, frames = require_highdicom(), frames_on_source(anomaly_map, source, affine)
     _require_place(source, "a parametric map", needed=True)
     low, high = float(frames.min()), float(frames.max())
     mapping = highdicom.pm.RealWorldValueMapping(
@@ -166,12 +165,12 @@ def write_overlay_captures(
         OutputError: a picture is not uint8 RGB, there is no such frame, highdicom is missing, or a file cannot be
             written.
     """
-    highdicom = _import_highdicom()
+    highdicom = require_highdicom()
     for index, picture in pictures.items():
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
-            raise OutputError(f"a picture is uint8 (H, W, 3), frame {index} has {picture.dtype} {picture.shape}")
+            raise UnfitSourceError(f"a picture is uint8 (H, W, 3), frame {index} has {picture.dtype} {picture.shape}")
         if not 0 <= index < source.frame_count:
-            raise OutputError(f"there is no frame {index}: the source has {source.frame_count}, counted from 0")
+            raise UnfitSourceError(f"there is no frame {index}: the source has {source.frame_count}, counted from 0")
     warning = warn_burned_in(source.images[0])
     if warning:
         logger.warning("%s", warning)
@@ -216,7 +215,12 @@ def _capture(
     return dataset
 
 
-def _import_highdicom() -> Any:
+def require_highdicom() -> Any:
+    """Return highdicom.
+
+    Raises:
+        OutputError: it is not installed.
+    """
     try:
         import highdicom
     except ImportError as error:
@@ -227,7 +231,7 @@ def _import_highdicom() -> Any:
 def _require_place(source: SourceSeries, what: str, *, needed: bool) -> None:
     """Check what highdicom demands of a source."""
     if needed and source.planes is None:
-        raise OutputError(
+        raise UnfitSourceError(
             f"{what} needs images with position and orientation, these have none; write pictures of the frames instead "
             "(write_overlay_captures)"
         )
@@ -267,7 +271,7 @@ def _build(kind: Any, **arguments: Any) -> Dataset:
     try:
         dataset: Dataset = kind(**arguments)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise OutputError(
+        raise UnfitSourceError(
             f"highdicom cannot make a {kind.__name__} of these source images ({type(error).__name__}); check that "
             "they are one complete series of a standard kind of image"
         ) from error

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 
-from mrad_med.results import OutputError
+from mrad_med.files import UnfitSourceError
+from mrad_med.headers import ImageFileError, read_header
 
-__all__ = ["SourceSeries", "frames_on_source", "read_source_series", "warn_burned_in"]
+__all__ = ["SourceSeries", "burned_in_warning", "frames_on_source", "read_source_series", "warn_burned_in"]
 
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "Rows", "Columns")
 _HELPFUL = (
@@ -105,11 +106,11 @@ def read_source_series(paths: Sequence[str | os.PathLike[str]], *, keep_identifi
             of the study travel into what is written. An archive files results with the patient by these.
 
     Raises:
-        OutputError: a file is no DICOM image, lacks an attribute that a reference needs, or does not belong to the
+        UnfitSourceError: a file is no DICOM image, lacks an attribute that a reference needs, or does not belong to the
             series of the others. The message tells the file by its place in ``paths`` and quotes nothing.
     """
     if not paths:
-        raise OutputError("no source image given; results refer to at least one")
+        raise UnfitSourceError("no source image given; results refer to at least one")
     names = [f"source image {number} of {len(paths)}" for number in range(1, len(paths) + 1)]
     headers = [_read(path, name, keep_identifiers) for path, name in zip(paths, names, strict=True)]
     for header, name in zip(headers, names, strict=True):
@@ -128,10 +129,12 @@ def _read(path: str | os.PathLike[str], name: str, keep_identifiers: bool) -> Da
         )
         _ = [element.value for element in header]  # values are decoded only now
     except Exception as error:  # pydicom raises nearly everything on damaged files
-        raise OutputError(f"{name} cannot be read as DICOM ({type(error).__name__}); give the files scored") from error
+        raise UnfitSourceError(
+            f"{name} cannot be read as DICOM ({type(error).__name__}); give the files scored"
+        ) from error
     missing = [keyword for keyword in _NEEDED if header.get(keyword) in (None, "")]
     if missing:
-        raise OutputError(f"{name} has no {', '.join(missing)}; results cannot refer to it: export it again")
+        raise UnfitSourceError(f"{name} has no {', '.join(missing)}; results cannot refer to it: export it again")
     for keyword in _IDENTIFIERS:
         if keyword not in header:
             setattr(header, keyword, None)
@@ -149,9 +152,11 @@ def _only(header: Dataset, keywords: Sequence[str]) -> Dataset:
 def _check_same_series(header: Dataset, first: Dataset, name: str) -> None:
     different = [keyword for keyword in _SAME_IN_A_SERIES if header.get(keyword) != first.get(keyword)]
     if different:
-        raise OutputError(f"{name} differs from the first in {', '.join(different)}; give the files of one series")
+        raise UnfitSourceError(f"{name} differs from the first in {', '.join(different)}; give the files of one series")
     if header is not first and (_frame_count(header) > 1 or header.SOPInstanceUID == first.SOPInstanceUID):
-        raise OutputError(f"{name} is given twice or holds several frames; give one multi-frame file, or single frames")
+        raise UnfitSourceError(
+            f"{name} is given twice or holds several frames; give one multi-frame file, or single frames"
+        )
 
 
 def _frame_count(header: Dataset) -> int:
@@ -177,15 +182,15 @@ def _planes(headers: Sequence[Dataset]) -> NDArray[np.float64] | None:
     """Return the matrices of all frames, or None if no frame tells its place.
 
     Raises:
-        OutputError: some of the attributes of the geometry are missing or make no sense.
+        UnfitSourceError: some of the attributes of the geometry are missing or make no sense.
     """
     frames = [frame for header in headers for frame in _frame_headers(header)]
     if not any("ImagePositionPatient" in frame or "ImageOrientationPatient" in frame for frame in frames):
         return None
     if not headers[0].get("FrameOfReferenceUID"):
-        raise OutputError("the source images have positions but no FrameOfReferenceUID; export them again")
+        raise UnfitSourceError("the source images have positions but no FrameOfReferenceUID; export them again")
     if len(frames) != sum(map(_frame_count, headers)):
-        raise OutputError(f"the source tells the places of {len(frames)} frames but holds others; export it again")
+        raise UnfitSourceError(f"the source tells the places of {len(frames)} frames but holds others; export it again")
     return np.stack([_plane(frame, number) for number, frame in enumerate(frames, start=1)])
 
 
@@ -197,12 +202,12 @@ def _plane(frame: Dataset, number: int) -> NDArray[np.float64]:
         given = frame.get(keyword)
         values[keyword] = np.asarray([] if given is None else given, float)
         if values[keyword].shape != (size,) or not np.isfinite(values[keyword]).all():
-            raise OutputError(f"frame {number} of the source has no valid {keyword}; export it again")
+            raise UnfitSourceError(f"frame {number} of the source has no valid {keyword}; export it again")
     right, down = values["ImageOrientationPatient"].reshape(2, 3)
     between_rows, between_columns = values["PixelSpacing"]
     unit_lengths = np.allclose([right @ right, down @ down, right @ down], [1, 1, 0], atol=1e-2)
     if min(between_rows, between_columns) <= 0 or not unit_lengths:
-        raise OutputError(f"the geometry of frame {number} of the source makes no sense; export it again")
+        raise UnfitSourceError(f"the geometry of frame {number} of the source makes no sense; export it again")
     columns = (down * between_rows, right * between_columns, values["ImagePositionPatient"])
     return np.vstack([np.stack(columns, axis=1), [0.0, 0.0, 1.0]])
 
@@ -221,7 +226,7 @@ def _with_geometry(header: Dataset, *, has_place: bool) -> Dataset:
     shared, first = Dataset(), frames[0]
     for macro in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
         if any(_only(frame, _GEOMETRY[macro]) != _only(first, _GEOMETRY[macro]) for frame in frames):
-            raise OutputError("the frames of the source differ in orientation or spacing; export them as series")
+            raise UnfitSourceError("the frames of the source differ in orientation or spacing; export them as series")
         setattr(shared, macro, [_only(first, _GEOMETRY[macro])])
     image.SharedFunctionalGroupsSequence = [shared]
     image.PerFrameFunctionalGroupsSequence = [_position_group(frame) for frame in frames]
@@ -254,20 +259,20 @@ def frames_on_source(
             X are the source's columns, Y its rows and Z its frames.
 
     Raises:
-        OutputError: the map is not finite, or does not lie on the source's grid.
+        UnfitSourceError: the map is not finite, or does not lie on the source's grid.
     """
     shape = (source.frame_count, int(source.images[0].Rows), int(source.images[0].Columns))
     if not np.isfinite(anomaly_map).all():
-        raise OutputError("the map holds values that are not finite; a viewer could not show it")
+        raise UnfitSourceError("the map holds values that are not finite; a viewer could not show it")
     if anomaly_map.size != np.prod(shape) or anomaly_map.ndim not in (2, 3):
-        raise OutputError(
+        raise UnfitSourceError(
             f"a map of {anomaly_map.shape} is not on the source's grid of {shape} (frames, rows, columns)"
         )
     if anomaly_map.ndim == 3 and affine is not None and source.planes is not None:
         return _take_frames(anomaly_map, np.asarray(affine, float), source.planes, shape)
     frames = anomaly_map[None] if anomaly_map.ndim == 2 else anomaly_map.transpose(2, 1, 0)
     if frames.shape != shape:
-        raise OutputError(
+        raise UnfitSourceError(
             f"a map of {anomaly_map.shape} is not on the source's grid of {shape} (frames, rows, columns)"
         )
     return np.ascontiguousarray(frames, dtype=np.float32)
@@ -280,7 +285,7 @@ def _take_frames(
     shape: tuple[int, int, int],
 ) -> NDArray[np.float32]:
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
-        raise OutputError("the map's affine cannot be inverted; it must be a (4, 4) voxel to world matrix")
+        raise UnfitSourceError("the map's affine cannot be inverted; it must be a (4, 4) voxel to world matrix")
     to_voxel = (np.linalg.inv(affine) @ _LPS_TO_RAS @ planes)[:, :3]  # (F, 3, 3) of (row, column, 1)
     exact = np.rint(to_voxel)
     rows, columns = shape[1:]
@@ -290,12 +295,20 @@ def _take_frames(
     inside = (exact @ corners >= 0).all() and (exact @ corners < np.array(anomaly_map.shape)[:, None]).all()
     all_different = len(np.unique(exact[:, :, 2], axis=0)) == len(planes)
     if np.abs((to_voxel - exact) @ corners).max() > _GRID_TOLERANCE or not (one_axis_each and inside and all_different):
-        raise OutputError(
+        raise UnfitSourceError(
             "the map does not lie on the source's grid; give the files it was made of, all of them, and its affine"
         )
     pixels = np.stack([*np.mgrid[:rows, :columns], np.ones((rows, columns))]).reshape(3, -1)
     frames = [anomaly_map[tuple((matrix @ pixels).astype(int))] for matrix in exact]
     return np.stack(frames).reshape(shape).astype(np.float32)
+
+
+def burned_in_warning(path: str | os.PathLike[str]) -> str:
+    """Return what `warn_burned_in` says of a file; nothing if it cannot be read."""
+    try:
+        return warn_burned_in(read_header(path, more=["BurnedInAnnotation"]))
+    except ImageFileError:
+        return ""
 
 
 def warn_burned_in(header: Dataset) -> str:

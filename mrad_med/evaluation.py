@@ -22,15 +22,16 @@ from monai.utils import convert_to_tensor
 
 from mrad_med.catalog import DATASETS
 from mrad_med.duplicates import find_duplicates
+from mrad_med.headers import MAX_PIXELS
 from mrad_med.inferers import AnomalyInferer
 from mrad_med.loaders import CaseDataset, CaseLoader, raise_for_failures
 from mrad_med.measurement import SetMeasurement, undefined_metrics
 from mrad_med.metrics import gather_parts
 from mrad_med.networks import MRAD
 from mrad_med.preprocessing import build_preprocessing
-from mrad_med.readers import MAX_PIXELS
-from mrad_med.records import CaseRecord, MapMaker, RecordStore, contents_of, fingerprint, pack_mask, unpack_mask
+from mrad_med.records import CaseRecord, MapMaker, RecordStore, contents_of, fingerprint, unpack_mask, with_packed_mask
 from mrad_med.results import package_versions, prepare_output
+from mrad_med.sliding import SlidingWindowAnomalyInferer
 from mrad_med.summaries import write_summary
 from mrad_med.transforms import IMAGE_SIZE
 from mrad_med.types import AnomalyKeys, BackboneCard, FailedCase, ImageFeatures
@@ -60,6 +61,7 @@ class Evaluation:
         output_dir: made if absent.
         provenance: what should be recorded of the network (`describe_run`): cards, hashes and settings.
         inferer: says how image and map are weighed in the score, and nothing else: images are scored whole.
+        options: of `build_preprocessing` that go with masks: ``window``, ``plane``, ``strict``.
         image_size: side of the network's square input in pixels.
         file_size: compare maps with masks at the size of the files instead of that of the network, which the
             literature does.
@@ -78,7 +80,7 @@ class Evaluation:
         shared: what evaluations that run together have in common.
 
     Raises:
-        ValueError: there is no case, two have the same name, or ``image_size`` does not fit the backbone.
+        ValueError: there is no case, two have the same name, or a setting does not fit the backbone or masks.
         OutputError: the output folder cannot be written to.
     """
 
@@ -91,6 +93,7 @@ class Evaluation:
         output_dir: str | os.PathLike[str],
         provenance: Mapping[str, Any],
         inferer: AnomalyInferer | None = None,
+        options: Mapping[str, Any] | None = None,
         image_size: int = IMAGE_SIZE,
         file_size: bool = False,
         batch_size: int = 4,
@@ -111,16 +114,23 @@ class Evaluation:
         self.output_dir = prepare_output(output_dir)
         self.provenance = dict(provenance)
         steps = build_preprocessing(
-            card, image_size=image_size, with_mask=True, resize_mask=not file_size, max_pixels=max_pixels
+            card,
+            image_size=image_size,
+            with_mask=True,
+            resize_mask=not file_size,
+            max_pixels=max_pixels,
+            **(options or {}),
         )
-        self.preprocessing = Compose([steps, _pack_mask])
+        self.preprocessing = Compose([steps, with_packed_mask])
         self.batch_size, self.num_workers, self.progress = batch_size, num_workers, progress
         self.dataset, self.resamples, self.seed = dataset, resamples, seed
         self.compared_at = "size of the files" if file_size else f"{image_size} x {image_size}"
         self.threshold = threshold
         inferer = inferer or AnomalyInferer()
+        if isinstance(getattr(inferer, "slice_inferer", inferer), SlidingWindowAnomalyInferer):
+            raise ValueError("images are measured whole: leave out the sliding windows, and the profile sliding")
         self.make_map = MapMaker((image_size, image_size), network.sigma, inferer.image_weight, inferer.top_fraction)
-        self.shared = (network.image_encoder, self.cases, card, image_size, file_size, max_pixels)
+        self.shared = (network.image_encoder, self.cases, card, image_size, file_size, max_pixels, options or {})
         self._store = RecordStore(
             self.output_dir / "records",
             {
@@ -129,6 +139,7 @@ class Evaluation:
                 "head": fingerprint(network.get_submodule("head")),
                 "image_size": image_size,
                 "file_size": file_size,
+                "options": dict(options or {}),
             },
         )
         self.summary: dict[str, Any] = {}
@@ -243,12 +254,6 @@ class Evaluation:
             "versions": package_versions(),
             "failures": [asdict(failure) for failure in self.failures],
         }
-
-
-def _pack_mask(case: Mapping[str, Any]) -> dict[str, Any]:
-    mask = convert_to_tensor(case[AnomalyKeys.MASK], track_meta=False)[0]
-    packed = pack_mask(None if mask.isnan().any() else (mask > 0.5).numpy())
-    return {"image": case[AnomalyKeys.IMAGE], "case_id": case[AnomalyKeys.CASE_ID], "mask": packed}
 
 
 def _rank_and_world() -> tuple[int, int]:

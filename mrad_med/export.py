@@ -24,6 +24,7 @@ from mrad_med.inferers import AnomalyInferer
 from mrad_med.maps import fuse_scores
 from mrad_med.networks import MRAD
 from mrad_med.retrieval import average_neighbors
+from mrad_med.sliding import SlidingWindowAnomalyInferer
 from mrad_med.transforms import IMAGE_SIZE
 from mrad_med.types import AnomalyKeys, ImageFeatures
 
@@ -80,6 +81,8 @@ def export_network(
     inferer = inferer or AnomalyInferer()
     if not isinstance(inferer, AnomalyInferer):
         raise ExportError(f"export knows how an AnomalyInferer makes scores, not how a {type(inferer).__name__} does")
+    if isinstance(getattr(inferer, "slice_inferer", inferer), SlidingWindowAnomalyInferer):
+        raise ExportError("a graph scores images whole: leave out the sliding windows (and the profile sliding)")
     if any(module.training for module in network.modules()):
         raise ExportError("the network is in training mode, where retrieval differs: call network.eval() before")
     device = next(network.image_encoder.parameters()).device

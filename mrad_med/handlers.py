@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from ignite.engine import Engine, Events
 from monai.utils import ImageMetaKey
 
-from mrad_med.results import CaseResult, ResultWriter
+from mrad_med.preprocessing import PictureLoader
+from mrad_med.result_writer import ResultWriter
+from mrad_med.results import CaseResult
 from mrad_med.types import AnomalyKeys, FailedCase
 
 __all__ = ["ResultCollector", "ResultSaver"]
@@ -19,12 +21,16 @@ logger = logging.getLogger(__name__)
 class ResultCollector:
     """Hand every case of an evaluator to a function, as it comes.
 
+    What a case was read from, the datalist of a `CaseLoader` tells, or of any other loader the metadata of its image.
+
     Args:
         receive: called with each `CaseResult`.
+        pictures: how the slices of volumes were cut; by default as `build_preprocessing` does.
     """
 
-    def __init__(self, receive: Callable[[CaseResult], None]) -> None:
+    def __init__(self, receive: Callable[[CaseResult], None], pictures: PictureLoader | None = None) -> None:
         self.receive = receive
+        self.pictures = pictures
 
     def attach(self, engine: Engine) -> None:
         """Listen to the engine's iterations."""
@@ -32,8 +38,11 @@ class ResultCollector:
 
     def __call__(self, engine: Engine) -> None:
         """Pass on the results of one batch."""
-        for result in _results(engine):
-            self.receive(result)
+        known = getattr(engine.state.dataloader, "cases", {})
+        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+            path = item[AnomalyKeys.IMAGE].meta.get(ImageMetaKey.FILENAME_OR_OBJ)
+            read = {AnomalyKeys.CASE_ID: item[AnomalyKeys.CASE_ID], AnomalyKeys.IMAGE: path}
+            self.receive(CaseResult.from_output(known.get(item[AnomalyKeys.CASE_ID], read), output, self.pictures))
 
 
 class ResultSaver:
@@ -50,16 +59,9 @@ class ResultSaver:
 
     def attach(self, engine: Engine) -> None:
         """Listen to the engine's iterations and its end."""
-        ResultCollector(self.writer.write).attach(engine)
+        ResultCollector(self.writer.write, self.writer.pictures).attach(engine)
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, _: Engine) -> None:
         """Write the tables."""
         self.writer.finish(self.failures)
-
-
-def _results(engine: Engine) -> Iterator[CaseResult]:
-    """Yield the results of the decollated batch in the engine's state."""
-    for case, output in zip(engine.state.batch, engine.state.output, strict=True):
-        path = case[AnomalyKeys.IMAGE].meta[ImageMetaKey.FILENAME_OR_OBJ]
-        yield CaseResult.from_output({AnomalyKeys.CASE_ID: case[AnomalyKeys.CASE_ID], **output}, path)

@@ -1,4 +1,4 @@
-"""DICOM headers: which objects are images, where their pixels lie, and none of the tags that name a patient."""
+"""DICOM headers: which objects are images, where their pixels lie, and no tag that names a patient unless asked for."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = [
     "MAX_PIXELS",
     "MAX_VOXELS",
     "ImageFileError",
+    "NotAnImageError",
     "check_is_image",
     "count_frames",
     "frame_group",
-    "has_dicom_magic",
     "looks_like_dicom",
     "pixel_spacing",
     "planes_of",
@@ -131,6 +131,10 @@ class ImageFileError(ValueError):
     """An image file that cannot be used. The message says why and what to do, and never quotes the file's content."""
 
 
+class NotAnImageError(ImageFileError):
+    """A DICOM object of another kind: a report, a plan, a segmentation, ..."""
+
+
 @contextmanager
 def quiet(what: str) -> Iterator[None]:
     """Keep pydicom from quoting a header in warnings, logs or errors.
@@ -156,15 +160,6 @@ def quiet(what: str) -> Iterator[None]:
             raise ImageFileError(f"{what} cannot be read; copy or export the file again") from None
         finally:
             log.setLevel(level)
-
-
-def has_dicom_magic(path: Path) -> bool:
-    """Tell by its first bytes whether a file is DICOM with the usual preamble."""
-    try:
-        with path.open("rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
 
 
 def looks_like_dicom(path: Path) -> bool:
@@ -219,13 +214,13 @@ def check_is_image(header: pydicom.Dataset) -> None:
     """Refuse DICOM objects that are no images, by their kind.
 
     Raises:
-        ImageFileError: a report, plan, document, segmentation, ...; or an object of whatever class without picture.
+        NotAnImageError: a report, plan, document, segmentation, ...; or an object of whatever class without picture.
     """
     kind = _kind(header)
     if kind:
-        raise ImageFileError(f"this DICOM object is {kind}, not an image; leave it out")
+        raise NotAnImageError(f"this DICOM object is {kind}, not an image; leave it out")
     if "Rows" not in header or "Columns" not in header:
-        raise ImageFileError("this DICOM object holds no image; leave it out")
+        raise NotAnImageError("this DICOM object holds no image; leave it out")
 
 
 def _kind(header: pydicom.Dataset) -> str:

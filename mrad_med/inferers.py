@@ -17,8 +17,6 @@ from mrad_med.types import AnomalyKeys, ImageFeatures
 
 __all__ = ["AnomalyInferer", "FeatureInferer", "SliceAnomalyInferer"]
 
-SLICE_SCORES = "slice_scores"  # key of the scores of a volume's slices
-
 
 class AnomalyInferer(Inferer):
     """Score whole images with one pass of the encoder.
@@ -188,7 +186,7 @@ class SliceAnomalyInferer(AnomalyInferer):
         return {
             AnomalyKeys.ANOMALY_MAP.value: _with_metadata(maps.movedim(1, 2 + self.axis), inputs),
             AnomalyKeys.ANOMALY_SCORE.value: scores.amax(1, keepdim=True),
-            SLICE_SCORES: scores,
+            AnomalyKeys.SLICE_SCORES.value: scores,
         }
 
     def _examine_slices(self, volumes: Tensor, network: MRAD) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from mrad_med.names import printable
 from mrad_med.pairs import (
     Datalist,
     Report,
@@ -17,7 +18,6 @@ from mrad_med.pairs import (
     list_images,
     make_cases,
     pair_masks,
-    printable,
     shorten,
     stem_of,
 )

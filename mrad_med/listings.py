@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrad_med.pairs import Datalist, DatasetError, Report, name_cases, path_below, printable, reporter, shorten
+from mrad_med.names import DatasetError, printable
+from mrad_med.pairs import Datalist, Report, name_cases, path_below, reporter, shorten
 from mrad_med.types import AnomalyKeys
 
 __all__ = ["cases_of_rows", "load_csv", "load_datalist_json", "load_meta_json", "read_table"]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from monai.data import Dataset, list_data_collate
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from mrad_med.readers import ImageFileError
+from mrad_med.headers import ImageFileError
 from mrad_med.types import AnomalyKeys, FailedCase
 
 __all__ = ["CaseDataset", "CaseLoader", "FailedCasesError"]
@@ -79,6 +79,11 @@ class CaseLoader:
         self.progress = progress
         self.failures: list[FailedCase] = []
 
+    @property
+    def cases(self) -> dict[str, dict[str, Any]]:
+        """The items of the datalist by their names."""
+        return {case[AnomalyKeys.CASE_ID]: case for case in self.dataset.data}
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield collated batches in the order of the dataset."""
         self.failures.clear()
@@ -91,22 +96,32 @@ class CaseLoader:
             collate_fn=_unchanged,
             multiprocessing_context=context,
         )
+        # What takes time is pictures, so that these are counted: of a volume its slices, as soon as it is known.
+        with tqdm(total=len(self.dataset), desc="pictures", unit="picture", disable=not self.progress) as bar:
+            for batch in self._batches(single, bar):
+                yield list_data_collate(batch)
+                bar.update(sum(map(_pictures, batch)))
+
+    def _batches(self, cases: Iterable[dict[str, Any] | FailedCase], bar: Any) -> Iterator[list[dict[str, Any]]]:
+        """Yield cases of one shape together; a volume by itself."""
         batch: list[dict[str, Any]] = []
-        for case in tqdm(single, total=len(self.dataset), desc="cases", unit="case", disable=not self.progress):
+        for case in cases:
             if isinstance(case, FailedCase):
                 logger.warning("%s: left out: %s", case.case_id, case.reason)
                 self.failures.append(case)
+                bar.update()
                 continue
             image = case[AnomalyKeys.IMAGE]
             if batch and (image.ndim == 4 or image.shape != batch[0][AnomalyKeys.IMAGE].shape):
-                yield list_data_collate(batch)
+                yield batch
                 batch = []
             batch.append(case)
+            bar.total += _pictures(case) - 1
             if image.ndim == 4 or len(batch) == self.batch_size:
-                yield list_data_collate(batch)
+                yield batch
                 batch = []
         if batch:
-            yield list_data_collate(batch)
+            yield batch
 
     def raise_for_failures(self) -> None:
         """Say at the end of a run that cases failed, in a way that reaches the exit status.
@@ -122,6 +137,11 @@ def raise_for_failures(failures: Sequence[FailedCase], total: int) -> None:
     if failures:
         names = "\n".join(f"  {failure.case_id}: {failure.reason}" for failure in failures)
         raise FailedCasesError(f"{len(failures)} of {total} case(s) failed, the others are done:\n{names}")
+
+
+def _pictures(case: Mapping[str, Any]) -> int:
+    image = case[AnomalyKeys.IMAGE]
+    return int(image.shape[-1]) if image.ndim == 4 else 1
 
 
 def _unchanged(case: Any) -> Any:

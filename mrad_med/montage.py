@@ -10,12 +10,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mrad_med.report import CONTOUR_FRACTION
+from mrad_med.report import CLEAREST, CONTOUR_FRACTION, DENSEST
 
 __all__ = ["draw_montage"]
 
 _PANEL = 2.6  # inches
-_CLEAREST, _DENSEST = 0.1, 0.7  # opacity of the map where it is lowest and highest
 
 
 def draw_montage(
@@ -60,7 +59,7 @@ def draw_montage(
         axes.imshow(picture[:, :, index].mean(-1), cmap="gray", vmin=0, vmax=255)
         # There is no plain panel beside, so the map is clear where it is low.
         share = (plane - low) / (limits["vmax"] - low)
-        heat = axes.imshow(plane, cmap="inferno", alpha=_CLEAREST + (_DENSEST - _CLEAREST) * share, **limits)
+        heat = axes.imshow(plane, cmap="inferno", alpha=CLEAREST + (DENSEST - CLEAREST) * share, **limits)
         if min(plane.shape) > 1 and plane.min() < level < plane.max():
             axes.contour(plane, levels=[level], colors="white", linewidths=1.0)
         axes.set_title(f"slice {index + 1} of {len(scores)}, score {scores[index]:.4f}", fontsize=8)

@@ -12,13 +12,16 @@ from typing import Any
 import tifffile
 from PIL import Image
 
-from mrad_med.readers import IMAGE_SUFFIXES, ORIENTATION_TAG, PHOTOGRAPH_SUFFIXES, ImageFileError, read_image_file
+from mrad_med.headers import ImageFileError
+from mrad_med.kinds import IMAGE_SUFFIXES, PHOTOGRAPH_SUFFIXES
+from mrad_med.names import DatasetError, printable
+from mrad_med.photographs import ORIENTATION_TAG
+from mrad_med.readers import read_image_file
 from mrad_med.transforms import MASK_THRESHOLD
 from mrad_med.types import AnomalyKeys
 
 __all__ = [
     "Datalist",
-    "DatasetError",
     "Report",
     "cases_by_masks",
     "check_masks",
@@ -28,7 +31,6 @@ __all__ = [
     "name_cases",
     "pair_masks",
     "path_below",
-    "printable",
     "reporter",
     "shorten",
     "stem_of",
@@ -40,10 +42,6 @@ Datalist = list[dict[str, Any]]
 Report = Callable[[str], None]  # takes what is wrong with a set, and what to do about it
 
 SHOWN = 5  # names in a message; the number of all is told before
-
-
-class DatasetError(ValueError):
-    """A folder that does not hold what is expected of it."""
 
 
 def reporter(*, strict: bool) -> Report:
@@ -123,11 +121,6 @@ def name_cases(files: Sequence[Path], root: Path) -> list[str]:
         taken.add(case_id)
         case_ids.append(case_id)
     return case_ids
-
-
-def printable(name: str) -> str:
-    """Return a name that can be printed, tabulated and made a file of: no bytes outside Unicode, no backslash."""
-    return name.encode("utf-8", "replace").decode("utf-8").replace("\\", "_")
 
 
 def stem_of(name: str) -> str:

@@ -1,192 +1,82 @@
-"""MONAI image readers, and the choice among them by what a file is."""
+"""Images out of whatever holds them: the choice among MONAI's readers and ours by what a file is."""
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import nibabel
 import numpy as np
-import tifffile
-from monai.data import ImageReader, MetaTensor, NibabelReader
+import torch
+from monai.data import ImageReader, MetaTensor
 from monai.transforms import EnsureChannelFirst
-from monai.utils import ImageMetaKey
+from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from mrad_med.dicom import DICOM_SUFFIXES, DicomReader
-from mrad_med.headers import MAX_PIXELS, MAX_VOXELS, ImageFileError, has_dicom_magic
+from mrad_med.dicom import DicomReader
+from mrad_med.frames import Frame, list_frames, read_frame
+from mrad_med.headers import MAX_PIXELS, ImageFileError
+from mrad_med.kinds import DICOM, IMAGE_SUFFIXES, PHOTOGRAPH, VIDEO, VOLUME, kind_of
+from mrad_med.photographs import PhotographReader, upright_picture
+from mrad_med.series import read_series
 from mrad_med.voi import VOIKeys
+from mrad_med.volume_input import VolumeReader
 
-__all__ = ["MAX_PIXELS", "ImageFileError", "PhotographReader", "is_supported_image", "read_image_file"]
+__all__ = ["ImageSource", "read_image", "read_image_file"]
+
+# A file; the files of a DICOM series; a frame of a video; or an image in memory: see `read_image`.
+ImageSource: TypeAlias = (
+    str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Frame | Image.Image | NDArray[Any] | MetaTensor
+)
 
 MIN_SIDE = 16  # smaller images have no more pixels than the patch grid has patches
 
-PHOTOGRAPH_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
-VOLUME_SUFFIXES = (".nii", ".nii.gz")
-IMAGE_SUFFIXES = PHOTOGRAPH_SUFFIXES + DICOM_SUFFIXES + VOLUME_SUFFIXES
 
-ORIENTATION_TAG = 0x0112  # of EXIF and TIFF: how a picture is turned
+def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, strict: bool = True) -> Any:
+    """Return an image or a volume as a MetaTensor (C, W, H) or (C, X, Y, Z).
 
-_GEOMETRY = ("affine", "original_affine", "spatial_shape", "space")
-
-_PILLOW_LIMIT = threading.Lock()  # Pillow's limit is one for the whole process
-
-_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-_TRANSPARENT_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
-
-
-class PhotographReader(ImageReader):
-    """Read photographs and endoscopy frames with Pillow, upright and without surprises.
-
-    8-bit images come out as uint8, grey or RGB; deeper grey images as float32 in their own units. The EXIF rotation is
-    applied, transparency is laid over black, palettes and CMYK become RGB. As MONAI's readers do, arrays are indexed
-    (width, height[, channel]).
+    8-bit images keep uint8; everything else is float32 in the source's own units. The affine (RAS, mm) travels along,
+    the stored windows of DICOM (`VOIKeys`), and nothing else of a header.
 
     Args:
-        max_pixels: larger images are refused before they are decoded.
-    """
+        source: one of
 
-    def __init__(self, max_pixels: int = MAX_PIXELS) -> None:
-        super().__init__()
-        self.max_pixels = max_pixels
-
-    def verify_suffix(self, filename: Sequence[os.PathLike[str] | str] | os.PathLike[str] | str) -> bool:
-        """Tell whether the name, or every name of a list, ends as a photograph's."""
-        names = [filename] if isinstance(filename, (str, os.PathLike)) else filename
-        return all(str(name).lower().endswith(PHOTOGRAPH_SUFFIXES) for name in names)
-
-    def read(self, data: Sequence[os.PathLike[str] | str] | os.PathLike[str] | str, **_: Any) -> Image.Image:
-        """Return the upright picture of one file in mode L, RGB, or a deep grey mode.
-
-        Raises:
-            ImageFileError: not an image, damaged, too large, or animated.
-        """
-        names = [data] if isinstance(data, (str, os.PathLike)) else list(data)
-        if len(names) != 1:
-            raise ImageFileError(f"one file makes one case, got {len(names)} files; list them as separate cases")
-        try:
-            with _open_unlimited(names[0]) as picture:
-                self._check_header(picture)
-                return _plain_mode(ImageOps.exif_transpose(picture))
-        except UnidentifiedImageError as error:
-            if str(names[0]).lower().endswith((".tif", ".tiff")):
-                return _read_tiff(names[0], self.max_pixels)
-            raise ImageFileError(
-                "not an image in any known format; is the name right and the copy complete?"
-            ) from error
-        except (ImageFileError, PermissionError):
-            raise
-        except Exception as error:  # Pillow raises nearly everything on damaged files
-            raise ImageFileError(f"the image is damaged or truncated ({error}); copy or export it again") from error
-
-    def _check_header(self, picture: Image.Image) -> None:
-        _check_size(picture.width, picture.height, self.max_pixels)
-        if picture.format != "MPO":  # cameras add a preview to their JPEGs as a second MPO frame
-            _check_frames(getattr(picture, "n_frames", 1))
-
-    def get_data(self, img: Image.Image) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Return the (W, H[, 3]) array and the metadata MONAI needs; nothing else of the file's metadata travels on."""
-        array = np.asarray(img)
-        array = array.copy() if array.dtype == np.uint8 else array.astype(np.float32)  # Pillow's own is read-only
-        meta = {
-            "spatial_shape": np.asarray((img.width, img.height)),
-            "original_channel_dim": float("nan") if array.ndim == 2 else -1,
-        }
-        return np.swapaxes(array, 0, 1), meta
-
-
-def _open_unlimited(path: os.PathLike[str] | str) -> Image.Image:
-    """Open a picture without Pillow's own limit of pixels: ours follows, with its own message."""
-    with _PILLOW_LIMIT:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(path)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
-_PLAIN_TONES = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
-
-
-def _read_tiff(path: os.PathLike[str] | str, max_pixels: int) -> Image.Image:
-    """Return the picture of a TIFF that Pillow does not know, such as colors declared as three grey samples.
-
-    Public archives hold such files. Grey values of any depth and colors of 8 bits are read.
-    """
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            _check_frames(len(tiff.pages))
-            page = tiff.pages[0]
-            _check_size(page.imagewidth, page.imagelength, max_pixels)
-            if page.samplesperpixel not in (1, 3) or page.photometric not in _PLAIN_TONES:
-                raise ImageFileError("a TIFF neither of plain grey values nor of RGB colors; save it as PNG")
-            pixels, orientation = page.asarray(), page.tags.valueof(ORIENTATION_TAG, default=1)
-    except tifffile.TiffFileError as error:
-        raise ImageFileError("not an image in any known format; is the name right and the copy complete?") from error
-    except ImageFileError:
-        raise
-    except Exception as error:  # as Pillow, it raises nearly everything on damaged files
-        raise ImageFileError(f"the TIFF cannot be read ({type(error).__name__}); save it as PNG") from error
-    if pixels.ndim == 3 and pixels.shape[-1] == 3 and pixels.dtype == np.uint8:
-        picture = Image.fromarray(pixels)
-    elif pixels.ndim == 2 and pixels.dtype.kind in "iuf":
-        picture = Image.fromarray(pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32))
-    else:
-        raise ImageFileError(f"a TIFF with colors or values of kind {pixels.dtype}; save it as PNG of 8 or 16 bits")
-    picture.getexif()[ORIENTATION_TAG] = orientation
-    return ImageOps.exif_transpose(picture)
-
-
-def _check_frames(frames: int) -> None:
-    if frames > 1:
-        raise ImageFileError(f"the file holds {frames} frames or pages; save each as a file of its own")
-
-
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise ImageFileError(
-            f"{width} x {height} pixels are more than the limit of {max_pixels}; make the image smaller or raise the "
-            "limit (--max_pixels)"
-        )
-
-
-def _plain_mode(picture: Image.Image) -> Image.Image:
-    """Return the picture decoded, as L, RGB or a deep grey mode."""
-    if picture.mode in _DEEP_MODES:
-        picture.load()
-        return picture
-    if picture.mode in _TRANSPARENT_MODES or "transparency" in picture.info:
-        transparent = picture.convert("RGBA")
-        black = Image.new("RGBA", transparent.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, transparent).convert("RGB")
-    return picture.convert("L" if picture.mode in ("L", "1") else "RGB")
-
-
-def is_supported_image(path: Path) -> bool:
-    """Tell by its name, or without a known suffix by its first bytes, whether a file is meant to be an image."""
-    if path.name.lower().endswith(IMAGE_SUFFIXES):
-        return True
-    # Files named by a UID end in anything; the index of an export disk is no image.
-    return path.name.upper() != "DICOMDIR" and has_dicom_magic(path)
-
-
-def read_image_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Any:
-    """Return a file as a MetaTensor (C, W, H) or (C, X, Y, Z) with its affine and nothing else of its header.
-
-    8-bit images keep uint8; everything else is float32 in the file's own units. Of DICOM, the stored windows travel
-    along too (`VOIKeys`).
-
-    Args:
-        path: a photograph, a DICOM file or a NIfTI volume.
-        max_pixels: photographs and DICOM images with more pixels are refused.
+            - the path of a photograph, a DICOM file, a NIfTI or an NRRD volume;
+            - the paths of the slices of one DICOM series, in any order;
+            - a `Frame` of a video or of a picture with several pages;
+            - a Pillow image;
+            - an array: (H, W) or (H, W, 3) upright, or a volume (X, Y, Z), whose axes are taken to run to the
+              patient's right, anterior and superior;
+            - a MetaTensor as MONAI's readers make it: (C, W, H) or (C, X, Y, Z), with its affine.
+        max_pixels: pictures with more pixels are refused.
+        strict: refuse a series whose slices are not evenly spaced; see `read_series`.
 
     Raises:
         ImageFileError: missing, empty, damaged, of no known kind, without pixels, too large or too small.
     """
+    if isinstance(source, (str, os.PathLike)):
+        return read_image_file(source, max_pixels=max_pixels)
+    if isinstance(source, (list, tuple)):
+        return _finish(read_series(source, strict=strict, max_pixels=max_pixels), str(source[0]))
+    if isinstance(source, Frame):
+        return _finish(_from_array(read_frame(source, max_pixels=max_pixels)), source.path)
+    if isinstance(source, Image.Image):
+        array, _ = PhotographReader().get_data(upright_picture(source))
+        return _finish(_from_array(np.swapaxes(array, 0, 1)))
+    if isinstance(source, np.ndarray):
+        return _finish(_from_array(source))
+    if isinstance(source, MetaTensor):
+        return _finish(MetaTensor(source.detach().cpu().as_tensor().clone(), affine=source.affine.clone()))
+    raise ImageFileError(
+        f"an image of type {type(source).__name__}; give a path, the paths of a series, a Pillow image, an array "
+        "(H, W), (H, W, 3) or (X, Y, Z), or a MetaTensor"
+    )
+
+
+def read_image_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Any:
+    """Return what one file holds; see `read_image`."""
     path = Path(path)
     if not path.is_file():
         raise ImageFileError("there is no such file")
@@ -208,47 +98,65 @@ def read_image_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXEL
     except Exception as error:  # MONAI, pydicom and nibabel raise nearly everything on damaged files
         # The message of another library may quote the file, so only its kind is told.
         raise ImageFileError(f"the file cannot be read ({type(error).__name__}); copy or export it again") from error
-    image.meta = {key: image.meta[key] for key in (*_GEOMETRY, *VOIKeys.ALL) if key in image.meta}
-    image.meta[ImageMetaKey.FILENAME_OR_OBJ] = str(path)
     # Of a DICOM film the channels are colors; of a NIfTI volume they are times, which must not pass for colors.
-    is_color_film = isinstance(reader, DicomReader) and len(image) == 3
-    if image.ndim not in (3, 4) or (image.ndim == 4 and len(image) > 1 and not is_color_film):
-        axes = image.ndim - (1 if len(image) == 1 else 0)
-        raise ImageFileError(f"{axes}-D data; 2-D images and 3-D volumes can be scored: split it first")
-    if min(_sides(image)) < MIN_SIDE:
-        size = " x ".join(map(str, image.shape[1:]))
-        raise ImageFileError(
-            f"{size} pixels are too few; at least {MIN_SIDE} x {MIN_SIDE} are needed (of a volume, in axial slices)"
-        )
-    return image if image.array.dtype == np.uint8 else image.float()
-
-
-def _sides(image: MetaTensor) -> tuple[int, ...]:
-    """Return the sides of the pictures in an image; a volume's are its axial slices, whatever order it is stored in."""
-    sides = tuple(image.shape[1:])
-    if len(sides) == 2:
-        return sides
-    world_axes = nibabel.io_orientation(image.affine.numpy())[:, 0]
-    if not np.isfinite(world_axes).all():
-        raise ImageFileError("the affine in its header gives no directions to its axes; export it again")
-    return tuple(side for side, axis in zip(sides, world_axes, strict=True) if axis != 2)
+    return _finish(image, str(path), color_axis=isinstance(reader, DicomReader))
 
 
 def _reader_for(path: Path, max_pixels: int) -> ImageReader:
-    name = path.name.lower()
-    if name.endswith(DICOM_SUFFIXES) or has_dicom_magic(path):
+    kind = kind_of(path)
+    if kind == DICOM:
         return DicomReader(max_pixels)
-    if name.endswith(VOLUME_SUFFIXES):
-        _check_voxels(path)
-        return NibabelReader()
-    if name.endswith(PHOTOGRAPH_SUFFIXES):
+    if kind == VOLUME:
+        return VolumeReader()
+    if kind == PHOTOGRAPH:
         return PhotographReader(max_pixels)
+    if kind == VIDEO:
+        frames = list_frames(path)  # of a damaged one tells what is wrong
+        raise ImageFileError(f"a video of {len(frames)} frames; each is an image: list them with find_cases")
     known = ", ".join(IMAGE_SUFFIXES)
     raise ImageFileError(f"unknown kind of file; images end in {known}, or are DICOM")
 
 
-def _check_voxels(path: Path) -> None:
-    """Refuse a volume too large to hold, by its header: a small compressed file may announce any size."""
-    shape = nibabel.load(path).shape
-    if np.prod(shape, dtype=float) > MAX_VOXELS:
-        raise ImageFileError(f"{' x '.join(map(str, shape))} voxels are more than the limit of {MAX_VOXELS}; crop it")
+def _from_array(array: NDArray[Any]) -> MetaTensor:
+    """Return (C, W, H) of an upright picture (H, W[, 3]), or (1, X, Y, Z)."""
+    if array.dtype.kind not in "iuf" or array.ndim not in (2, 3):
+        raise ImageFileError(
+            f"an array of {array.dtype} {array.shape}; numbers (H, W), (H, W, 3) or (X, Y, Z) are expected"
+        )
+    if array.ndim == 3 and array.shape[-1] != 3:
+        channels, affine = array[None], np.eye(4)
+    else:
+        channels = np.atleast_3d(array).transpose(2, 1, 0)
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0])  # as of an axial slice that is seen upright
+    deep = array.dtype != np.uint8
+    values = torch.from_numpy(np.ascontiguousarray(channels, dtype=np.float32 if deep else np.uint8).copy())
+    return MetaTensor(values, affine=torch.from_numpy(affine))
+
+
+def _finish(image: MetaTensor, path: str = "", *, color_axis: bool = True) -> MetaTensor:
+    """Return an image with the same keys of metadata whatever it came from, once its axes are known to be an image's.
+
+    Args:
+        image: (C, W, H) or (C, X, Y, Z).
+        path: it came from.
+        color_axis: whether three channels are colors.
+
+    Raises:
+        ImageFileError: more axes or fewer pixels than an image has.
+    """
+    has_colors = color_axis and len(image) == 3
+    if image.ndim not in (3, 4) or (image.ndim == 4 and len(image) > 1 and not has_colors):
+        axes = image.ndim - (1 if len(image) == 1 else 0)
+        raise ImageFileError(f"{axes}-D data; 2-D images and 3-D volumes can be scored: split it first")
+    sides = sorted(image.shape[1:], reverse=True)
+    if min(sides[:2]) < MIN_SIDE:  # of a volume, whatever plane it is cut in
+        size = " x ".join(map(str, image.shape[1:]))
+        raise ImageFileError(f"{size} pixels are too few; at least {MIN_SIDE} x {MIN_SIDE} are needed (of each slice)")
+    windows = {key: image.meta[key] for key in VOIKeys.ALL if key in image.meta}
+    plain = MetaTensor(image.as_tensor() if image.dtype == torch.uint8 else image.as_tensor().float())
+    plain.affine = image.affine.to(torch.float64)
+    plain.meta[MetaKeys.ORIGINAL_AFFINE] = plain.affine.numpy().copy()
+    plain.meta[MetaKeys.SPATIAL_SHAPE] = np.asarray(image.shape[1:])
+    plain.meta[MetaKeys.SPACE] = SpaceKeys.RAS
+    plain.meta |= {ImageMetaKey.FILENAME_OR_OBJ: path, **windows}
+    return plain

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from monai.utils import convert_to_tensor
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -159,6 +160,13 @@ def fingerprint(module: nn.Module) -> str:
 def pack_mask(mask: NDArray[np.bool_] | None) -> bytes:
     """Return a mask (H, W) as bytes, a bit a pixel: masks of any size then fit into one batch; None as no bytes."""
     return b"" if mask is None else np.array(mask.shape, "<u4").tobytes() + np.packbits(mask).tobytes()
+
+
+def with_packed_mask(case: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a preprocessed case with its mask packed, None where it is not known."""
+    mask = convert_to_tensor(case[AnomalyKeys.MASK], track_meta=False)[0]
+    packed = pack_mask(None if mask.isnan().any() else (mask > 0.5).numpy())
+    return {"image": case[AnomalyKeys.IMAGE], "case_id": case[AnomalyKeys.CASE_ID], "mask": packed}
 
 
 def unpack_mask(packed: bytes) -> NDArray[np.bool_] | None:

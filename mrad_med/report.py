@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -13,10 +14,11 @@ from PIL import Image
 
 from mrad_med.files import atomic_path
 
-__all__ = ["draw_overlay", "most_suspicious_slice", "save_overlay"]
+__all__ = ["blend_overlay", "draw_overlay", "fit_picture", "most_suspicious_slice", "save_overlay"]
 
 CONTOUR_FRACTION = 0.05  # share of the pixels inside the contour of the top region
 MAX_SIDE = 1024  # pixels; larger pictures are drawn at this size
+CLEAREST, DENSEST = 0.1, 0.7  # opacity of a map without a plain picture beside it, where it is lowest and highest
 _PANEL = 4.6  # inches
 
 
@@ -48,7 +50,7 @@ def draw_overlay(picture: NDArray[np.uint8], anomaly_map: NDArray[np.float32], *
     """
     if picture.shape[:2] != anomaly_map.shape:
         raise ValueError(f"a map of {anomaly_map.shape} does not lie on a picture of {picture.shape[:2]}")
-    picture, anomaly_map = _fit(picture), _fit(anomaly_map)
+    picture, anomaly_map = fit_picture(picture), fit_picture(anomaly_map)
     rows, columns = anomaly_map.shape
     scale = _PANEL / max(rows, columns)
     figure = Figure(figsize=(2 * columns * scale + 1.6, rows * scale + 0.9), layout="constrained")
@@ -71,10 +73,10 @@ def draw_overlay(picture: NDArray[np.uint8], anomaly_map: NDArray[np.float32], *
     return figure
 
 
-def _fit(array: NDArray[Any]) -> NDArray[Any]:
-    """Return a picture or map no larger than is worth drawing."""
+def fit_picture(array: NDArray[Any], side: int = MAX_SIDE) -> NDArray[Any]:
+    """Return a picture or map whose longer side is at most so many pixels; by default what is worth drawing."""
     rows, columns = array.shape[:2]
-    factor = MAX_SIDE / max(rows, columns)
+    factor = side / max(rows, columns)
     if factor >= 1:
         return array
     size = (max(2, round(columns * factor)), max(2, round(rows * factor)))  # contours need two rows
@@ -85,3 +87,24 @@ def save_overlay(path: str | os.PathLike[str], figure: Figure) -> None:
     """Write a figure as PNG, whole or not at all."""
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
+
+
+def blend_overlay(
+    picture: NDArray[np.uint8], anomaly_map: NDArray[np.float32], *, low: float, high: float
+) -> NDArray[np.uint8]:
+    """Return a picture under its anomaly map, uint8 (H, W, 3), at the picture's own size and without any text.
+
+    The map is clear where it is ``low`` and dense where it is ``high``, so that the picture stays visible.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        anomaly_map: (H, W) float32, upright like the picture.
+        low: the value of the lowest color.
+        high: of the highest.
+    """
+    share = ((anomaly_map - low) / max(high - low, 1e-7)).clip(0, 1)[..., None]
+    opacity = CLEAREST + (DENSEST - CLEAREST) * share
+    colors = 255 * colormaps["inferno"](share[..., 0])[..., :3]
+    grey = picture.mean(-1, keepdims=True)
+    blended: NDArray[np.uint8] = np.round((1 - opacity) * grey + opacity * colors).astype(np.uint8)
+    return blended

@@ -1,45 +1,32 @@
-"""What a run leaves behind: maps, overlays, one table, one record of the run."""
+"""The answer for one case, and what is recorded of a run."""
 
 from __future__ import annotations
 
-import csv
-import json
-import logging
 import os
 import platform
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
-import tifffile
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from mrad_med.clip import CLIP
-from mrad_med.files import atomic_path
+from mrad_med.files import OutputError
+from mrad_med.frames import Frame
 from mrad_med.memory import MemoryBank
-from mrad_med.preprocessing import load_picture
-from mrad_med.report import draw_overlay, most_suspicious_slice, save_overlay
-from mrad_med.transforms import ToDisplayOrientation
-from mrad_med.types import AnomalyKeys, FailedCase
+from mrad_med.preprocessing import PictureLoader
+from mrad_med.readers import ImageSource
+from mrad_med.report import most_suspicious_slice
+from mrad_med.types import AnomalyKeys
 
-__all__ = ["CaseResult", "OutputError", "ResultWriter", "Results", "describe_run", "package_versions", "prepare_output"]
+__all__ = ["CaseResult", "describe_run", "package_versions", "prepare_output"]
 
-logger = logging.getLogger(__name__)
-
-_COLUMNS = ("case_id", "status", "anomaly_score", "map_minimum", "map_maximum", "peak", "map", "overlay", "reason")
 _RECORDED_PACKAGES = ("mrad-med", "monai", "torch", "open_clip_torch", "numpy")
-
-
-class OutputError(OSError):
-    """Results cannot be written where they should be."""
 
 
 def describe_run(clip: CLIP, bank: MemoryBank, **settings: Any) -> dict[str, Any]:
@@ -55,160 +42,91 @@ def package_versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """The answer for one file.
+    """The answer for one case.
 
     Attributes:
         case_id: its name.
-        path: the file that was scored.
+        source: what was scored, as `read_image` takes it.
         anomaly_score: the fused score; of a volume, the highest of its slices.
-        anomaly_map: float32 on the file's own grid: (H, W) upright for an image, (X, Y, Z) as stored for a volume.
-        affine: (4, 4) voxel to world matrix of a volume, None for an image.
+        anomaly_map: float32 on the source's own grid: (H, W) upright for an image, (X, Y, Z) as stored for a volume.
+        affine: (4, 4) voxel to world matrix (RAS, mm) of a volume, None for an image.
+        slice_scores: (D,) of a volume's slices, in the order in which they are stored along ``slice_axis``.
+        slice_axis: of the volume (X, Y, Z), along which the slices follow each other.
+        study: what the case belongs to, see `find_cases`; empty where nothing is known.
     """
 
     case_id: str
-    path: Path
+    source: ImageSource
     anomaly_score: float
     anomaly_map: NDArray[np.float32]
     affine: NDArray[np.float64] | None = None
+    slice_scores: NDArray[np.float32] | None = None
+    slice_axis: int = -1
+    study: str = ""
 
     @classmethod
-    def from_output(cls, item: Mapping[str, Any], path: str | os.PathLike[str]) -> CaseResult:
-        """Return the result in one decollated, inverted output of an evaluator."""
-        inverted: MetaTensor = item[AnomalyKeys.ANOMALY_MAP]
+    def from_output(
+        cls, case: Mapping[str, Any], output: Mapping[str, Any], pictures: PictureLoader | None = None
+    ) -> CaseResult:
+        """Return the result of one case.
+
+        Args:
+            case: of the datalist.
+            output: of an evaluator, decollated and inverted.
+            pictures: how the slices of volumes were cut; by default as `build_preprocessing` does.
+        """
+        inverted: MetaTensor = output[AnomalyKeys.ANOMALY_MAP]
         array = inverted.detach().cpu().numpy()[0].astype(np.float32)
-        is_volume = array.ndim == 3
-        return cls(
-            case_id=item[AnomalyKeys.CASE_ID],
-            path=Path(path),
-            anomaly_score=float(item[AnomalyKeys.ANOMALY_SCORE]),
-            anomaly_map=array if is_volume else np.ascontiguousarray(array.T),
-            affine=inverted.affine.cpu().numpy() if is_volume else None,
-        )
+        values = {
+            "case_id": case[AnomalyKeys.CASE_ID],
+            "source": case[AnomalyKeys.IMAGE],
+            "anomaly_score": float(output[AnomalyKeys.ANOMALY_SCORE]),
+            "study": case.get(AnomalyKeys.STUDY, ""),
+        }
+        if array.ndim == 2:
+            return cls(**values, anomaly_map=np.ascontiguousarray(array.T))
+        affine = inverted.affine.cpu().numpy()
+        layout, scores = (pictures or PictureLoader()).layout(affine), output.get(AnomalyKeys.SLICE_SCORES)
+        if scores is not None:
+            scores = scores.detach().cpu().numpy()[:: -1 if layout.is_flipped else 1].astype(np.float32)
+        return cls(**values, anomaly_map=array, affine=affine, slice_scores=scores, slice_axis=layout.axis)
+
+    @property
+    def kind(self) -> str:
+        """``"volume"``, ``"frame"`` of a video or of a picture with several pages, or ``"image"``."""
+        if self.affine is not None:
+            return "volume"
+        return "frame" if isinstance(self.source, Frame) else "image"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files the source was read from; none for an image in memory."""
+        if isinstance(self.source, (str, os.PathLike)):
+            return (Path(self.source),)
+        if isinstance(self.source, Frame):
+            return (Path(self.source.path),)
+        return tuple(Path(path) for path in self.source) if isinstance(self.source, (list, tuple)) else ()
 
     @property
     def peak(self) -> tuple[int, ...]:
         """Index of the map's highest value: (row, column) of an image, (x, y, z) of a volume."""
         return tuple(int(i) for i in np.unravel_index(int(self.anomaly_map.argmax()), self.anomaly_map.shape))
 
-    def overlay_input(self) -> tuple[NDArray[np.uint8], NDArray[np.float32], str]:
-        """Return picture (H, W, 3), map (H, W) and a note; of a volume, of its most suspicious slice."""
-        picture = load_picture(self.path)
+    def overlay_input(
+        self, pictures: PictureLoader | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32], str]:
+        """Return picture (H, W, 3), map (H, W) and a note; of a volume, of its most suspicious slice.
+
+        Args:
+            pictures: how the source is shown; by default as `build_preprocessing` does.
+        """
+        pictures = pictures or PictureLoader()
+        picture = pictures(self.source)
         if self.affine is None:
             return picture, self.anomaly_map, ""
-        upright = ToDisplayOrientation()(MetaTensor(self.anomaly_map[None], affine=self.affine)).numpy()[0]
+        upright = pictures.upright(self.anomaly_map, self.affine)
         index = most_suspicious_slice(upright)
         return picture[:, :, index], upright[..., index], f", slice {index + 1} of {upright.shape[-1]}"
-
-
-class ResultWriter:
-    """Write the results of a run as they come; nothing is ever half-written.
-
-    ``maps/<case_id>.tiff`` or ``.nii.gz`` holds the float32 map on the file's own grid, ``overlays/<case_id>.png`` a
-    picture of it. `finish` writes ``scores.csv`` and ``run.json``.
-
-    Args:
-        output_dir: made if absent.
-        provenance: what should be recorded of the run: cards, hashes, settings.
-        overlays: whether to draw pictures.
-
-    Raises:
-        OutputError: the folder cannot be written to.
-    """
-
-    def __init__(
-        self,
-        output_dir: str | os.PathLike[str],
-        *,
-        provenance: Mapping[str, Any] | None = None,
-        overlays: bool = True,
-    ) -> None:
-        self.output_dir = prepare_output(output_dir)
-        self.provenance = dict(provenance or {})
-        self.overlays = overlays
-        self.rows: list[dict[str, str]] = []
-        self._started = time.time()
-
-    def write(self, result: CaseResult) -> None:
-        """Write map and overlay of one case.
-
-        Raises:
-            OutputError: the disk is full, or the folder went away.
-            ValueError: the case name would lead out of the output folder.
-        """
-        relative = _safe_relative_path(result.case_id)
-        map_file = f"maps/{relative}{'.tiff' if result.affine is None else '.nii.gz'}"
-        overlay_file = f"overlays/{relative}.png" if self.overlays else ""
-        try:
-            with atomic_path(self.output_dir / map_file) as partial:
-                if result.affine is None:
-                    tifffile.imwrite(partial, result.anomaly_map, compression="zlib")
-                else:
-                    nibabel.save(nibabel.Nifti1Image(result.anomaly_map, result.affine), partial)
-            if self.overlays and not self._draw(result, self.output_dir / overlay_file):
-                overlay_file = ""
-        except OSError as error:
-            raise OutputError(f"cannot write the results of {result.case_id} to {self.output_dir}: {error}") from error
-        self.rows.append(
-            {
-                "case_id": result.case_id,
-                "status": "ok",
-                "anomaly_score": f"{result.anomaly_score:.7g}",
-                "map_minimum": f"{result.anomaly_map.min():.7g}",
-                "map_maximum": f"{result.anomaly_map.max():.7g}",
-                "peak": " ".join(map(str, result.peak)),
-                "map": map_file,
-                "overlay": overlay_file,
-            }
-        )
-
-    def _draw(self, result: CaseResult, path: Path) -> bool:
-        """Draw the overlay; a picture that cannot be drawn costs only itself."""
-        try:
-            picture, upright, note = result.overlay_input()
-            title = f"{result.case_id}{note}\nanomaly score {result.anomaly_score:.4f}"
-            save_overlay(path, draw_overlay(picture, upright, title=title))
-        except OSError:
-            raise
-        except Exception as error:
-            logger.warning("%s: no overlay could be drawn (%s)", result.case_id, type(error).__name__)
-            return False
-        return True
-
-    def finish(self, failures: Sequence[FailedCase] = ()) -> None:
-        """Write ``scores.csv`` and ``run.json``, with the failed cases in both.
-
-        Raises:
-            OutputError: the disk is full, or the folder went away.
-        """
-        failed = [{"case_id": f.case_id, "status": "failed", "reason": f.reason} for f in failures]
-        record = {
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "seconds": round(time.time() - self._started, 3),
-            "versions": package_versions(),
-            **self.provenance,
-            "cases": {"total": len(self.rows) + len(failed), "ok": len(self.rows), "failed": len(failed)},
-            "failures": [asdict(failure) for failure in failures],
-        }
-        try:
-            for failure in failures:  # what an earlier run left of a case that fails now would mislead
-                self._remove(failure.case_id)
-            with (
-                atomic_path(self.output_dir / "scores.csv") as partial,
-                partial.open("w", newline="", encoding="utf-8") as stream,
-            ):
-                table = csv.DictWriter(stream, _COLUMNS, restval="")
-                table.writeheader()
-                table.writerows([*self.rows, *failed])
-            with atomic_path(self.output_dir / "run.json") as partial:
-                partial.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"cannot write the tables to {self.output_dir}: {error}") from error
-        logger.info("%d case(s) written to %s, %d failed", len(self.rows), self.output_dir, len(failed))
-
-    def _remove(self, case_id: str) -> None:
-        relative = _safe_relative_path(case_id)
-        for name in (f"maps/{relative}.tiff", f"maps/{relative}.nii.gz", f"overlays/{relative}.png"):
-            (self.output_dir / name).unlink(missing_ok=True)
 
 
 def prepare_output(output_dir: str | os.PathLike[str]) -> Path:
@@ -225,45 +143,3 @@ def prepare_output(output_dir: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise OutputError(f"cannot write to {folder} ({error.strerror}); choose another folder") from error
     return folder
-
-
-def _safe_relative_path(case_id: str) -> str:
-    path = PurePosixPath(case_id)
-    if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in case_id:
-        raise ValueError(f"case name {case_id!r} cannot become a file below the output folder; rename the case")
-    return str(path)
-
-
-@dataclass
-class Results:
-    """The results of a detection, in the order of the files.
-
-    Attributes:
-        cases: one `CaseResult` per file that could be scored.
-        failures: one `FailedCase` per file that could not.
-        provenance: cards, hashes and settings of the run.
-    """
-
-    cases: list[CaseResult] = field(default_factory=list)
-    failures: list[FailedCase] = field(default_factory=list)
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def __iter__(self) -> Iterator[CaseResult]:
-        """Iterate over the cases that could be scored."""
-        return iter(self.cases)
-
-    def __len__(self) -> int:
-        """Return the number of cases that could be scored."""
-        return len(self.cases)
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """Anomaly score by case name."""
-        return {case.case_id: case.anomaly_score for case in self.cases}
-
-    def save(self, output_dir: str | os.PathLike[str], *, overlays: bool = True) -> None:
-        """Write maps, overlays, ``scores.csv`` and ``run.json``; see `ResultWriter`."""
-        writer = ResultWriter(output_dir, provenance=self.provenance, overlays=overlays)
-        for case in self.cases:
-            writer.write(case)
-        writer.finish(self.failures)

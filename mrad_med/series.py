@@ -16,14 +16,15 @@ from monai.data import MetaTensor
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
-from mrad_med.dicom import DICOM_SUFFIXES, DicomReader
-from mrad_med.headers import MAX_PIXELS, MAX_VOXELS, ImageFileError, looks_like_dicom
-from mrad_med.pairs import DatasetError, printable
-from mrad_med.planes import plane_name, stack_planes
+from mrad_med.dicom import DicomReader
+from mrad_med.headers import MAX_PIXELS, MAX_VOXELS, ImageFileError
+from mrad_med.kinds import DICOM, kind_of
+from mrad_med.names import DatasetError, printable
+from mrad_med.planes import Stack, plane_name, stack_planes
 from mrad_med.slices import Slice, common_planes, have_one_spacing, read_slice, split_into_volumes, stack_slices
 from mrad_med.voi import VOIKeys
 
-__all__ = ["DicomSeries", "find_series", "read_series"]
+__all__ = ["DicomSeries", "find_series", "group_series", "read_series"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class DicomSeries:
         plane: ``"axial"``, ``"coronal"``, ``"sagittal"``, ``"oblique"`` or ``"unknown"``.
         spacing: mm between columns, rows and slices; None where the headers do not tell.
         problems: what is unusual about the stack, in words. None is fatal to others of the list.
+        is_volume: whether `read_series` makes one volume of it: grey slices, evenly spaced, or frames of one file.
     """
 
     case_id: str
@@ -48,6 +50,7 @@ class DicomSeries:
     plane: str
     spacing: tuple[float, float, float] | None
     problems: tuple[str, ...] = ()
+    is_volume: bool = True
 
 
 def find_series(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[DicomSeries]:
@@ -70,6 +73,11 @@ def find_series(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
         logger.warning("%d of %d file(s) passed over: no images, or damaged", len(files) - len(slices), len(files))
     if not slices:
         raise DatasetError(f"no DICOM image in {root}: slices are looked for by their content, whatever their names")
+    return group_series(slices, root)
+
+
+def group_series(slices: Iterable[Slice], root: Path) -> list[DicomSeries]:
+    """Return the series that slices make, named after their folders below ``root``."""
     by_series: dict[str, list[Slice]] = defaultdict(list)
     for item in slices:
         by_series[item.series].append(item)
@@ -172,7 +180,7 @@ def _list_files(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     for folder, subfolders, names in os.walk(root, onerror=_refuse):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         candidates = [Path(folder) / name for name in sorted(names) if not name.startswith(".")]
-        files += [path for path in candidates if path.name.lower().endswith(DICOM_SUFFIXES) or looks_like_dicom(path)]
+        files += [path for path in candidates if kind_of(path) == DICOM]
     return files, root
 
 
@@ -182,9 +190,11 @@ def _refuse(error: OSError) -> None:
 
 def _describe(group: list[Slice], notes: list[str]) -> DicomSeries:
     """Return a series, not yet named."""
-    first, stack = group[0], stack_slices(group)
+    group, stack, notes = _without_copies(group, stack_slices(group), notes)
+    first = group[0]
     problems = [*notes, *dict.fromkeys(item.problem for item in group if item.problem is not None)]
     files, spacing, plane = [item.path for item in group], None, "unknown"
+    is_volume = first.is_grey and stack is not None and not stack.faults and have_one_spacing(group)
     if stack is None or first.planes is None:
         if len(group) > 1:
             problems.append(f"{len(group)} slice(s) do not tell their position")
@@ -195,7 +205,20 @@ def _describe(group: list[Slice], notes: list[str]) -> DicomSeries:
         spacing, plane = (float(lengths[0]), float(lengths[1]), float(lengths[2])), plane_name(first.planes.orientation)
         if not have_one_spacing(group):
             problems.append("different pixel spacings in one series")
-    return DicomSeries("", tuple(files), first.modality, plane, spacing, tuple(problems))
+    return DicomSeries("", tuple(files), first.modality, plane, spacing, tuple(problems), is_volume)
+
+
+def _without_copies(
+    group: list[Slice], stack: Stack | None, notes: list[str]
+) -> tuple[list[Slice], Stack | None, list[str]]:
+    """Return a group without files that hold the same slice again, where nothing else keeps it from being a volume."""
+    if stack is None or not stack.repeated:
+        return group, stack, notes
+    originals = list({item.instance: item for item in reversed(group)}.values())[::-1]
+    reduced = stack_slices(originals)
+    if reduced is None or reduced.faults or len(originals) < 2:
+        return group, stack, notes
+    return originals, reduced, [*notes, f"{len(group) - len(originals)} copies of slices passed over"]
 
 
 def _name(found: list[DicomSeries], firsts: list[Slice], root: Path) -> list[DicomSeries]:

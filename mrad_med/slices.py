@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ from mrad_med.headers import ImageFileError, check_is_image, count_frames, plane
 from mrad_med.planes import Planes, Stack, stack_planes
 
 __all__ = ["Slice", "common_planes", "have_one_spacing", "read_slice", "split_into_volumes", "stack_slices"]
+
+_TONES = "PhotometricInterpretation"
 
 PARALLEL = 1e-3  # largest difference between the directions of slices of one stack
 
@@ -27,15 +29,36 @@ _VOLUME_TAGS = (
     ("EchoTime", "TemporalPositionIdentifier"),
     ("DiffusionBValue", "AcquisitionNumber"),
 )
-_TAGS = ("SeriesInstanceUID", "SeriesNumber", *sorted({tag for tags in _VOLUME_TAGS for tag in tags}))
+# What names of cases are freed of.
+_IDENTIFIERS = (
+    "PatientName",
+    "PatientID",
+    "OtherPatientIDs",
+    "PatientBirthDate",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "SeriesDate",
+    "AcquisitionDate",
+    "ContentDate",
+)
+_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+_TAGS = (*_UIDS, "SeriesNumber", *_IDENTIFIERS, *sorted({tag for tags in _VOLUME_TAGS for tag in tags}))
 
 
 @dataclass(frozen=True)
 class Slice:
-    """What the header of one file tells about its place in a series."""
+    """What the header of one file tells about its place in a series.
+
+    UIDs and identifiers are there to be compared; they are in no name, message or picture of the object.
+    """
 
     path: Path
-    series: str
+    study: str = field(repr=False)
+    series: str = field(repr=False)
+    instance: str = field(repr=False)
+    identifiers: frozenset[str] = field(repr=False)
+    is_grey: bool
     number: int | None
     modality: str
     size: tuple[int, int]
@@ -60,7 +83,11 @@ def read_slice(path: Path) -> Slice:
         number = header.get("SeriesNumber")
         return Slice(
             path=path,
+            study=str(header.get("StudyInstanceUID") or ""),
             series=str(header.get("SeriesInstanceUID") or path),
+            instance=str(header.get("SOPInstanceUID") or path),
+            identifiers=frozenset(str(header.get(tag) or "") for tag in _IDENTIFIERS) - {""},
+            is_grey=int(header.get("SamplesPerPixel") or 1) == 1 and "PALETTE" not in str(header.get(_TONES)),
             number=None if number is None else int(number),
             modality=str(header.get("Modality") or ""),
             size=(int(header.Columns), int(header.Rows)),

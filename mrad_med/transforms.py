@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -14,13 +13,14 @@ from monai.data import MetaTensor
 from monai.transforms import (
     InvertibleTransform,
     MapTransform,
-    Orientation,
     Transform,
 )
 from monai.utils import TraceKeys
 from PIL import Image
 
-from mrad_med.readers import MAX_PIXELS, ImageFileError, read_image_file
+from mrad_med.each import Eachd, InvertibleEachd
+from mrad_med.headers import MAX_PIXELS, ImageFileError
+from mrad_med.readers import ImageSource, read_image, read_image_file
 from mrad_med.types import AnomalyKeys
 
 __all__ = [
@@ -33,8 +33,6 @@ __all__ = [
     "ResizeMaskd",
     "ScaleToBytes",
     "ScaleToBytesd",
-    "ToDisplayOrientation",
-    "ToDisplayOrientationd",
     "ToRGB",
     "ToRGBd",
 ]
@@ -45,46 +43,19 @@ MASK_THRESHOLD = 127  # JPEG compression leaves small values beside a mask's 0 a
 
 
 class LoadMedicalImage(Transform):
-    """Load a photograph, DICOM file or NIfTI volume as (C, W, H) or (C, X, Y, Z); see `read_image_file`."""
+    """Load an image or a volume as (C, W, H) or (C, X, Y, Z); see `read_image`."""
 
-    def __init__(self, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, max_pixels: int = MAX_PIXELS, strict: bool = True) -> None:
         self.max_pixels = max_pixels
+        self.strict = strict
 
-    def __call__(self, path: str | os.PathLike[str]) -> MetaTensor:
-        """Return the image in ``path``.
+    def __call__(self, source: ImageSource) -> MetaTensor:
+        """Return the image in ``source``: a file, the files of a DICOM series, a frame, or an image in memory.
 
         Raises:
-            ImageFileError: the file cannot be used.
+            ImageFileError: the source cannot be used.
         """
-        return read_image_file(path, max_pixels=self.max_pixels)
-
-
-class ToDisplayOrientation(InvertibleTransform):
-    """Turn an array as MONAI reads it into upright pictures: rows run down, columns run right.
-
-    (C, W, H) becomes (C, H, W). A volume is first brought to LPS, so that an axial slice lies as radiologists see it
-    (patient's right at the left, anterior up), then becomes (C, rows, columns, slices).
-    """
-
-    def __init__(self) -> None:
-        # The default labels are announced to change; these are those of RAS affines, which MONAI's readers give.
-        self._orientation = Orientation(axcodes="LPS", labels=(("L", "R"), ("P", "A"), ("I", "S")))
-
-    def __call__(self, image: MetaTensor) -> MetaTensor:
-        """Return the upright image."""
-        if image.ndim == 4:
-            image = self._orientation(image)
-        return self.push_transform(_swap_rows_and_columns(image), extra_info={})
-
-    def inverse(self, image: MetaTensor) -> MetaTensor:
-        """Return a map on the upright grid as the file stores it."""
-        self.pop_transform(image)
-        image = _swap_rows_and_columns(image)
-        return self._orientation.inverse(image) if image.ndim == 4 else image
-
-
-def _swap_rows_and_columns(image: MetaTensor) -> MetaTensor:
-    return image.transpose(1, 2).contiguous()
+        return read_image(source, max_pixels=self.max_pixels, strict=self.strict)
 
 
 class ScaleToBytes(Transform):
@@ -190,47 +161,21 @@ def _restack(slices: torch.Tensor, ndim: int) -> torch.Tensor:
     return slices[0] if ndim == 3 else slices.permute(1, 2, 3, 0)
 
 
-class _Eachd(MapTransform):
-    """Apply one array transform to every key."""
-
-    transform: Any
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the dictionary with the values of the keys transformed."""
-        result = dict(data)
-        for key in self.key_iterator(result):
-            result[key] = self.transform(result[key])
-        return result
-
-
-class _InvertibleEachd(_Eachd, InvertibleTransform):
-    """The same for a transform that can be undone."""
-
-    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the dictionary with the transform of the keys undone."""
-        result = dict(data)
-        for key in self.key_iterator(result):
-            result[key] = self.transform.inverse(result[key])
-        return result
-
-
-class LoadMedicalImaged(_Eachd):
+class LoadMedicalImaged(Eachd):
     """Dictionary version of `LoadMedicalImage`."""
 
-    def __init__(self, keys: KeysCollection, max_pixels: int = MAX_PIXELS, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        max_pixels: int = MAX_PIXELS,
+        strict: bool = True,
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.transform = LoadMedicalImage(max_pixels)
+        self.transform = LoadMedicalImage(max_pixels, strict)
 
 
-class ToDisplayOrientationd(_InvertibleEachd):
-    """Dictionary version of `ToDisplayOrientation`."""
-
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.transform = ToDisplayOrientation()
-
-
-class ScaleToBytesd(_Eachd):
+class ScaleToBytesd(Eachd):
     """Dictionary version of `ScaleToBytes`."""
 
     def __init__(
@@ -243,7 +188,7 @@ class ScaleToBytesd(_Eachd):
         self.transform = ScaleToBytes(percentiles)
 
 
-class ToRGBd(_Eachd):
+class ToRGBd(Eachd):
     """Dictionary version of `ToRGB`."""
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
@@ -251,7 +196,7 @@ class ToRGBd(_Eachd):
         self.transform = ToRGB()
 
 
-class ResizeBicubicd(_InvertibleEachd):
+class ResizeBicubicd(InvertibleEachd):
     """Dictionary version of `ResizeBicubic`."""
 
     def __init__(
@@ -261,7 +206,7 @@ class ResizeBicubicd(_InvertibleEachd):
         self.transform = ResizeBicubic(size)
 
 
-class ResizeMaskd(_Eachd):
+class ResizeMaskd(Eachd):
     """Dictionary version of `ResizeMask`."""
 
     def __init__(

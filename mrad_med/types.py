@@ -22,6 +22,8 @@ class AnomalyKeys(str, Enum):
     CASE_ID = "case_id"
     ANOMALY_MAP = "anomaly_map"
     ANOMALY_SCORE = "anomaly_score"
+    SLICE_SCORES = "slice_scores"
+    STUDY = "study"
 
     def __str__(self) -> str:
         """Return the key itself, so that it reads the same in messages and names."""

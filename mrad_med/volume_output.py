@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mrad_med.files import atomic_path
 
-__all__ = ["slice_positions", "slice_rows", "write_volume"]
+__all__ = ["require_nrrd", "slice_positions", "slice_rows", "write_volume"]
 
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 
@@ -67,11 +67,21 @@ def _nifti(values: NDArray[Any], affine: NDArray[np.float64]) -> Any:
     return image
 
 
-def _write_nrrd(path: str | os.PathLike[str], values: NDArray[Any], affine: NDArray[np.float64]) -> None:
+def require_nrrd() -> Any:
+    """Return pynrrd.
+
+    Raises:
+        ImportError: it is not installed.
+    """
     try:
         import nrrd  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError('NRRD files need pynrrd: pip install "mrad-med[nrrd]", or write .nii.gz') from error
+    return nrrd
+
+
+def _write_nrrd(path: str | os.PathLike[str], values: NDArray[Any], affine: NDArray[np.float64]) -> None:
+    nrrd = require_nrrd()
     lps = _RAS_TO_LPS @ affine[:3]
     header = {
         "space": "left-posterior-superior",

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Transform
+from monai.transforms import Transform
 from numpy.typing import NDArray
 
+from mrad_med.each import Eachd
 from mrad_med.headers import ImageFileError
 from mrad_med.transforms import INTENSITY_PERCENTILES, ScaleToBytes
 from mrad_med.voi import VOIKeys
@@ -179,7 +180,7 @@ def _apply_stored(values: NDArray[Any], meta: Mapping[Hashable, Any]) -> NDArray
     return apply_window(values, center, width, function=str(meta[VOIKeys.FUNCTION]))
 
 
-class ApplyWindowd(MapTransform):
+class ApplyWindowd(Eachd):
     """Dictionary version of `ApplyWindow`."""
 
     def __init__(
@@ -191,10 +192,3 @@ class ApplyWindowd(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.transform = ApplyWindow(window, percentiles)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the dictionary with the images of the keys as bytes."""
-        result = dict(data)
-        for key in self.key_iterator(result):
-            result[key] = self.transform(result[key])
-        return result

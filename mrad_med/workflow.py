@@ -12,7 +12,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-__all__ = ["BundleWorkflow", "find_bundle", "plain_errors"]
+__all__ = ["BundleWorkflow", "config_files", "find_bundle", "plain_errors"]
 
 
 def find_bundle(name: str | os.PathLike[str]) -> Path:
@@ -32,6 +32,21 @@ def find_bundle(name: str | os.PathLike[str]) -> Path:
             return folder / name
     known = sorted({path.parent.name for folder in folders[1:] for path in folder.glob("*/configs")})
     raise FileNotFoundError(f"{name} is no bundle directory (it has no configs/); the project's are {', '.join(known)}")
+
+
+def config_files(root: Path, profiles: Sequence[str] = ()) -> list[Path]:
+    """Return the config files of a bundle for inference: the common one, and one for each kind of image.
+
+    Raises:
+        FileNotFoundError: the bundle has no such profile; lists those it has.
+    """
+    folder = root / "configs"
+    files = [folder / f"inference_{name}.json" for name in profiles]
+    missing = [name for name, file in zip(profiles, files, strict=True) if not file.is_file()]
+    if missing:
+        known = sorted(path.stem.removeprefix("inference_") for path in folder.glob("inference_*.json"))
+        raise FileNotFoundError(f"{root.name} has no profile {', '.join(missing)}; it has {', '.join(known) or 'none'}")
+    return [folder / "inference.json", *files]
 
 
 @contextmanager

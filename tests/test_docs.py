@@ -140,6 +140,40 @@ def test_commands_of_the_evaluation_page_give_the_same_numbers(
     assert 0 < float(capsys.readouterr().out.split("'auroc': ")[1].split(",")[0]) < 1
 
 
+def test_commands_of_the_clinical_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "bundles").symlink_to(ROOT / "bundles")
+    (tmp_path / "frames").mkdir()
+    Image.fromarray(mrad_med.make_phantom((90, 120))[0]).save(tmp_path / "frames" / "frame.png")
+    monkeypatch.chdir(tmp_path)
+    study, in_python = blocks("clinical.md", "python")
+    exec(study, {})
+    for words in commands("clinical.md"):
+        run_command(words, monkeypatch)
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {
+        "results/maps/ct/series_1.nii.gz",
+        "results/maps/chest.nii.gz",
+        "results/montages/chest.png",
+        "in_dicom/dicom/series_1_seg.dcm",
+        "in_dicom/dicom/series_1_map.dcm",
+        "in_dicom/montages/series_1.png",
+        "as_nrrd/maps/chest.nrrd",
+        "bundle_results/montages/ct/series_1.png",
+        "bundle_frames/maps/frame.tiff",
+    } <= written
+    assert len([name for name in written if name.startswith("in_dicom/dicom/series_1/overlay_")]) == 9
+    with (tmp_path / "as_nrrd" / "slices.csv").open(newline="", encoding="utf-8") as stream:
+        assert len(list(csv.DictReader(stream))) == 112  # coronal: as many as the phantom has rows
+    from_bundle = mrad_med.AnomalyDetector.from_bundle
+    monkeypatch.setattr(
+        mrad_med.AnomalyDetector,
+        "from_bundle",
+        lambda name, **options: from_bundle(name, image_size=126, device="cpu", **options),
+    )
+    exec(in_python, {})
+    assert (tmp_path / "python_results" / "masks" / "series_1.nii.gz").is_file()
+
+
 def test_published_files_become_a_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     for name, width in (("cache_model_visa.pt", 24), ("cache_patch_model_visa.pt", 32)):

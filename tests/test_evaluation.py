@@ -38,8 +38,8 @@ from mrad_med import (
     evaluate_together,
 )
 from mrad_med import evaluation as module
+from mrad_med.files import OutputError
 from mrad_med.metrics import image_metrics
-from mrad_med.results import OutputError
 from tests.conftest import TINY_SIZE, make_tiny_clip
 
 ROOT = Path(__file__).parent.parent

@@ -12,7 +12,7 @@ import pytest
 
 from mrad_med.catalog import DATASETS
 from mrad_med.inventory import list_datasets, load_datalist
-from mrad_med.pairs import DatasetError
+from mrad_med.names import DatasetError
 from tests.small_archives import MAKERS, make_archive, make_polyps, picture, pictures, text
 
 

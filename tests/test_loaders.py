@@ -201,7 +201,7 @@ def test_run_without_failures_ends_in_silence(bad):
 @pytest.mark.parametrize("progress", [True, False])
 def test_progress_bar_can_be_switched_off(capsys, progress):
     list(CaseLoader(CaseDataset(make_cases(2), Load()), progress=progress))
-    assert ("cases" in capsys.readouterr().err) is progress
+    assert ("pictures" in capsys.readouterr().err) is progress
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])

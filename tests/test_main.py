@@ -27,6 +27,7 @@ def test_detect_writes_everything_and_says_so(image_folder: Path, tmp_path: Path
     assert names == {
         "scores.csv",
         "run.json",
+        "finished.jsonl",
         *(f"maps/{name}.tiff" for name in "abc"),
         *(f"overlays/{name}.png" for name in "abc"),
     }
@@ -36,7 +37,7 @@ def test_detect_finishes_the_folder_and_fails_for_the_bad_file(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     (image_folder / "a_text.png").write_text("hello", encoding="utf-8")
-    assert main(["detect", str(image_folder), "--out", str(tmp_path / "out"), "--no-overlays", *SMALL]) == 1
+    assert main(["detect", str(image_folder), "--out", str(tmp_path / "out"), *SMALL, "--write", "tiff"]) == 1
     captured = capsys.readouterr()
     assert "3 of 4 case(s) scored" in captured.out
     assert "left out a_text: not an image" in captured.err

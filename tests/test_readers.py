@@ -20,7 +20,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydicom.pixels import pixel_array
 from pydicom.pixels.processing import apply_color_lut
 
-from mrad_med.readers import ImageFileError, PhotographReader, is_supported_image, read_image_file
+from mrad_med.headers import ImageFileError
+from mrad_med.kinds import DICOM, kind_of
+from mrad_med.orientation import ToDisplayOrientation
+from mrad_med.photographs import PhotographReader
+from mrad_med.readers import read_image_file
 from mrad_med.voi import VOIKeys
 
 ROWS, COLUMNS = 20, 30
@@ -452,7 +456,7 @@ def test_slope_and_intercept_of_a_dicom_are_applied(tmp_path):
 def test_dicom_is_known_by_its_first_bytes(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(bundled_dicom("CT_small.dcm").read_bytes())
-    assert is_supported_image(path)
+    assert kind_of(path) == DICOM
     assert torch.equal(read_image_file(path), read_image_file(bundled_dicom("CT_small.dcm")))
 
 
@@ -652,7 +656,7 @@ def test_affine_without_axes_is_refused(tmp_path):
 def test_volume_with_tiny_axial_slices_is_refused(tmp_path, shape):
     path = write_volume(tmp_path / "thin.nii", np.zeros(shape, np.float32), np.eye(4))
     with pytest.raises(ImageFileError, match="are too few; at least 16 x 16"):
-        read_image_file(path)
+        ToDisplayOrientation()(read_image_file(path))
 
 
 @pytest.mark.parametrize("codes", ["SAR", "RSA"])

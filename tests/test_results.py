@@ -74,9 +74,10 @@ def read_record(folder: Path) -> dict:
 
 def test_result_of_an_image_is_turned_upright():
     stored = torch.arange(6.0, dtype=torch.float64).reshape(1, 3, 2)  # (1, W, H)
-    item = {"anomaly_map": MetaTensor(stored), "anomaly_score": torch.tensor([0.25]), "case_id": "a/b"}
-    result = CaseResult.from_output(item, "folder/b.png")
-    assert (result.case_id, result.path, result.anomaly_score) == ("a/b", Path("folder/b.png"), 0.25)
+    output = {"anomaly_map": MetaTensor(stored), "anomaly_score": torch.tensor([0.25])}
+    result = CaseResult.from_output({"image": "folder/b.png", "case_id": "a/b", "study": "s"}, output)
+    assert (result.case_id, result.files, result.anomaly_score) == ("a/b", (Path("folder/b.png"),), 0.25)
+    assert (result.study, result.kind, result.slice_scores) == ("s", "image", None)
     assert result.anomaly_map.dtype == np.float32
     assert result.anomaly_map.flags.c_contiguous
     np.testing.assert_array_equal(result.anomaly_map, [[0, 2, 4], [1, 3, 5]])
@@ -85,12 +86,14 @@ def test_result_of_an_image_is_turned_upright():
 
 def test_result_of_a_volume_stays_as_stored():
     stored = torch.rand(1, 4, 5, 6)
-    item = {
+    output = {
         "anomaly_map": MetaTensor(stored, affine=torch.from_numpy(AFFINE)),
         "anomaly_score": torch.tensor([0.5]),
-        "case_id": "v",
+        "slice_scores": torch.arange(6.0),
     }
-    result = CaseResult.from_output(item, "v.nii.gz")
+    result = CaseResult.from_output({"image": "v.nii.gz", "case_id": "v"}, output)
+    assert (result.kind, result.slice_axis) == ("volume", 2)
+    np.testing.assert_array_equal(result.slice_scores, np.arange(6))
     np.testing.assert_array_equal(result.anomaly_map, stored[0])
     np.testing.assert_array_equal(result.affine, AFFINE)
 
@@ -103,7 +106,7 @@ def test_peak_is_the_index_of_the_highest_value(tmp_path):
 def test_overlay_of_an_image_shows_all_of_it(tmp_path):
     case = make_image_case(tmp_path)
     picture, upright, note = case.overlay_input()
-    np.testing.assert_array_equal(picture, np.asarray(Image.open(case.path)))
+    np.testing.assert_array_equal(picture, np.asarray(Image.open(case.source)))
     np.testing.assert_array_equal(upright, case.anomaly_map)
     assert note == ""
 
@@ -115,7 +118,7 @@ def test_overlay_of_a_volume_shows_its_most_suspicious_slice_upright(tmp_path):
     picture, upright, note = case.overlay_input()
     assert note == ", slice 5 of 6"
     np.testing.assert_array_equal(upright, case.anomaly_map[:, ::-1, 4].T)
-    values = nibabel.load(case.path).get_fdata()
+    values = nibabel.load(case.source).get_fdata()
     low, high = np.percentile(values, (0.5, 99.5))
     expected = np.clip((values[:, ::-1, 4].T - low) / (high - low), 0, 1) * 255
     np.testing.assert_allclose(picture, np.dstack([expected] * 3), atol=1)
@@ -130,8 +133,10 @@ def test_files_of_a_run_are_named_after_their_cases(tmp_path):
     writer.write(make_volume_case(tmp_path, "brain"))
     writer.finish(FAILURES)
     assert files_below(tmp_path / "out") == [
+        "finished.jsonl",
         "maps/brain.nii.gz",
         "maps/visit 1/left eye.tiff",
+        "montages/brain.png",
         "overlays/brain.png",
         "overlays/visit 1/left eye.png",
         "run.json",
@@ -141,7 +146,7 @@ def test_files_of_a_run_are_named_after_their_cases(tmp_path):
 
 def test_map_of_an_image_is_a_tiff_of_its_very_values(tmp_path):
     case = make_image_case(tmp_path)
-    ResultWriter(tmp_path / "out", overlays=False).write(case)
+    ResultWriter(tmp_path / "out", write=["tiff", "nifti"]).write(case)
     stored = tifffile.imread(tmp_path / "out/maps/photo.tiff")
     assert stored.dtype == np.float32
     np.testing.assert_array_equal(stored, case.anomaly_map)
@@ -151,21 +156,21 @@ def test_map_of_an_image_is_a_tiff_of_its_very_values(tmp_path):
 
 def test_map_of_a_volume_is_a_nifti_of_its_very_values_on_the_grid_of_the_file(tmp_path):
     case = make_volume_case(tmp_path)
-    ResultWriter(tmp_path / "out", overlays=False).write(case)
+    ResultWriter(tmp_path / "out", write=["tiff", "nifti"]).write(case)
     stored = nibabel.load(tmp_path / "out/maps/volume.nii.gz")
     assert stored.get_data_dtype() == np.float32
     np.testing.assert_array_equal(np.asarray(stored.dataobj), case.anomaly_map)
-    np.testing.assert_allclose(stored.affine, nibabel.load(case.path).affine, atol=1e-6)
+    np.testing.assert_allclose(stored.affine, nibabel.load(case.source).affine, atol=1e-6)
 
 
 def test_header_of_a_map_holds_geometry_and_nothing_else(tmp_path):
     case = make_volume_case(tmp_path)
-    named = nibabel.load(case.path)
+    named = nibabel.load(case.source)
     named.header["descrip"] = b"Beeblebrox"
     named.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"Beeblebrox, Zaphod"))
     volume = nibabel.Nifti1Image(named.get_fdata(dtype=np.float32), named.affine, named.header)
-    nibabel.save(volume, case.path)
-    ResultWriter(tmp_path / "out", overlays=False).write(case)
+    nibabel.save(volume, case.source)
+    ResultWriter(tmp_path / "out", write=["tiff", "nifti"]).write(case)
     header = nibabel.load(tmp_path / "out/maps/volume.nii.gz").header
     assert [header[name].item() for name in ("descrip", "aux_file", "intent_name", "db_name")] == [b""] * 4
     assert len(header.extensions) == 0
@@ -173,18 +178,18 @@ def test_header_of_a_map_holds_geometry_and_nothing_else(tmp_path):
 
 
 def test_overlays_can_be_left_out(tmp_path):
-    writer = ResultWriter(tmp_path / "out", overlays=False)
+    writer = ResultWriter(tmp_path / "out", write=["tiff", "nifti"])
     writer.write(make_image_case(tmp_path))
     writer.finish()
-    assert files_below(tmp_path / "out") == ["maps/photo.tiff", "run.json", "scores.csv"]
+    assert files_below(tmp_path / "out") == ["finished.jsonl", "maps/photo.tiff", "run.json", "scores.csv"]
     assert read_table(tmp_path / "out")[0]["overlay"] == ""
 
 
 def test_overlay_is_a_picture_with_the_score_in_its_title(tmp_path, monkeypatch):
     titles = []
-    drawn = mrad_med.results.draw_overlay
+    drawn = mrad_med.outputs.draw_overlay
     monkeypatch.setattr(
-        mrad_med.results, "draw_overlay", lambda *args, title: titles.append(title) or drawn(*args, title=title)
+        mrad_med.outputs, "draw_overlay", lambda *args, title: titles.append(title) or drawn(*args, title=title)
     )
     writer = ResultWriter(tmp_path / "out")
     writer.write(make_image_case(tmp_path))
@@ -211,6 +216,10 @@ def test_table_has_a_row_for_every_case(tmp_path):
         "peak": "4 25",
         "map": "maps/visit, 1/photo.tiff",
         "overlay": "overlays/visit, 1/photo.png",
+        "kind": "image",
+        "study": "",
+        "time_s": "",
+        "files": "",
         "reason": "",
     }
     assert (rows[1]["case_id"], rows[1]["peak"], rows[1]["map"]) == ("volume", "7 8 4", "maps/volume.nii.gz")
@@ -245,11 +254,11 @@ def test_run_without_a_single_result_is_recorded_too(tmp_path):
 
 
 def test_provenance_given_is_not_kept_by_reference(tmp_path):
-    provenance = {"settings": 1}
+    provenance = {"notes": 1}
     writer = ResultWriter(tmp_path / "out", provenance=provenance)
-    provenance["settings"] = 2
+    provenance["notes"] = 2
     writer.finish()
-    assert read_record(tmp_path / "out")["settings"] == 1
+    assert read_record(tmp_path / "out")["notes"] == 1
 
 
 def test_description_of_a_run_is_plain_values(tiny_clip, tiny_bank):
@@ -263,9 +272,9 @@ def test_description_of_a_run_is_plain_values(tiny_clip, tiny_bank):
 
 def test_second_run_replaces_the_first(tmp_path):
     for score in (0.25, 0.75):
-        writer = ResultWriter(tmp_path / "out", overlays=False)
+        writer = ResultWriter(tmp_path / "out", write=["tiff", "nifti"])
         case = make_image_case(tmp_path)
-        writer.write(CaseResult(case.case_id, case.path, score, case.anomaly_map * np.float32(score)))
+        writer.write(CaseResult(case.case_id, case.source, score, case.anomaly_map * np.float32(score)))
         writer.finish()
     assert [row["anomaly_score"] for row in read_table(tmp_path / "out")] == ["0.75"]
     np.testing.assert_array_equal(
@@ -409,7 +418,7 @@ def test_folder_that_is_replaced_by_a_file_meanwhile_is_told(tmp_path):
 def test_results_are_saved_and_read_back(tmp_path):
     cases = [make_image_case(tmp_path, "b/photo"), make_volume_case(tmp_path, "a")]
     results = Results(cases, list(FAILURES), {"settings": {"image_size": 56}})
-    results.save(tmp_path / "out", overlays=False)
+    results.save(tmp_path / "out", write=["tiff", "nifti"])
     rows = read_table(tmp_path / "out")
     assert [row["case_id"] for row in rows] == ["b/photo", "a", "broken, very"]
     assert [float(row["anomaly_score"]) for row in rows[:2]] == pytest.approx(list(results.scores.values()), abs=1e-6)
@@ -435,7 +444,7 @@ def run_engine(handler: ResultCollector | ResultSaver, folder: Path) -> None:
     batches, score = [], iter((0.25, 0.5, 0.75))
     for names in (["a", "b"], ["c"]):
         images = [make_image_case(folder, name, name=f"{name}.png") for name in names]
-        meta = [{"filename_or_obj": str(image.path)} for image in images]
+        meta = [{"filename_or_obj": str(image.source)} for image in images]
         batches.append(
             [
                 {"image": MetaTensor(torch.zeros(3, 4, 4), meta=item), "case_id": name}
@@ -458,7 +467,7 @@ def run_engine(handler: ResultCollector | ResultSaver, folder: Path) -> None:
 def test_collector_hands_on_every_case(tmp_path):
     received = []
     run_engine(ResultCollector(received.append), tmp_path)
-    assert [(case.case_id, case.path.name, case.anomaly_score) for case in received] == [
+    assert [(case.case_id, case.files[0].name, case.anomaly_score) for case in received] == [
         ("a", "a.png", 0.25),
         ("b", "b.png", 0.5),
         ("c", "c.png", 0.75),
@@ -468,8 +477,8 @@ def test_collector_hands_on_every_case(tmp_path):
 
 def test_saver_writes_the_cases_and_at_the_end_the_tables(tmp_path):
     failures: list[FailedCase] = []
-    saver = ResultSaver(ResultWriter(tmp_path / "out", overlays=False), failures)
+    saver = ResultSaver(ResultWriter(tmp_path / "out", write=["tiff", "nifti"]), failures)
     failures.extend(FAILURES)  # the loader fills its list while the engine runs
     run_engine(saver, tmp_path)
     assert [row["status"] for row in read_table(tmp_path / "out")] == ["ok", "ok", "ok", "failed"]
-    assert files_below(tmp_path / "out")[:3] == ["maps/a.tiff", "maps/b.tiff", "maps/c.tiff"]
+    assert files_below(tmp_path / "out")[1:4] == ["maps/a.tiff", "maps/b.tiff", "maps/c.tiff"]

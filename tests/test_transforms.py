@@ -14,6 +14,7 @@ from nibabel.orientations import axcodes2ornt, ornt_transform
 from PIL import Image
 
 from mrad_med import BackboneCard, ImageFileError, build_preprocessing
+from mrad_med.orientation import ToDisplayOrientation, ToDisplayOrientationd
 from mrad_med.preprocessing import load_picture
 from mrad_med.transforms import (
     LoadMaskd,
@@ -25,8 +26,6 @@ from mrad_med.transforms import (
     ResizeMaskd,
     ScaleToBytes,
     ScaleToBytesd,
-    ToDisplayOrientation,
-    ToDisplayOrientationd,
     ToRGB,
     ToRGBd,
 )

@@ -1,0 +1,247 @@
+"""What there is to score below a path: photographs, frames of videos, DICOM images and series, volumes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mrad_med.datasets import find_files
+from mrad_med.frames import Frame, list_frames
+from mrad_med.headers import ImageFileError, NotAnImageError, quiet, read_header
+from mrad_med.kinds import DICOM, PHOTOGRAPH, VIDEO, kind_of
+from mrad_med.names import DatasetError, printable, without_identifiers
+from mrad_med.pairs import Datalist, name_cases
+from mrad_med.series import DicomSeries, group_series
+from mrad_med.slices import _IDENTIFIERS, Slice, have_one_spacing, read_slice
+from mrad_med.types import AnomalyKeys, FailedCase
+
+__all__ = ["FoundCases", "find_cases", "survey"]
+
+logger = logging.getLogger(__name__)
+
+_PAGED = (".gif", ".webp", ".tif", ".tiff")  # photographs that may hold several pictures
+
+
+@dataclass(frozen=True)
+class FoundCases:
+    """What `survey` found.
+
+    Attributes:
+        cases: a datalist, see `find_cases`.
+        kinds: what each case is, in words, by its name.
+        remarks: what is unusual about a case, in words, by its name.
+        skipped: DICOM objects that are no images, and what they are.
+    """
+
+    cases: Datalist = field(default_factory=list)
+    kinds: dict[str, str] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
+    skipped: list[FailedCase] = field(default_factory=list)
+
+    def add(self, image: Any, name: str, kind: str, study: str = "") -> str:
+        """Add a case; return its name, with a count where another has it already."""
+        count, case_id = 1, name
+        while case_id in self.kinds:
+            count += 1
+            case_id = f"{name}_{count}"
+        self.kinds[case_id] = kind
+        self.cases.append(
+            {AnomalyKeys.IMAGE.value: image, AnomalyKeys.CASE_ID.value: case_id, AnomalyKeys.STUDY.value: study}
+        )
+        return case_id
+
+    def warn(self) -> None:
+        """Log the remarks, each once, and what was skipped."""
+        by_remark: dict[str, list[str]] = defaultdict(list)
+        for case_id, remark in self.remarks.items():
+            by_remark[remark].append(case_id)
+        for item in self.skipped:
+            by_remark[f"passed over: {item.reason}"].append(item.case_id)
+        for remark, names in by_remark.items():
+            logger.warning("%s%s: %s", names[0], f" and {len(names) - 1} more" if len(names) > 1 else "", remark)
+
+
+def find_cases(
+    root: str | os.PathLike[str],
+    *,
+    exclude: str | os.PathLike[str] | None = None,
+    strict: bool = True,
+    keep_identifiers: bool = False,
+    frames_per_second: float | None = None,
+) -> Datalist:
+    """Return what there is to score below a folder, or in the one file given, sorted by name.
+
+    What a file is, its content tells before its name. Hidden files and folders are passed over, links to folders are
+    not followed. A DICOMDIR stands for its folder. DICOM files of one series make one case, a volume, where they are
+    evenly spaced slices of grey values; where they are not, each is a case of its own. DICOM objects that are no images
+    (reports, plans, segmentations, ...) are passed over with a warning.
+
+    Args:
+        root: a folder, searched recursively, or a file.
+        exclude: a folder that is passed over, such as the one results are written to.
+        strict: False makes a volume of a series also where slices are missing, repeated or unevenly spaced.
+        keep_identifiers: names of cases are made of paths. Unless True, what in them is a name, number or date of the
+            patient, as the DICOM file itself tells them, is replaced by "anonymous".
+        frames_per_second: of videos, how many are scored; None is all of them.
+
+    Returns:
+        ``{"image", "case_id", "study"}`` for each. The image is what `read_image` takes: a path, the list of paths of a
+        series, or a `Frame`. The name is the path below the root without suffix, and unique. The study is what belongs
+        together: ``study_1`` and so on for DICOM, the video's name for frames, else empty.
+
+    Raises:
+        DatasetError: the path does not exist, cannot be listed, holds no image, or is itself the excluded folder.
+    """
+    found = survey(
+        root,
+        exclude=exclude,
+        strict=strict,
+        keep_identifiers=keep_identifiers,
+        frames_per_second=frames_per_second,
+    )
+    found.warn()
+    return found.cases
+
+
+def survey(
+    root: str | os.PathLike[str],
+    *,
+    exclude: str | os.PathLike[str] | None = None,
+    strict: bool = True,
+    keep_identifiers: bool = False,
+    frames_per_second: float | None = None,
+) -> FoundCases:
+    """Return what `find_cases` finds, and what is to be said of it; headers are read, but no pixels."""
+    path = Path(root)
+    if path.name.upper() == "DICOMDIR" and path.is_file():
+        path = path.parent
+    files = find_files(path, exclude=exclude)
+    base = path.parent if path.is_file() else path
+    names = dict(zip(files, name_cases(files, base), strict=True))
+    found = FoundCases()
+    slices: dict[Path, Slice] = {}
+    errors: dict[Path, ImageFileError] = {}
+    for file in files:
+        kind = kind_of(file)
+        if kind == DICOM:
+            try:
+                slices[file] = read_slice(file)
+            except ImageFileError as error:
+                errors[file] = error
+        elif kind == VIDEO or (kind == PHOTOGRAPH and file.name.lower().endswith(_PAGED)):
+            _add_frames(file, names[file], found, frames_per_second)
+        else:
+            found.add(str(file), names[file], kind or "image")
+    _add_dicom(slices, names, base, found, strict=strict, keep_identifiers=keep_identifiers)
+    _add_rest(errors, names, found, hidden=None if keep_identifiers else _identifiers(slices.values()))
+    if not found.cases:
+        raise DatasetError(f"{root} holds DICOM objects but no image: {found.skipped[0].reason}")
+    order = {str(file): place for place, file in enumerate(files)}
+    found.cases.sort(key=lambda case: min(order[path] for path in _paths(case[AnomalyKeys.IMAGE.value])))
+    return found
+
+
+def _paths(image: Any) -> list[str]:
+    if isinstance(image, list):
+        return image
+    return [image.path if isinstance(image, Frame) else image]
+
+
+def _add_rest(
+    errors: dict[Path, ImageFileError], names: dict[Path, str], found: FoundCases, *, hidden: set[str] | None
+) -> None:
+    """Pass over DICOM objects that are no images; a damaged one is a case, which fails when it is read.
+
+    Args:
+        errors: why each makes no slice.
+        names: of the cases.
+        found: takes them.
+        hidden: identifiers, of whomever, for a damaged header may not tell its own; None hides none.
+    """
+    for file, error in errors.items():
+        name = names[file]
+        if hidden is not None:
+            name = without_identifiers(name, hidden | _try_identifiers(file))
+        if isinstance(error, NotAnImageError):
+            found.skipped.append(FailedCase(name, str(error)))
+        else:
+            found.add(str(file), name, "DICOM, damaged")
+
+
+def _identifiers(slices: Iterable[Slice]) -> set[str]:
+    return {word for item in slices for word in item.identifiers}
+
+
+def _try_identifiers(path: Path) -> set[str]:
+    """Return what the header of a file tells of who the patient is, if it can be read."""
+    with suppress(ImageFileError):
+        header = read_header(path, more=_IDENTIFIERS)
+        with quiet("the DICOM header"):
+            return {str(header.get(tag) or "") for tag in _IDENTIFIERS}
+    return set()
+
+
+def _add_frames(path: Path, name: str, found: FoundCases, frames_per_second: float | None) -> None:
+    """Add the frames of a video or of a picture with several pages; a single picture is an image."""
+    try:
+        frames = list_frames(path, frames_per_second=frames_per_second)
+    except ImageFileError:  # it fails when it is read, and is told then
+        frames = []
+    is_video = kind_of(path) == VIDEO
+    if not frames or (len(frames) == 1 and not is_video):
+        found.add(str(path), name, VIDEO if is_video else PHOTOGRAPH)
+        return
+    digits = len(str(frames[-1].index))
+    for frame in frames:
+        when = "" if frame.time is None else f" at {frame.time:.3f} s"
+        found.add(frame, f"{name}/frame_{frame.index:0{digits}d}", f"frame{when}", name)
+
+
+def _add_dicom(
+    slices: dict[Path, Slice],
+    names: dict[Path, str],
+    base: Path,
+    found: FoundCases,
+    *,
+    strict: bool,
+    keep_identifiers: bool,
+) -> None:
+    """Add the cases that DICOM files make."""
+    known = dict.fromkeys(item.study for item in slices.values() if item.study)
+    studies = {uid: f"study_{number}" for number, uid in enumerate(known, 1)}
+    for series in group_series(slices.values(), base):
+        is_volume = series.is_volume or (not strict and _may_be_volume(series, slices))
+        parts = [series.files] if is_volume else [(file,) for file in series.files]
+        remarks = list(series.problems)
+        if len(parts) > 1:  # pictures that do not tell their position are none that should make a volume
+            remarks = [f"one of {len(parts)} slices that make no volume, each scored by itself", *remarks]
+            remarks = [] if series.spacing is None else remarks
+        for files in parts:
+            name = printable(series.case_id) if len(files) > 1 else names[files[0]]
+            if not keep_identifiers:
+                name = without_identifiers(name, _identifiers(slices[file] for file in files))
+            image = str(files[0]) if len(files) == 1 else [str(file) for file in files]
+            first = slices[files[0]]
+            case_id = found.add(image, name, _describe(series, files, first), studies.get(first.study, ""))
+            if remarks:
+                found.remarks[case_id] = "; ".join(remarks)
+
+
+def _may_be_volume(series: DicomSeries, slices: dict[Path, Slice]) -> bool:
+    members = [slices[file] for file in series.files]
+    is_stack = len(members) > 1 and series.spacing is not None and all(item.is_grey for item in members)
+    return is_stack and have_one_spacing(members)
+
+
+def _describe(series: DicomSeries, files: Sequence[Path], first: Slice) -> str:
+    count = len(files) if len(files) > 1 else first.frames
+    what = f"{count} slices" if len(files) > 1 else "image" if count == 1 else f"{count} frames"
+    size = " x ".join(map(str, first.size))
+    spacing = "" if series.spacing is None else f", {' x '.join(f'{step:.3g}' for step in series.spacing)} mm"
+    return f"{' '.join(filter(None, (DICOM, first.modality, what)))} of {size}, {series.plane}{spacing}"

@@ -1,0 +1,22 @@
+"""What the command says to a person at a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["ALL_WELL", "NOTHING_DONE", "SOME_FAILED", "STOPPED", "say", "say_table"]
+
+ALL_WELL, SOME_FAILED, NOTHING_DONE, STOPPED = 0, 1, 2, 130  # exit statuses
+
+
+def say(text: str, *, to_error: bool = False) -> None:
+    """Write a line."""
+    (sys.stderr if to_error else sys.stdout).write(text + "\n")
+
+
+def say_table(rows: Sequence[Sequence[str]]) -> None:
+    """Write rows of texts in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        say("  ".join(map(str.ljust, row, widths)).rstrip())

@@ -1,0 +1,123 @@
+"""The command ``mrad-med detect``: a path in, files and tables out."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mrad_med.cases import FoundCases, survey
+from mrad_med.console import ALL_WELL, SOME_FAILED, say, say_table
+from mrad_med.detector import AnomalyDetector
+from mrad_med.outputs import DEFAULT_OUTPUTS, OUTPUTS
+from mrad_med.result_writer import ResultWriter
+from mrad_med.types import AnomalyKeys, FailedCase
+
+__all__ = ["add_detect"]
+
+_SUMMARY_ROWS = 20
+_OUTPUTS = "; ".join([*(f"{name}: {output.description}" for name, output in OUTPUTS.items()), "video: overlay video"])
+_DEFAULT = ", ".join(f"{kind}: {' '.join(names)}" for kind, names in DEFAULT_OUTPUTS.items())
+
+
+def add_detect(commands: Any) -> None:
+    """Add the command to those of a parser."""
+    detect = commands.add_parser(
+        "detect",
+        help="score an image, a series, a video, or everything below a folder",
+        epilog="Any value of the bundle's config can be given too: --window lung, --plane coronal, --device cuda:0, "
+        "--batch_size 8, --smooth 1, ...",
+    )
+    detect.add_argument(
+        "path", type=Path, help="photograph, video, DICOM file or DICOMDIR, NIfTI or NRRD volume, or a folder of them"
+    )
+    detect.add_argument("--out", type=Path, help="folder for results; needed unless --dry-run")
+    detect.add_argument("--bundle", default="mrad_clip", help="bundle directory or name (default: %(default)s)")
+    detect.add_argument(
+        "--profile", action="append", default=[], help="settings for a kind of images: endoscopy, volume, sliding"
+    )
+    detect.add_argument(
+        "--write", nargs="+", metavar="OUTPUT", help=f"what is written of each case. {_OUTPUTS}. Default: {_DEFAULT}"
+    )
+    detect.add_argument("--threshold", type=float, help="from which on mask and seg mark a pixel")
+    detect.add_argument("--frames_per_second", type=float, help="of videos, that are scored (default: all)")
+    detect.add_argument("--jobs", type=int, help="processes that read ahead (default: the bundle's num_workers)")
+    detect.add_argument("--dry-run", action="store_true", help="list what is found, and score nothing")
+    detect.add_argument("--restart", action="store_true", help="score finished cases of an earlier run again")
+    detect.add_argument(
+        "--keep-identifiers", action="store_true", help="let names of patients and dates travel into names and DICOM"
+    )
+    detect.set_defaults(command=_detect, takes_overrides=True)
+
+
+def _detect(options: argparse.Namespace) -> int:
+    if options.out is None and not options.dry_run:
+        raise ValueError("give a folder for results with --out, or --dry-run to see what is found")
+    values = dict(options.overrides)
+    if options.jobs is not None:
+        values["num_workers"] = options.jobs
+    if options.dry_run:
+        return _list(_survey(options, values))
+    detector = AnomalyDetector.from_bundle(options.bundle, profiles=options.profile, **values)
+    settings = detector.result_settings
+    found = _survey(options, {**settings, **values})
+    writer = ResultWriter(
+        options.out,
+        provenance=detector.provenance,
+        pictures=detector.pictures,
+        write=settings.get("write") if options.write is None else options.write,
+        threshold=settings.get("threshold") if options.threshold is None else options.threshold,
+        keep_identifiers=options.keep_identifiers,
+        resume=not options.restart,
+    )
+    pending = writer.pending(found.cases)
+    earlier = len(found.cases) - len(pending)
+    if earlier:
+        say(f"{earlier} of {len(found.cases)} case(s) are finished already; --restart scores them again")
+    try:
+        failures = detector.stream(pending, writer.write) if pending else []
+    except BaseException:
+        writer.finish()  # the cases that are done stay in the tables
+        raise
+    writer.finish(failures)
+    return _summarize(writer, failures, found, options.out)
+
+
+def _survey(options: argparse.Namespace, values: dict[str, Any]) -> FoundCases:
+    rate = options.frames_per_second
+    found = survey(
+        options.path,
+        exclude=options.out,
+        strict=values.get("strict", True),
+        keep_identifiers=options.keep_identifiers,
+        frames_per_second=values.get("frames_per_second") if rate is None else rate,
+    )
+    if not options.dry_run:
+        found.warn()
+    return found
+
+
+def _list(found: FoundCases) -> int:
+    rows = [("case", "study", "what", "remarks")]
+    for case in found.cases:
+        name = case[AnomalyKeys.CASE_ID]
+        rows.append((name, case[AnomalyKeys.STUDY], found.kinds[name], found.remarks.get(name, "")))
+    rows += [(item.case_id, "", "passed over", item.reason) for item in found.skipped]
+    say_table(rows)
+    say(f"{len(found.cases)} case(s) would be scored, {len(found.skipped)} file(s) passed over")
+    return ALL_WELL
+
+
+def _summarize(writer: ResultWriter, failures: Sequence[FailedCase], found: FoundCases, out: Path) -> int:
+    ranked = sorted(writer.rows, key=lambda row: -float(row["anomaly_score"]))
+    shown = [(row["case_id"], f"{float(row['anomaly_score']):.4f}") for row in ranked[:_SUMMARY_ROWS]]
+    say_table([("case", "score"), *shown])
+    if len(ranked) > _SUMMARY_ROWS:
+        say(f"... and {len(ranked) - _SUMMARY_ROWS} more in scores.csv")
+    say(f"{len(ranked)} of {len(found.cases)} case(s) scored, results in {out}")
+    for failure in failures:
+        say(f"left out {failure.case_id}: {failure.reason}", to_error=True)
+    for shortfall in writer.shortfalls:
+        say(f"{shortfall.case_id}: {shortfall.reason}", to_error=True)
+    return SOME_FAILED if failures or writer.shortfalls else ALL_WELL

@@ -1,0 +1,96 @@
+"""Which cases of a folder of results are finished, so that an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mrad_med.frames import Frame
+
+__all__ = ["Entry", "Journal"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is kept of a finished case.
+
+    Attributes:
+        key: of its source and of the settings it was scored with; empty for an image in memory.
+        row: of the table of cases.
+        files: that were written, below the output folder.
+        slices: rows of the table of slices.
+    """
+
+    key: str
+    row: dict[str, str]
+    files: tuple[str, ...] = ()
+    slices: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Journal:
+    """One line of JSON for each case as it is finished, in a file beside the results.
+
+    A case is finished if it is there with the same settings, the same source files (by name, size and time of change)
+    and all that was written of it.
+
+    Args:
+        path: of the file; made with the first case.
+        settings: whatever results depend on, as plain values.
+        resume: read what is there; else the file is begun anew.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+        self.path = path
+        self._settings = json.dumps(settings, sort_keys=True, default=str)
+        self.entries: dict[str, Entry] = {}
+        if not resume:
+            path.unlink(missing_ok=True)
+        elif path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                self._read(line)
+
+    def _read(self, line: str) -> None:
+        try:
+            values = json.loads(line)
+            entry = Entry(str(values["key"]), values["row"], tuple(values["files"]), values["slices"])
+            self.entries[str(entry.row["case_id"])] = entry
+        except (ValueError, KeyError, TypeError):  # the line that was being written when the run was stopped
+            return
+
+    def is_finished(self, case_id: str, source: Any) -> bool:
+        """Tell whether there is nothing left to do for a case."""
+        entry, key = self.entries.get(case_id), self.key(source)
+        if entry is None or not key or entry.key != key:
+            return False
+        return all((self.path.parent / name).exists() for name in entry.files)
+
+    def key(self, source: Any) -> str:
+        """Return what tells whether a source or the settings changed; empty for an image in memory."""
+        if isinstance(source, Frame):
+            files: Sequence[Any] = [source.path]
+        elif isinstance(source, (str, os.PathLike)):
+            files = [source]
+        elif isinstance(source, (list, tuple)):
+            files = source
+        else:
+            return ""
+        digest = hashlib.sha256(self._settings.encode())
+        digest.update(str(source.index if isinstance(source, Frame) else "").encode())
+        for file in map(Path, files):
+            try:
+                state = file.stat()
+            except OSError:
+                return ""
+            digest.update(f"{file.name}\0{state.st_size}\0{state.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+    def add(self, entry: Entry) -> None:
+        """Note a finished case."""
+        self.entries[entry.row["case_id"]] = entry
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(asdict(entry)) + "\n")

@@ -1,0 +1,223 @@
+"""The kinds of files that results are written as, each chosen by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from mrad_med.dicom_output import require_highdicom, write_overlay_captures, write_parametric_map, write_segmentation
+from mrad_med.dicom_sources import SourceSeries, frames_on_source, read_source_series
+from mrad_med.files import atomic_path
+from mrad_med.kinds import DICOM, kind_of
+from mrad_med.maps import TOP_FRACTION
+from mrad_med.montage import draw_montage
+from mrad_med.preprocessing import PictureLoader
+from mrad_med.report import blend_overlay, draw_overlay, save_overlay
+from mrad_med.results import CaseResult
+from mrad_med.volume_output import require_nrrd, write_volume
+
+__all__ = ["DEFAULT_OUTPUTS", "OUTPUTS", "Output", "OutputSettings", "check_outputs", "is_dicom"]
+
+MASK_SUFFIXES = (".png", ".nii.gz", ".nrrd")
+CAPTURES = 9  # slices of a volume that are captured, as many as a montage shows
+
+# What is written where nothing is chosen. The maps of all frames of a video would be gigabytes.
+DEFAULT_OUTPUTS = {"image": ("tiff", "overlay"), "volume": ("nifti", "overlay", "montage"), "frame": ("video",)}
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """What outputs have in common.
+
+    Attributes:
+        folder: that all of them are below.
+        threshold: from which on a pixel is marked in masks and segmentations; None where there are none.
+        pictures: how sources are shown.
+        keep_identifiers: whether DICOM results name the patient as their source does.
+        volume_suffix: of masks of volumes.
+    """
+
+    folder: Path
+    threshold: float | None = None
+    pictures: PictureLoader = field(default_factory=PictureLoader)
+    keep_identifiers: bool = False
+    volume_suffix: str = ".nii.gz"
+
+
+@dataclass(frozen=True)
+class Output:
+    """One kind of output.
+
+    Attributes:
+        subfolder: that its files are in, below the output folder.
+        suffix: of its files.
+        kinds: of results that it can be made of.
+        write: writes it to a path, and returns the files it made.
+        description: for people.
+        needs_threshold: whether it marks pixels.
+        needs_dicom: whether its source must be DICOM.
+    """
+
+    subfolder: str
+    suffix: str
+    kinds: tuple[str, ...]
+    write: Callable[[CaseResult, Path, OutputSettings], Sequence[Path]]
+    description: str
+    needs_threshold: bool = False
+    needs_dicom: bool = False
+
+    def suits(self, result: CaseResult) -> bool:
+        """Tell whether it can be made of a result."""
+        return result.kind in self.kinds and (not self.needs_dicom or is_dicom(result))
+
+
+def is_dicom(result: CaseResult) -> bool:
+    """Tell whether a result is of DICOM images."""
+    return bool(result.files) and kind_of(result.files[0]) == DICOM
+
+
+def check_outputs(names: Sequence[str], threshold: float | None) -> None:
+    """Refuse what cannot be written before hours of computing, not after.
+
+    Raises:
+        ValueError: there is no such output, or one that needs a threshold lacks it.
+        OutputError: a package is missing.
+        ImportError: likewise.
+    """
+    unknown = [name for name in names if name not in OUTPUTS and name != "video"]
+    if unknown:
+        raise ValueError(f"there is no output {', '.join(unknown)}; there are {', '.join([*OUTPUTS, 'video'])}")
+    lacking = [name for name in names if name != "video" and OUTPUTS[name].needs_threshold]
+    if lacking and threshold is None:
+        raise ValueError(f"{', '.join(lacking)} marks what is at or above a threshold; give one (--threshold)")
+    if any(name != "video" and OUTPUTS[name].needs_dicom for name in names):
+        require_highdicom()
+    if "nrrd" in names:
+        require_nrrd()
+
+
+def _write_tiff(result: CaseResult, path: Path, _: OutputSettings) -> list[Path]:
+    with atomic_path(path) as partial:
+        tifffile.imwrite(partial, result.anomaly_map, compression="zlib")
+    return [path]
+
+
+def _write_png(result: CaseResult, path: Path, _: OutputSettings) -> list[Path]:
+    """Write a map of probabilities, 0 to 1, in the 16 bits of a grey PNG."""
+    return _save_png(path, np.round(result.anomaly_map.clip(0, 1) * 65535).astype(np.uint16))
+
+
+def _write_volume(result: CaseResult, path: Path, _: OutputSettings) -> list[Path]:
+    write_volume(path, result.anomaly_map, _affine(result))
+    return [path]
+
+
+def _write_mask(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
+    mask = result.anomaly_map >= _threshold(settings)
+    if result.affine is None:
+        return _save_png(path.with_name(path.name + ".png"), mask.astype(np.uint8) * 255)
+    path = path.with_name(path.name + settings.volume_suffix)
+    write_volume(path, mask, result.affine)
+    return [path]
+
+
+def _write_overlay(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
+    picture, upright, note = result.overlay_input(settings.pictures)
+    title = f"{result.case_id}{note}\nanomaly score {result.anomaly_score:.4f}"
+    save_overlay(path, draw_overlay(picture, upright, title=title))
+    return [path]
+
+
+def _write_montage(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
+    affine, scores = _affine(result), result.slice_scores
+    upright = settings.pictures.upright(result.anomaly_map, affine)
+    if scores is None:
+        scores = _slice_means(np.moveaxis(upright, -1, 0))
+    elif settings.pictures.layout(affine).is_flipped:
+        scores = scores[::-1]
+    title = f"{result.case_id}, anomaly score {result.anomaly_score:.4f}"
+    save_overlay(path, draw_montage(settings.pictures(result.source), upright, scores, title=title))
+    return [path]
+
+
+def _write_segmentation(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
+    threshold = _threshold(settings)
+    write_segmentation(path, result.anomaly_map, _source(result, settings), threshold=threshold, affine=result.affine)
+    return [path]
+
+
+def _write_parametric_map(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
+    write_parametric_map(path, result.anomaly_map, _source(result, settings), affine=result.affine)
+    return [path]
+
+
+def _write_captures(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
+    """Write the frames with the highest map, as the source's own pictures under the map."""
+    source = _source(result, settings)
+    maps = frames_on_source(result.anomaly_map, source, result.affine)
+    shown = settings.pictures.stored(result.source)  # (columns, rows[, slices], 3)
+    if result.affine is None:
+        shown = shown.swapaxes(0, 1)
+    channels = [frames_on_source(shown[..., i].astype(np.float32), source, result.affine) for i in range(3)]
+    pictures = np.stack(channels, axis=-1).astype(np.uint8)
+    highest = np.argsort(-_slice_means(maps), kind="stable")[:CAPTURES]
+    low, high = float(maps.min()), float(maps.max())
+    overlays = {int(i): blend_overlay(pictures[i], maps[i], low=low, high=high) for i in highest}
+    return write_overlay_captures(path, overlays, source)
+
+
+def _slice_means(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return (D,) means of the highest pixels of maps (D, H, W), as slices are scored without the image's part."""
+    flat = maps.reshape(len(maps), -1)
+    count = max(1, int(TOP_FRACTION * flat.shape[1]))
+    means: NDArray[np.float32] = np.partition(flat, -count, axis=1)[:, -count:].mean(1)
+    return means
+
+
+def _save_png(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> list[Path]:
+    with atomic_path(path) as partial:
+        Image.fromarray(pixels).save(partial)
+    return [path]
+
+
+def _source(result: CaseResult, settings: OutputSettings) -> SourceSeries:
+    return read_source_series(result.files, keep_identifiers=settings.keep_identifiers)
+
+
+def _affine(result: CaseResult) -> NDArray[np.float64]:
+    if result.affine is None:
+        raise ValueError("this output is of volumes; an image has no affine")
+    return result.affine
+
+
+def _threshold(settings: OutputSettings) -> float:
+    if settings.threshold is None:
+        raise ValueError("a mask needs a threshold")
+    return settings.threshold
+
+
+_PICTURES, _ALL = ("image", "frame"), ("image", "frame", "volume")
+_FRAMED = ("image", "volume")  # what DICOM files hold
+
+OUTPUTS: dict[str, Output] = {
+    "tiff": Output("maps", ".tiff", _PICTURES, _write_tiff, "float32 map of an image"),
+    "png": Output("maps", ".png", _PICTURES, _write_png, "map of an image, 0 to 1 in 16 bits"),
+    "nifti": Output("maps", ".nii.gz", ("volume",), _write_volume, "float32 map of a volume"),
+    "nrrd": Output("maps", ".nrrd", ("volume",), _write_volume, "float32 map of a volume"),
+    "mask": Output("masks", "", _ALL, _write_mask, "map at or above the threshold", needs_threshold=True),
+    "overlay": Output("overlays", ".png", _ALL, _write_overlay, "picture and map; of a volume, of its worst slice"),
+    "montage": Output("montages", ".png", ("volume",), _write_montage, "a volume's most suspicious slices"),
+    "seg": Output(
+        "dicom", "_seg.dcm", _FRAMED, _write_segmentation, "DICOM Segmentation", needs_threshold=True, needs_dicom=True
+    ),
+    "parametric-map": Output(
+        "dicom", "_map.dcm", _FRAMED, _write_parametric_map, "DICOM Parametric Map", needs_dicom=True
+    ),
+    "capture": Output("dicom", "", _FRAMED, _write_captures, "DICOM Secondary Captures of overlays", needs_dicom=True),
+}

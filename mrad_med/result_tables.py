@@ -1,0 +1,102 @@
+"""Tables of a run: one row per case, per slice of a volume, per study."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mrad_med.files import atomic_path
+from mrad_med.frames import Frame
+from mrad_med.results import CaseResult
+from mrad_med.types import FailedCase
+from mrad_med.volume_output import slice_rows
+
+__all__ = ["SCORE_COLUMNS", "SLICE_COLUMNS", "STUDY_COLUMNS", "score_row", "slices_of", "study_rows", "write_table"]
+
+SCORE_COLUMNS = (
+    "case_id",
+    "status",
+    "anomaly_score",
+    "map_minimum",
+    "map_maximum",
+    "peak",
+    "kind",
+    "study",
+    "time_s",
+    "map",
+    "overlay",
+    "files",
+    "reason",
+)
+SLICE_COLUMNS = ("case_id", "slice", "position_mm", "score", "map_maximum", "peak")
+STUDY_COLUMNS = ("study", "cases", "failed", "anomaly_score", "highest_case")
+
+
+def score_row(result: CaseResult, files: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return the row of a case.
+
+    Args:
+        result: of the case.
+        files: that were written, by the name of the output.
+    """
+    first = {name: paths[0] for name, paths in files.items() if paths}
+    map_file = next((first[name] for name in ("tiff", "nifti", "nrrd", "png") if name in first), "")
+    overlay = first.get("overlay", "")
+    others = [path for paths in files.values() for path in paths if path not in (map_file, overlay)]
+    time = result.source.time if isinstance(result.source, Frame) else None
+    return {
+        "case_id": result.case_id,
+        "status": "ok",
+        "anomaly_score": f"{result.anomaly_score:.7g}",
+        "map_minimum": f"{result.anomaly_map.min():.7g}",
+        "map_maximum": f"{result.anomaly_map.max():.7g}",
+        "peak": " ".join(map(str, result.peak)),
+        "kind": result.kind,
+        "study": result.study,
+        "time_s": "" if time is None else f"{time:.3f}",
+        "map": map_file,
+        "overlay": overlay,
+        "files": "; ".join(others),
+    }
+
+
+def slices_of(result: CaseResult) -> list[dict[str, Any]]:
+    """Return the rows of a volume's slices; none for an image, or where slices were not scored."""
+    if result.affine is None or result.slice_scores is None:
+        return []
+    axis, scores = result.slice_axis, result.slice_scores
+    return slice_rows(result.case_id, result.anomaly_map, result.affine, scores, axis=axis)
+
+
+def study_rows(
+    rows: Iterable[Mapping[str, str]], failures: Sequence[FailedCase], studies: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Return one row per study: how many cases it has, and which is the highest.
+
+    Args:
+        rows: of cases.
+        failures: cases that could not be scored.
+        studies: of all cases by their names, for what belongs to none that could be scored.
+    """
+    of_study: dict[str, list[Mapping[str, str]]] = defaultdict(list)
+    for row in rows:
+        if row["study"]:
+            of_study[row["study"]].append(row)
+    table = []
+    for study, members in of_study.items():
+        highest = max(members, key=lambda row: float(row["anomaly_score"]))
+        failed = sum(studies.get(failure.case_id) == study for failure in failures)
+        values = (study, len(members), failed, highest["anomaly_score"], highest["case_id"])
+        table.append(dict(zip(STUDY_COLUMNS, values, strict=True)))
+    return table
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a table as CSV, whole or not at all."""
+    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.DictWriter(stream, columns, restval="")
+        table.writeheader()
+        table.writerows(rows)

@@ -1,0 +1,550 @@
+"""What there is to score in folders as people have them: nested, badly named, linked in circles, of all kinds."""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.data import get_testdata_file
+from pydicom.uid import EnhancedSRStorage, RTStructureSetStorage
+
+from mrad_med.cases import find_cases, survey
+from mrad_med.frames import OverlayVideo, list_frames
+from mrad_med.headers import ImageFileError
+from mrad_med.names import DatasetError
+from mrad_med.readers import read_image
+from tests.small_dicom import COLUMNS, ROWS, make_image, write_image, write_series
+
+
+def fill(root: Path, names: Iterable[str]) -> Path:
+    """Make files that only look like images: finding does not open them."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"pixels")
+    return root
+
+
+def case_ids(root: Path, **options) -> list[str]:
+    return [case["case_id"] for case in find_cases(root, **options)]
+
+
+def found_names(root: Path, **options) -> list[str]:
+    return [Path(case["image"]).relative_to(root).as_posix() for case in find_cases(root, **options)]
+
+
+@pytest.mark.parametrize(
+    ("name", "case_id"),
+    [
+        ("a.png", "a"),
+        ("scan.nii.gz", "scan"),
+        ("Scan.NII.GZ", "Scan"),
+        ("day 1.5.jpeg", "day 1.5"),
+        ("IM0001", "IM0001"),
+        ("anything.xyz", "anything.xyz"),  # asked for by name: the reader will say what is wrong with it
+    ],
+)
+def test_file_is_one_case(tmp_path, name, case_id):
+    fill(tmp_path, [name])
+    assert find_cases(tmp_path / name) == [{"image": str(tmp_path / name), "case_id": case_id, "study": ""}]
+
+
+def test_folder_may_be_given_as_text(tmp_path):
+    fill(tmp_path, ["a.png"])
+    assert find_cases(str(tmp_path)) == [{"image": str(tmp_path / "a.png"), "case_id": "a", "study": ""}]
+
+
+def test_folder_is_searched_to_the_bottom_in_order(tmp_path):
+    fill(tmp_path, ["b.png", "a.png", "visit 2/x.jpg", "visit 1/deep/er/y.tif", "visit 1/z.bmp"])
+    assert case_ids(tmp_path) == ["a", "b", "visit 1/z", "visit 1/deep/er/y", "visit 2/x"]
+
+
+@pytest.mark.parametrize(
+    "name", ["a.png", "a.JPG", "a.jpeg", "a.bmp", "a.tif", "a.TIFF", "a.webp", "a.gif", "a.dcm", "a.ima", "a.nii"]
+)
+def test_images_are_known_by_their_suffix(tmp_path, name):
+    fill(tmp_path, [name, "notes.txt", "table.csv", "archive.gz", "png"])
+    assert found_names(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name", ["IM0001", "1.2.840.113619.2.5"])
+def test_dicom_without_a_suffix_is_found_by_its_first_bytes(tmp_path, name):
+    fill(tmp_path, ["README", "1.2.3.txt"])
+    shutil.copyfile(get_testdata_file("CT_small.dcm"), tmp_path / name)
+    assert found_names(tmp_path) == [name]
+
+
+def test_hidden_files_and_folders_are_passed_over(tmp_path):
+    fill(tmp_path, ["a.png", ".b.png", ".partial-7-c.png", ".cache/d.png", "sub/.e/f.png"])
+    assert case_ids(tmp_path) == ["a"]
+
+
+def test_hidden_root_is_searched_all_the_same(tmp_path):
+    fill(tmp_path / ".data", ["a.png"])
+    assert case_ids(tmp_path / ".data") == ["a"]
+
+
+def test_folder_named_like_an_image_is_a_folder(tmp_path):
+    fill(tmp_path, ["b.png/a.jpg"])
+    assert case_ids(tmp_path) == ["b.png/a"]
+
+
+def test_names_with_spaces_and_letters_of_any_script_are_kept(tmp_path):
+    names = ["Fall 3 (neu).png", "Größe.png", "病例.png", "50% $x$.png"]
+    fill(tmp_path, names)
+    assert sorted(case_ids(tmp_path)) == sorted(name.removesuffix(".png") for name in names)
+
+
+def test_volumes_lose_both_suffixes(tmp_path):
+    fill(tmp_path, ["v1.0/brain.nii.gz", "v1.0/knee.nii"])
+    assert case_ids(tmp_path) == ["v1.0/brain", "v1.0/knee"]
+
+
+def test_names_that_differ_only_in_the_suffix_keep_it(tmp_path):
+    fill(tmp_path, ["a.png", "a.jpg", "b.png", "c/a.png"])
+    assert case_ids(tmp_path) == ["a_jpg", "a_png", "b", "c/a"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a.png", "a.jpg", "a_png.bmp"],
+        ["x.y/a.png", "x.y/a.jpg", "x_y/a.png", "x_y/a.jpg"],
+        ["a.nii", "a.nii.gz", "a.png", "a_nii_gz.png", "a_nii.gif"],
+        ["a.b.png", "a.b.jpg", "a_b.png", "a_b.jpg"],
+    ],
+)
+def test_no_two_cases_share_a_name(tmp_path, names):
+    """Results are files by the case's name: one would overwrite the other."""
+    ids = case_ids(fill(tmp_path, names))
+    assert len(set(ids)) == len(ids) == len(names)
+
+
+def test_output_folder_is_not_searched(tmp_path):
+    fill(tmp_path, ["a.png", "out/overlays/a.png", "output/b.png", "sub/out/c.png"])
+    assert case_ids(tmp_path, exclude=tmp_path / "out") == ["a", "output/b", "sub/out/c"]
+    assert case_ids(tmp_path, exclude=tmp_path / "sub" / ".." / "out") == ["a", "output/b", "sub/out/c"]
+    assert len(case_ids(tmp_path, exclude=tmp_path / "not made yet")) == 4
+
+
+def test_output_folder_is_known_by_any_of_its_names(tmp_path, monkeypatch):
+    fill(tmp_path / "study", ["a.png", "out/overlays/a.png"])
+    (tmp_path / "link").symlink_to(tmp_path / "study", target_is_directory=True)
+    monkeypatch.chdir(tmp_path / "study")
+    for root, exclude in ((".", tmp_path / "study" / "out"), (tmp_path / "study", "out"), (tmp_path / "link", "out")):
+        assert case_ids(root, exclude=exclude) == ["a"]
+
+
+def test_link_to_a_parent_folder_is_not_followed(tmp_path):
+    fill(tmp_path, ["sub/a.png"])
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    assert case_ids(tmp_path) == ["sub/a"]
+
+
+def test_link_to_a_file_is_a_case(tmp_path):
+    fill(tmp_path, ["elsewhere/a.png", "study/b.png"])
+    (tmp_path / "study" / "c.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    assert case_ids(tmp_path / "study") == ["b", "c"]
+
+
+def test_links_that_lead_nowhere_do_not_stop_the_search(tmp_path):
+    fill(tmp_path, ["a.png"])
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert case_ids(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("names", [[], ["notes.txt", "sub/table.csv", ".hidden.png"]])
+def test_folder_without_images_is_refused(tmp_path, names):
+    fill(tmp_path, names)
+    with pytest.raises(DatasetError, match=r"no image below .*: photographs \(png, jpg, tif, \.\.\.\), DICOM .* NIfTI"):
+        find_cases(tmp_path)
+
+
+def test_missing_path_is_refused_by_its_name(tmp_path):
+    with pytest.raises(DatasetError, match=r"there is no file or folder .*nowhere"):
+        find_cases(tmp_path / "nowhere")
+
+
+def test_index_of_an_export_disk_is_no_case(tmp_path):
+    fill(tmp_path, ["a.png"])
+    (tmp_path / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    shutil.copy(get_testdata_file("CT_small.dcm"), tmp_path / "1.2.840.7")
+    assert [case["case_id"] for case in find_cases(tmp_path)] == ["1.2.840.7", "a"]
+
+
+def test_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    def walk(root, onerror):
+        onerror(PermissionError(13, "Permission denied", f"{root}/closed"))
+
+    monkeypatch.setattr("os.walk", walk)
+    with pytest.raises(DatasetError, match=r"cannot list .*closed \(Permission denied\)"):
+        find_cases(tmp_path)
+
+
+# DICOM
+
+
+DAMAGED = b"\x08\0\0\0" + bytes(100)  # may be DICOM without preamble
+
+
+def write_slices(folder: Path, count: int = 4, **options) -> list[Path]:
+    values = np.arange(ROWS * COLUMNS * count).reshape(ROWS, COLUMNS, count)
+    return write_series(folder, values, **{"StudyInstanceUID": "1.2.3", **options})
+
+
+def write_object(path: Path, sop_class: str, modality: str) -> Path:
+    """A DICOM object that holds no picture."""
+    dataset = make_image(np.zeros((ROWS, COLUMNS), np.uint8), Modality=modality, StudyDate="20250917")
+    dataset.SOPClassUID = sop_class
+    for keyword in ("PixelData", "Rows", "Columns"):
+        del dataset[keyword]
+    return write_image(path, dataset)
+
+
+def write_colors(folder: Path, count: int = 3, **tags) -> list[Path]:
+    colors = np.zeros((ROWS, COLUMNS, 3), np.uint8)
+    place = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1, 1], "SeriesInstanceUID": "1.2.3.4"}
+    return [
+        write_image(
+            folder / f"{index}.dcm",
+            make_image(colors, photometric="RGB", ImagePositionPatient=[0, 0, index], **place, **tags),
+        )
+        for index in range(count)
+    ]
+
+
+def texts(paths: Iterable[Path]) -> list[str]:
+    return [str(path) for path in paths]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_slices_of_a_series_are_one_case_in_the_order_of_their_places(tmp_path, seed, caplog):
+    names = [f"{name}.dcm" for name in "abcdef"]
+    random.Random(seed).shuffle(names)
+    paths = write_slices(tmp_path / "ct", 6, names=names)
+    cases = find_cases(tmp_path)
+    assert cases == [{"image": texts(paths), "case_id": "ct/series_3", "study": "study_1"}]
+    assert read_image(cases[0]["image"]).shape == (1, COLUMNS, ROWS, 6)
+    assert caplog.messages == []
+
+
+def test_series_of_one_folder_are_told_apart(tmp_path):
+    first = write_slices(tmp_path, 3, names=["1", "3", "5"])
+    second = write_slices(tmp_path, 4, names=["2", "4", "6", "8"])
+    other = write_slices(tmp_path, 2, names=["7", "9"], SeriesNumber=8)
+    assert find_cases(tmp_path) == [
+        {"image": texts(first), "case_id": "series_3", "study": "study_1"},
+        {"image": texts(second), "case_id": "series_3_2", "study": "study_1"},
+        {"image": texts(other), "case_id": "series_8", "study": "study_1"},
+    ]
+
+
+def test_series_across_folders_is_one_case(tmp_path):
+    write_slices(tmp_path / "x", 4, uid="1.2.3.4")
+    for index in (1, 3):
+        (tmp_path / "y").mkdir(exist_ok=True)
+        (tmp_path / "x" / f"slice00{index}.dcm").rename(tmp_path / "y" / f"slice00{index}.dcm")
+    places = ["x/slice000.dcm", "y/slice001.dcm", "x/slice002.dcm", "y/slice003.dcm"]
+    assert find_cases(tmp_path) == [
+        {"image": texts(tmp_path / place for place in places), "case_id": "x/series_3", "study": "study_1"}
+    ]
+
+
+def test_copies_of_slices_are_passed_over_and_told(tmp_path, caplog):
+    paths = write_slices(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "copy of a")
+    assert find_cases(tmp_path) == [{"image": texts(paths), "case_id": "a/series_3", "study": "study_1"}]
+    assert caplog.messages == ["a/series_3: 4 copies of slices passed over"]
+
+
+def test_series_with_a_gap_is_made_of_images_unless_told_otherwise(tmp_path, caplog):
+    paths = write_slices(tmp_path, 6)
+    paths.pop(2).unlink()
+    cases = find_cases(tmp_path)
+    assert [case["image"] for case in cases] == texts(paths)
+    assert [case["case_id"] for case in cases] == [path.stem for path in paths]
+    assert {case["study"] for case in cases} == {"study_1"}
+    gap = "1 gap(s) between slices (up to 4 mm where 2 mm are usual), about 1 slice(s) missing"
+    assert caplog.messages == [
+        f"slice000 and 4 more: one of 5 slices that make no volume, each scored by itself; {gap}"
+    ]
+    caplog.clear()
+    (case,) = find_cases(tmp_path, strict=False)
+    assert case["image"] == texts(paths)
+    assert caplog.messages == [f"series_3: {gap}"]
+    assert read_image(case["image"], strict=False).shape == (1, COLUMNS, ROWS, 5)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_slices_that_no_setting_makes_a_volume_are_images(tmp_path, strict, caplog):
+    write_slices(tmp_path, 3, uid="1.2.3.4")
+    write_slices(tmp_path, 3, uid="1.2.3.4", names=["x", "y", "z"], origin=(0, 0, 6), spacing=(1.0, 1.5))
+    assert case_ids(tmp_path, strict=strict) == ["slice000", "slice001", "slice002", "x", "y", "z"]
+    assert caplog.messages == [
+        "slice000 and 5 more: one of 6 slices that make no volume, each scored by itself; "
+        "different pixel spacings in one series"
+    ]
+    for case in find_cases(tmp_path, strict=strict):
+        assert read_image(case["image"], strict=strict).shape == (1, COLUMNS, ROWS)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_slices_with_colors_are_images(tmp_path, strict):
+    paths = write_colors(tmp_path)
+    assert [case["image"] for case in find_cases(tmp_path, strict=strict)] == texts(paths)
+
+
+def test_pictures_that_tell_no_place_are_images_without_a_remark(tmp_path, caplog):
+    for index in range(3):
+        dataset = make_image(np.zeros((ROWS, COLUMNS), np.uint8), Modality="US", SeriesInstanceUID="1.2.3.4")
+        write_image(tmp_path / f"{index}.dcm", dataset)
+    assert case_ids(tmp_path) == ["0", "1", "2"]
+    assert caplog.messages == []
+
+
+def test_objects_that_are_no_images_are_passed_over_with_the_reason(tmp_path, caplog):
+    paths = write_slices(tmp_path / "a")
+    for index in range(2):
+        write_object(tmp_path / "a" / f"contours{index}.dcm", RTStructureSetStorage, "RTSTRUCT")
+    write_object(tmp_path / "a" / "report", EnhancedSRStorage, "SR")
+    found = survey(tmp_path)
+    assert [case["image"] for case in found.cases] == [texts(paths)]
+    assert [item.case_id for item in found.skipped] == ["a/contours0", "a/contours1", "a/report"]
+    found.warn()
+    assert caplog.messages == [
+        "a/contours0 and 1 more: passed over: this DICOM object is a radiotherapy structure set, not an image; "
+        "leave it out",
+        "a/report: passed over: this DICOM object is a structured report, not an image; leave it out",
+    ]
+
+
+def test_folder_of_nothing_but_reports_is_refused(tmp_path):
+    write_object(tmp_path / "report", EnhancedSRStorage, "SR")
+    with pytest.raises(DatasetError, match="holds DICOM objects but no image: this DICOM object is a structured repo"):
+        find_cases(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["DICOMDIR", "dicomdir"])
+def test_index_of_an_export_disk_stands_for_its_folder(tmp_path, name, monkeypatch):
+    write_slices(tmp_path / "disk" / "ct")
+    (tmp_path / "disk" / name).write_bytes(b"\0" * 128 + b"DICM")
+    assert find_cases(tmp_path / "disk" / name) == find_cases(tmp_path / "disk")
+    monkeypatch.chdir(tmp_path / "disk")
+    assert case_ids(name) == ["ct/series_3"]
+
+
+def test_damaged_slice_is_a_case_of_its_own_that_the_reader_refuses(tmp_path):
+    path = write_slices(tmp_path, 4)[1]
+    path.write_bytes(DAMAGED)
+    found = survey(tmp_path, strict=False)
+    assert [case["case_id"] for case in found.cases] == ["series_3", "slice001"]
+    assert found.kinds["slice001"] == "DICOM, damaged"
+    with pytest.raises(ImageFileError, match="copy or export the file again"):
+        read_image(found.cases[1]["image"])
+
+
+def test_kind_of_each_case_is_told_in_words(tmp_path):
+    write_slices(tmp_path / "ct", 3, spacing=(0.5, 0.75))
+    write_colors(tmp_path / "us", 1, Modality="US", NumberOfFrames=1)
+    write_image(tmp_path / "film.dcm", make_image(np.zeros((4, ROWS, COLUMNS), np.uint8), NumberOfFrames=4))
+    Image.new("L", (20, 20)).save(tmp_path / "a.png")
+    fill(tmp_path, ["v.nii"])
+    assert survey(tmp_path).kinds == {
+        "ct/series_3": f"DICOM CT 3 slices of {COLUMNS} x {ROWS}, axial, 0.75 x 0.5 x 2 mm",
+        "us/0": f"DICOM US image of {COLUMNS} x {ROWS}, axial, 1 x 1 x 1 mm",
+        "film": f"DICOM 4 frames of {COLUMNS} x {ROWS}, unknown",
+        "a": "photograph",
+        "v": "volume",
+    }
+
+
+def test_studies_are_numbered_as_they_come_and_only_where_they_are_told(tmp_path):
+    write_slices(tmp_path / "a", StudyInstanceUID="1.2.9")
+    write_slices(tmp_path / "b", StudyInstanceUID="1.2.1")
+    write_slices(tmp_path / "c", StudyInstanceUID="1.2.9")
+    write_slices(tmp_path / "d", StudyInstanceUID="")
+    fill(tmp_path, ["e.png"])
+    studies = {case["case_id"]: case["study"] for case in find_cases(tmp_path)}
+    assert studies == {
+        "a/series_3": "study_1",
+        "b/series_3": "study_2",
+        "c/series_3": "study_1",
+        "d/series_3": "",
+        "e": "",
+    }
+
+
+def test_cases_of_all_kinds_are_in_the_order_of_their_files(tmp_path):
+    write_slices(tmp_path / "b", 3, names=["m", "a", "z"])
+    write_object(tmp_path / "b" / "n", EnhancedSRStorage, "SR")
+    write_colors(tmp_path / "c", 2)
+    fill(tmp_path, ["z.png", "a/x.nii", "b/b.png", "d/y.dcm"])
+    assert case_ids(tmp_path) == ["z", "a/x", "b/series_3", "b/b", "c/0", "c/1", "d/y"]
+
+
+# who the patient is
+
+PATIENT = {"PatientName": "Fingal^Olive", "PatientID": "73519", "StudyDate": "20250917", "PatientBirthDate": "19520314"}
+TELLING = ("fingal", "olive", "73519", "2025-09-17", "20250917", "19520314", "14.03.1952")
+
+
+@pytest.fixture
+def telling_folder(tmp_path) -> Path:
+    """Folders as exports make them: all kinds of DICOM files in folders and files named after the patient."""
+    root = tmp_path / "export"
+    write_slices(root / "Fingal_Olive" / "2025-09-17", uid="1.2.3.1", **PATIENT)
+    gap = write_slices(root / "Olive" / "late", 5, uid="1.2.3.2", names=[f"olive{i}" for i in range(5)], **PATIENT)
+    gap[2].unlink()
+    (root / "73519" / "b").mkdir(parents=True)
+    (root / "73519" / "b" / "olive.dcm").write_bytes(DAMAGED)  # which does not tell who the patient is
+    write_slices(root / "73519" / "c", 1, uid="1.2.3.4", names=["olive.dcm"], NumberOfFrames=-1, **PATIENT)
+    report = write_object(root / "14.03.1952" / "fingal_report.dcm", EnhancedSRStorage, "SR")
+    plan = write_object(root / "14.03.1952" / "fingal_contours.dcm", RTStructureSetStorage, "RTSTRUCT")
+    for path in (report, plan):
+        dataset = pydicom.dcmread(path)
+        for keyword, value in PATIENT.items():
+            setattr(dataset, keyword, value)
+        dataset.save_as(path)
+    return root
+
+
+def test_names_of_cases_do_not_tell_the_patient(telling_folder):
+    found = survey(telling_folder)
+    assert [case["case_id"] for case in found.cases] == [
+        "anonymous/b/anonymous",
+        "anonymous/c/anonymous",
+        "anonymous/anonymous/series_3",
+        "anonymous/late/anonymous",
+        "anonymous/late/anonymous_2",
+        "anonymous/late/anonymous_3",
+        "anonymous/late/anonymous_4",
+    ]
+    assert [Path(case["image"]).name for case in found.cases[3:]] == ["olive0", "olive1", "olive3", "olive4"]
+    assert [item.case_id for item in found.skipped] == ["anonymous/anonymous"] * 2
+
+
+def test_neither_log_nor_output_tells_the_patient(telling_folder, caplog, capfd):
+    with caplog.at_level(logging.DEBUG):
+        find_cases(telling_folder)
+        find_cases(telling_folder, strict=False)
+    out, err = capfd.readouterr()
+    told = (caplog.text + out + err).lower()
+    assert "anonymous/late/anonymous and 3 more: one of 4 slices" in told
+    assert "anonymous/anonymous and 1 more: passed over" not in told  # for other reasons each
+    assert not [word for word in TELLING if word in told]
+
+
+def test_only_report_of_a_patient_does_not_tell_its_name_either(telling_folder, caplog):
+    for name in ("Olive", "Fingal_Olive", "73519"):
+        shutil.rmtree(telling_folder / name)
+    fill(telling_folder, ["a.png"])
+    assert case_ids(telling_folder) == ["a"]
+    assert len(caplog.messages) == 2
+    assert not [word for word in TELLING if word in caplog.text.lower()]
+
+
+def test_names_are_kept_where_that_is_asked_for(telling_folder):
+    found = survey(telling_folder, keep_identifiers=True)
+    assert [case["case_id"] for case in found.cases] == [
+        "73519/b/olive",
+        "73519/c/olive",
+        "Fingal_Olive/2025-09-17/series_3",
+        *(f"Olive/late/olive{index}" for index in (0, 1, 3, 4)),
+    ]
+    assert [item.case_id for item in found.skipped] == ["14.03.1952/fingal_contours", "14.03.1952/fingal_report"]
+
+
+@pytest.mark.parametrize(
+    ("charset", "name", "folder"),
+    [
+        ("ISO_IR 192", "Wang^XiaoDong=王^小東", "王小東"),
+        ("ISO_IR 192", "Müller^Jörg", "CT Müller"),
+        ("ISO_IR 100", "Müller^Jörg", "CT Müller"),
+    ],
+)
+def test_names_in_any_character_set_are_hidden(tmp_path, charset, name, folder):
+    write_slices(tmp_path / folder, SpecificCharacterSet=charset, PatientName=name)
+    assert case_ids(tmp_path) == ["anonymous/series_3"]
+
+
+def test_other_patients_names_are_hidden_only_where_their_own_files_tell_them(tmp_path):
+    write_slices(tmp_path / "Olive", **PATIENT)
+    write_slices(tmp_path / "Peter", **{**PATIENT, "PatientName": "Quill^Peter"})
+    write_slices(tmp_path / "olives", PatientName="Rook^Ada")
+    fill(tmp_path, ["anonymous/series_3.png"])
+    assert case_ids(tmp_path) == [
+        "anonymous/series_3_2",
+        "anonymous/series_3_3",
+        "anonymous/series_3",
+        "olives/series_3",
+    ]
+
+
+# frames
+
+
+def write_gif(path: Path, count: int = 12) -> Path:
+    pages = [Image.new("L", (20, 24), 255 - 16 * index) for index in range(count)]
+    pages[0].save(path, save_all=True, append_images=pages[1:], duration=100)
+    return path
+
+
+def test_frames_of_an_animation_are_cases_with_their_times(tmp_path):
+    path = write_gif(tmp_path / "clip.gif")
+    found = survey(path)
+    assert len(found.cases) == 12
+    assert found.cases[10] == {"image": list_frames(path)[10], "case_id": "clip/frame_10", "study": "clip"}
+    assert found.cases[1]["case_id"] == "clip/frame_01"
+    assert found.kinds["clip/frame_10"] == "frame at 1.000 s"
+    assert case_ids(path, frames_per_second=2) == ["clip/frame_00", "clip/frame_05", "clip/frame_10"]
+    assert read_image(found.cases[10]["image"]).shape == (3, 20, 24)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".tif"])
+def test_single_picture_that_might_have_pages_is_an_image(tmp_path, suffix):
+    Image.new("L", (20, 24)).save(tmp_path / f"a{suffix}")
+    assert find_cases(tmp_path) == [{"image": str(tmp_path / f"a{suffix}"), "case_id": "a", "study": ""}]
+
+
+def test_pages_without_times_are_cases(tmp_path):
+    pages = [Image.new("L", (20, 24), shade) for shade in (0, 9)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    found = survey(tmp_path)
+    assert found.kinds == {"a/frame_0": "frame", "a/frame_1": "frame"}
+    assert {case["study"] for case in found.cases} == {"a"}
+
+
+def test_frames_share_no_name_with_other_files(tmp_path):
+    write_gif(tmp_path / "clip.gif", 2)
+    fill(tmp_path, ["clip/frame_0.png", "clip/frame_1.dcm"])
+    ids = case_ids(tmp_path)
+    assert ids == ["clip/frame_0", "clip/frame_1", "clip/frame_0_2", "clip/frame_1_2"]
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.mp4"])
+def test_damaged_animation_or_video_is_one_case_that_the_reader_refuses(tmp_path, name):
+    (tmp_path / name).write_bytes(b"GIF89a damaged")
+    (case,) = find_cases(tmp_path)
+    assert case["image"] == str(tmp_path / name)
+    with pytest.raises(ImageFileError, match="not an image in any known format; is the name right"):
+        read_image(case["image"])
+
+
+def test_frames_of_a_video_are_cases_even_if_there_is_only_one(tmp_path):
+    pytest.importorskip("av")
+    for name, count in (("long.mp4", 5), ("short.mp4", 1)):
+        with OverlayVideo(tmp_path / name, frames_per_second=5) as video:
+            for index in range(count):
+                video.write(np.full((32, 48, 3), 40 * index, np.uint8))
+    cases = find_cases(tmp_path, frames_per_second=2.5)
+    assert [Path(case["case_id"]).name for case in cases] == ["frame_0", "frame_2", "frame_4", "frame_0"]
+    assert [case["study"] for case in cases] == [str(Path(case["case_id"]).parent) for case in cases]
+    assert [case["study"].removesuffix(".mp4") for case in cases] == ["long", "long", "long", "short"]
+    assert read_image(cases[0]["image"]).shape == (3, 48, 32)
