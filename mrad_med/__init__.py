@@ -33,12 +33,12 @@ from mrad_med.files import OutputError
 from mrad_med.frames import Frame, list_frames, read_frame
 from mrad_med.handlers import ResultCollector, ResultSaver
 from mrad_med.head_files import HeadError, describe_head, load_head, save_head
-from mrad_med.headers import ImageFileError
 from mrad_med.heads import FineTunedHead, PromptedHead, TrainFreeHead
 from mrad_med.inferers import AnomalyInferer, FeatureInferer, SliceAnomalyInferer
 from mrad_med.intervals import bootstrap, delong, delong_difference, weighted_auroc, weighted_average_precision
 from mrad_med.inventory import InventoryRow, list_datasets, load_datalist
 from mrad_med.lesions import LesionMetrics, OverlapMetrics
+from mrad_med.limits import ImageFileError
 from mrad_med.loaders import CaseDataset, CaseLoader, FailedCasesError
 from mrad_med.losses import FineTuneLoss, PromptLoss
 from mrad_med.maps import fuse_scores, top_fraction_mean, upsample_and_blur

@@ -23,7 +23,7 @@ from torch import Tensor
 from mrad_med.clip import CLIP
 from mrad_med.features import UNKNOWN, FeatureDataset
 from mrad_med.files import atomic_path, sha256_of_file
-from mrad_med.headers import MAX_PIXELS
+from mrad_med.limits import MAX_PIXELS
 from mrad_med.loaders import CaseDataset, CaseLoader, raise_for_failures
 from mrad_med.preprocessing import build_preprocessing
 from mrad_med.transforms import IMAGE_SIZE

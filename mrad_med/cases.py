@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from mrad_med.datasets import find_files
+from mrad_med.dicom_classes import NotAnImageError
 from mrad_med.frames import Frame, list_frames
-from mrad_med.headers import ImageFileError, NotAnImageError, quiet, read_header
+from mrad_med.headers import quiet, read_header
 from mrad_med.kinds import DICOM, PHOTOGRAPH, VIDEO, kind_of
+from mrad_med.limits import ImageFileError
 from mrad_med.names import DatasetError, printable, without_identifiers
 from mrad_med.pairs import Datalist, name_cases
 from mrad_med.series import DicomSeries, group_series
-from mrad_med.slices import _IDENTIFIERS, Slice, have_one_spacing, read_slice
+from mrad_med.slices import IDENTIFIERS, Slice, have_one_spacing, read_slice
 from mrad_med.types import AnomalyKeys, FailedCase
 
 __all__ = ["FoundCases", "find_cases", "survey"]
@@ -181,9 +183,9 @@ def _identifiers(slices: Iterable[Slice]) -> set[str]:
 def _try_identifiers(path: Path) -> set[str]:
     """Return what the header of a file tells of who the patient is, if it can be read."""
     with suppress(ImageFileError):
-        header = read_header(path, more=_IDENTIFIERS)
+        header = read_header(path, more=IDENTIFIERS)
         with quiet("the DICOM header"):
-            return {str(header.get(tag) or "") for tag in _IDENTIFIERS}
+            return {str(header.get(tag) or "") for tag in IDENTIFIERS}
     return set()
 
 

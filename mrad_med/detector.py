@@ -14,8 +14,8 @@ from mrad_med.cases import find_cases
 from mrad_med.clip import CLIP
 from mrad_med.handlers import ResultCollector
 from mrad_med.head_files import load_head
-from mrad_med.headers import MAX_PIXELS
 from mrad_med.inferers import SliceAnomalyInferer
+from mrad_med.limits import MAX_PIXELS
 from mrad_med.loaders import CaseDataset, CaseLoader
 from mrad_med.memory import MemoryBank
 from mrad_med.networks import MRAD

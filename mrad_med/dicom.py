@@ -17,19 +17,10 @@ from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.uid import JPEG2000TransferSyntaxes
 
-from mrad_med.headers import (
-    MAX_PIXELS,
-    MAX_VOXELS,
-    ImageFileError,
-    check_is_image,
-    count_frames,
-    frame_group,
-    pixel_spacing,
-    planes_of,
-    quiet,
-    read_header,
-)
+from mrad_med.dicom_classes import check_is_image
+from mrad_med.headers import count_frames, frame_group, pixel_spacing, planes_of, quiet, read_header
 from mrad_med.kinds import DICOM_SUFFIXES
+from mrad_med.limits import MAX_PIXELS, MAX_VOXELS, ImageFileError, check_pixels, check_voxels
 from mrad_med.planes import stack_planes, upright_affine
 from mrad_med.voi import stored_windows
 
@@ -86,22 +77,12 @@ class DicomReader(ImageReader):
         header = read_header(names[0])
         with quiet("the DICOM header"):
             check_is_image(header)
-            self._check_size(header)
+            rows, columns = int(header.Rows), int(header.Columns)
+            check_pixels(columns, rows, self.max_pixels)
+            check_voxels(columns, rows, count_frames(header), limit=self.max_voxels)
             _check_tones(header)
             _decoder_of(header)
         return read_header(names[0], with_pixels=True)
-
-    def _check_size(self, header: pydicom.Dataset) -> None:
-        rows, columns, frames = int(header.Rows), int(header.Columns), count_frames(header)
-        if rows * columns > self.max_pixels:
-            raise ImageFileError(
-                f"{columns} x {rows} pixels are more than the limit of {self.max_pixels}; make the image smaller or "
-                "raise the limit (--max_pixels)"
-            )
-        if rows * columns * frames > self.max_voxels:
-            raise ImageFileError(
-                f"{columns} x {rows} x {frames} voxels are more than the limit of {self.max_voxels}; crop it"
-            )
 
     def get_data(self, img: pydicom.Dataset) -> tuple[NDArray[Any], dict[str, Any]]:
         """Return the (W, H[, 3]) or (X, Y, Z[, 3]) array and the metadata MONAI needs, with the stored windows.
@@ -274,6 +255,7 @@ def _padding(dataset: pydicom.Dataset, stored: NDArray[Any]) -> NDArray[np.bool_
 def _color_bytes(dataset: pydicom.Dataset, pixels: NDArray[Any]) -> NDArray[np.uint8]:
     """Return RGB bytes (frames, rows, columns, 3) of decoded colors or of entries of a palette."""
     if dataset.PhotometricInterpretation == _PALETTE:
+        _swap_palette(dataset)
         pixels = apply_color_lut(pixels, dataset)[..., :3]  # what follows is transparency
         bits = int(dataset.RedPaletteColorLookupTableDescriptor[2])
         bits = bits if pixels.max() < 2**bits else 16  # old files announce 8 bits and hold 16
@@ -282,3 +264,13 @@ def _color_bytes(dataset: pydicom.Dataset, pixels: NDArray[Any]) -> NDArray[np.u
         if dataset.PixelRepresentation:
             raise ImageFileError("its colors are signed numbers; export the DICOM file again")
     return (pixels >> max(bits - 8, 0)).astype(np.uint8)
+
+
+def _swap_palette(dataset: pydicom.Dataset) -> None:
+    """Turn the words of a big-endian palette to the machine's order, which pydicom 3.0 takes them to be in."""
+    if dataset.file_meta.TransferSyntaxUID.is_little_endian:
+        return
+    for color in ("Red", "Green", "Blue"):
+        name = f"{color}PaletteColorLookupTableData"
+        if name in dataset and dataset[name].VR == "OW":
+            dataset[name].value = np.frombuffer(dataset[name].value, "u2").byteswap().tobytes()

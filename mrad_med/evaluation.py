@@ -22,8 +22,8 @@ from monai.utils import convert_to_tensor
 
 from mrad_med.catalog import DATASETS
 from mrad_med.duplicates import find_duplicates
-from mrad_med.headers import MAX_PIXELS
 from mrad_med.inferers import AnomalyInferer
+from mrad_med.limits import MAX_PIXELS
 from mrad_med.loaders import CaseDataset, CaseLoader, raise_for_failures
 from mrad_med.measurement import SetMeasurement, undefined_metrics
 from mrad_med.metrics import gather_parts

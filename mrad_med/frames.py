@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from mrad_med.headers import MAX_PIXELS, ImageFileError
-from mrad_med.videos import OverlayVideo, VideoReader, check_count, check_rate, check_size, identity_of, video_times
+from mrad_med.limits import MAX_PIXELS, ImageFileError, check_pixels
+from mrad_med.videos import OverlayVideo, VideoReader, check_count, check_rate, identity_of, video_times
 
 __all__ = ["SEQUENCE_SUFFIXES", "Frame", "OverlayVideo", "list_frames", "read_frame"]
 
@@ -164,7 +164,7 @@ class _PageReader:
 
 
 def _check_page(picture: Image.Image, max_pixels: int) -> None:
-    check_size(picture.width, picture.height, max_pixels)
+    check_pixels(picture.width, picture.height, max_pixels)
     if picture.mode[0] in "IF":
         raise ImageFileError("pages of more than 8 bits a value; save each as a file of its own, which keeps its depth")
 

@@ -1,4 +1,4 @@
-"""DICOM headers: which objects are images, where their pixels lie, and no tag that names a patient unless asked for."""
+"""DICOM headers: where pixels lie and how many there are, and no tag that names a patient unless asked for."""
 
 from __future__ import annotations
 
@@ -16,14 +16,10 @@ import pydicom
 from pydicom import config
 from pydicom.errors import InvalidDicomError
 
+from mrad_med.limits import ImageFileError
 from mrad_med.planes import Planes, plane_normal
 
 __all__ = [
-    "MAX_PIXELS",
-    "MAX_VOXELS",
-    "ImageFileError",
-    "NotAnImageError",
-    "check_is_image",
     "count_frames",
     "frame_group",
     "looks_like_dicom",
@@ -32,9 +28,6 @@ __all__ = [
     "quiet",
     "read_header",
 ]
-
-MAX_PIXELS = 100_000_000  # 10000 x 10000; a decoded RGB image of that size takes 300 MB
-MAX_VOXELS = 500_000_000  # 512 x 512 x 1900; a float32 volume of that size takes 2 GB
 
 # All that an image needs of a DICOM file: with these, patient tags never enter the process.
 _TAGS = [
@@ -86,53 +79,7 @@ _PIXEL_TAGS = [
     "PixelData",
 ]
 
-_STORAGE = "1.2.840.10008.5.1.4.1.1."  # what SOP classes of stored objects begin with (DICOM PS3.6, table A-1)
-_KINDS = {  # how the classes of objects that are no images go on, the longer before the shorter
-    "88.59": "a selection of key images",
-    "88.": "a structured report",
-    "11.": "a presentation state",
-    "66.4": "a segmentation",
-    "66.5": "a segmentation",
-    "66.7": "a segmentation",
-    "66": "a registration, fiducials or raw data",
-    "67": "a map of real world values",
-    "4.2": "a spectrum",
-    "9.": "a waveform",
-    "104.": "a document",
-    "77.1.6": "a whole slide in tiles",
-    "77.1.1.1": "a video",
-    "77.1.2.1": "a video",
-    "77.1.4.1": "a video",
-}
-_RADIOTHERAPY = {  # how its classes end that are no plan and no record; those of images have no kind
-    "481.1": "",
-    "481.2": "a radiotherapy dose",
-    "481.3": "a radiotherapy structure set",
-    "481.23": "",
-    "481.24": "",
-}
-_MODALITIES = {  # for objects of no known class
-    "SR": "a structured report",
-    "PR": "a presentation state",
-    "KO": "a selection of key images",
-    "SEG": "a segmentation",
-    "REG": "a registration",
-    "DOC": "a document",
-    "RTSTRUCT": "a radiotherapy structure set",
-    "RTPLAN": "a radiotherapy plan",
-    "RTDOSE": "a radiotherapy dose",
-    "RTRECORD": "a radiotherapy record",
-    "ECG": "a waveform",
-}
 _QUIET = threading.RLock()  # pydicom's switches are one for the whole process
-
-
-class ImageFileError(ValueError):
-    """An image file that cannot be used. The message says why and what to do, and never quotes the file's content."""
-
-
-class NotAnImageError(ImageFileError):
-    """A DICOM object of another kind: a report, a plan, a segmentation, ..."""
 
 
 @contextmanager
@@ -208,31 +155,6 @@ def _guess_syntax(dataset: pydicom.Dataset) -> pydicom.uid.UID:
     if not little_endian:
         return pydicom.uid.ExplicitVRBigEndian
     return pydicom.uid.ImplicitVRLittleEndian if implicit else pydicom.uid.ExplicitVRLittleEndian
-
-
-def check_is_image(header: pydicom.Dataset) -> None:
-    """Refuse DICOM objects that are no images, by their kind.
-
-    Raises:
-        NotAnImageError: a report, plan, document, segmentation, ...; or an object of whatever class without picture.
-    """
-    kind = _kind(header)
-    if kind:
-        raise NotAnImageError(f"this DICOM object is {kind}, not an image; leave it out")
-    if "Rows" not in header or "Columns" not in header:
-        raise NotAnImageError("this DICOM object holds no image; leave it out")
-
-
-def _kind(header: pydicom.Dataset) -> str:
-    """Return what an object that is no image is, in plain words; nothing for an image."""
-    uid = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
-    if uid == pydicom.uid.MediaStorageDirectoryStorage:
-        return "the index of an export disk (DICOMDIR)"
-    ending = uid.removeprefix(_STORAGE)
-    if ending.startswith("481."):
-        return _RADIOTHERAPY.get(ending, "a radiotherapy plan or record")
-    otherwise = _MODALITIES.get(str(header.get("Modality")), "") if ending == uid or "Rows" not in header else ""
-    return next((kind for start, kind in _KINDS.items() if ending.startswith(start)), otherwise)
 
 
 def count_frames(header: pydicom.Dataset) -> int:

@@ -11,7 +11,7 @@ from monai.data import Dataset, list_data_collate
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from mrad_med.headers import ImageFileError
+from mrad_med.limits import ImageFileError
 from mrad_med.types import AnomalyKeys, FailedCase
 
 __all__ = ["CaseDataset", "CaseLoader", "FailedCasesError"]

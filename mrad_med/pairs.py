@@ -12,8 +12,8 @@ from typing import Any
 import tifffile
 from PIL import Image
 
-from mrad_med.headers import ImageFileError
-from mrad_med.kinds import IMAGE_SUFFIXES, PHOTOGRAPH_SUFFIXES
+from mrad_med.kinds import IMAGE_SUFFIXES, PHOTOGRAPH_SUFFIXES, VIDEO_SUFFIXES
+from mrad_med.limits import ImageFileError
 from mrad_med.names import DatasetError, printable
 from mrad_med.photographs import ORIENTATION_TAG
 from mrad_med.readers import read_image_file
@@ -124,8 +124,8 @@ def name_cases(files: Sequence[Path], root: Path) -> list[str]:
 
 
 def stem_of(name: str) -> str:
-    """Return a name without the suffix of an image; the last number of a DICOM file's name is none."""
-    longest_first = sorted(IMAGE_SUFFIXES, key=len, reverse=True)
+    """Return a name without the suffix of an image or a video; the last number of a DICOM file's name is none."""
+    longest_first = sorted(IMAGE_SUFFIXES + VIDEO_SUFFIXES, key=len, reverse=True)
     suffix = next((suffix for suffix in longest_first if name.lower().endswith(suffix)), "")
     return name[: len(name) - len(suffix)]
 

@@ -13,8 +13,8 @@ from monai.data import ImageReader
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mrad_med.headers import MAX_PIXELS, ImageFileError
 from mrad_med.kinds import PHOTOGRAPH_SUFFIXES
+from mrad_med.limits import MAX_PIXELS, ImageFileError, check_pixels
 
 __all__ = ["ORIENTATION_TAG", "PhotographReader", "upright_picture"]
 
@@ -71,7 +71,7 @@ class PhotographReader(ImageReader):
             raise ImageFileError(f"the image is damaged or truncated ({error}); copy or export it again") from error
 
     def _check_header(self, picture: Image.Image) -> None:
-        _check_size(picture.width, picture.height, self.max_pixels)
+        check_pixels(picture.width, picture.height, self.max_pixels)
         if picture.format != "MPO":  # cameras add a preview to their JPEGs as a second MPO frame
             _check_frames(getattr(picture, "n_frames", 1))
 
@@ -108,7 +108,7 @@ def _read_tiff(path: os.PathLike[str] | str, max_pixels: int) -> Image.Image:
         with tifffile.TiffFile(path) as tiff:
             _check_frames(len(tiff.pages))
             page = tiff.pages[0]
-            _check_size(page.imagewidth, page.imagelength, max_pixels)
+            check_pixels(page.imagewidth, page.imagelength, max_pixels)
             if page.samplesperpixel not in (1, 3) or page.photometric not in _PLAIN_TONES:
                 raise ImageFileError("a TIFF neither of plain grey values nor of RGB colors; save it as PNG")
             pixels, orientation = page.asarray(), page.tags.valueof(ORIENTATION_TAG, default=1)
@@ -131,14 +131,6 @@ def _read_tiff(path: os.PathLike[str] | str, max_pixels: int) -> Image.Image:
 def _check_frames(frames: int) -> None:
     if frames > 1:
         raise ImageFileError(f"the file holds {frames} frames or pages; save each as a file of its own")
-
-
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise ImageFileError(
-            f"{width} x {height} pixels are more than the limit of {max_pixels}; make the image smaller or raise the "
-            "limit (--max_pixels)"
-        )
 
 
 def upright_picture(picture: Image.Image) -> Image.Image:

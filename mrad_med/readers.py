@@ -17,8 +17,8 @@ from PIL import Image
 
 from mrad_med.dicom import DicomReader
 from mrad_med.frames import Frame, list_frames, read_frame
-from mrad_med.headers import MAX_PIXELS, ImageFileError
 from mrad_med.kinds import DICOM, IMAGE_SUFFIXES, PHOTOGRAPH, VIDEO, VOLUME, kind_of
+from mrad_med.limits import MAX_PIXELS, ImageFileError, check_pixels
 from mrad_med.photographs import PhotographReader, upright_picture
 from mrad_med.series import read_series
 from mrad_med.voi import VOIKeys
@@ -49,7 +49,7 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, strict: boo
             - a Pillow image;
             - an array: (H, W) or (H, W, 3) upright, or a volume (X, Y, Z), whose axes are taken to run to the
               patient's right, anterior and superior;
-            - a MetaTensor as MONAI's readers make it: (C, W, H) or (C, X, Y, Z), with its affine.
+            - a MetaTensor as MONAI's readers make it: (C, W, H) or (C, X, Y, Z), with its affine and stored windows.
         max_pixels: pictures with more pixels are refused.
         strict: refuse a series whose slices are not evenly spaced; see `read_series`.
 
@@ -58,17 +58,16 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, strict: boo
     """
     if isinstance(source, (str, os.PathLike)):
         return read_image_file(source, max_pixels=max_pixels)
-    if isinstance(source, (list, tuple)):
+    if isinstance(source, (list, tuple)) and all(isinstance(path, (str, os.PathLike)) for path in source):
         return _finish(read_series(source, strict=strict, max_pixels=max_pixels), str(source[0]))
     if isinstance(source, Frame):
         return _finish(_from_array(read_frame(source, max_pixels=max_pixels)), source.path)
     if isinstance(source, Image.Image):
-        array, _ = PhotographReader().get_data(upright_picture(source))
-        return _finish(_from_array(np.swapaxes(array, 0, 1)))
-    if isinstance(source, np.ndarray):
-        return _finish(_from_array(source))
+        return _finish(_from_array(_from_pillow(source, max_pixels)))
     if isinstance(source, MetaTensor):
-        return _finish(MetaTensor(source.detach().cpu().as_tensor().clone(), affine=source.affine.clone()))
+        return _finish(_from_tensor(source, max_pixels))
+    if isinstance(source, np.ndarray):
+        return _finish(_from_array(source, max_pixels))
     raise ImageFileError(
         f"an image of type {type(source).__name__}; give a path, the paths of a series, a Pillow image, an array "
         "(H, W), (H, W, 3) or (X, Y, Z), or a MetaTensor"
@@ -78,7 +77,7 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, strict: boo
 def read_image_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Any:
     """Return what one file holds; see `read_image`."""
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - unlike Path's, false for names that no file can have
         raise ImageFileError("there is no such file")
     if path.stat().st_size == 0:
         raise ImageFileError("the file is empty (0 bytes); copy or export it again")
@@ -117,12 +116,33 @@ def _reader_for(path: Path, max_pixels: int) -> ImageReader:
     raise ImageFileError(f"unknown kind of file; images end in {known}, or are DICOM")
 
 
-def _from_array(array: NDArray[Any]) -> MetaTensor:
+def _from_pillow(picture: Image.Image, max_pixels: int) -> NDArray[Any]:
+    """Return (H, W[, 3]) of a picture that may be decoded only now."""
+    check_pixels(picture.width, picture.height, max_pixels)
+    try:
+        array, _ = PhotographReader().get_data(upright_picture(picture))
+    except Exception as error:  # Pillow raises nearly everything on damaged files
+        raise ImageFileError(f"the picture cannot be decoded ({type(error).__name__}); is its file whole?") from error
+    return np.swapaxes(array, 0, 1)
+
+
+def _from_tensor(image: MetaTensor, max_pixels: int) -> MetaTensor:
+    if image.ndim not in (3, 4) or image.is_complex():
+        kind = "complex numbers" if image.is_complex() else f"the shape {tuple(image.shape)}"
+        raise ImageFileError(f"a MetaTensor of {kind}; plain numbers (C, W, H) or (C, X, Y, Z) are expected")
+    check_pixels(image.shape[1], image.shape[2], max_pixels)
+    copy = MetaTensor(image.detach().cpu().as_tensor().clone(), affine=image.affine.clone())
+    copy.meta |= {key: image.meta[key] for key in VOIKeys.ALL if key in image.meta}
+    return copy
+
+
+def _from_array(array: NDArray[Any], max_pixels: int = MAX_PIXELS) -> MetaTensor:
     """Return (C, W, H) of an upright picture (H, W[, 3]), or (1, X, Y, Z)."""
-    if array.dtype.kind not in "iuf" or array.ndim not in (2, 3):
+    if array.dtype.kind not in "iuf" or array.ndim not in (2, 3) or array.shape[2:] in ((1,), (2,), (4,)):
         raise ImageFileError(
             f"an array of {array.dtype} {array.shape}; numbers (H, W), (H, W, 3) or (X, Y, Z) are expected"
         )
+    check_pixels(array.shape[1], array.shape[0], max_pixels)
     if array.ndim == 3 and array.shape[-1] != 3:
         channels, affine = array[None], np.eye(4)
     else:

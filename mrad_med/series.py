@@ -17,8 +17,8 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
 from mrad_med.dicom import DicomReader
-from mrad_med.headers import MAX_PIXELS, MAX_VOXELS, ImageFileError
 from mrad_med.kinds import DICOM, kind_of
+from mrad_med.limits import MAX_PIXELS, MAX_VOXELS, ImageFileError, check_voxels
 from mrad_med.names import DatasetError, printable
 from mrad_med.planes import Stack, plane_name, stack_planes
 from mrad_med.slices import Slice, common_planes, have_one_spacing, read_slice, split_into_volumes, stack_slices
@@ -124,8 +124,7 @@ def read_series(
     _report(stack.faults, strict=strict)
     order = [index for index in stack.order if index not in set(stack.repeated)]
     (columns, rows), depth = slices[0].size, len(order)
-    if columns * rows * depth > max_voxels:
-        raise ImageFileError(f"{columns} x {rows} x {depth} voxels are more than the limit of {max_voxels}; crop it")
+    check_voxels(columns, rows, depth, limit=max_voxels)
     volume = np.empty((columns, rows, depth), np.float32)
     windows: dict[str, Any] = {}
     for place, index in enumerate(order):

@@ -10,10 +10,20 @@ from pathlib import Path
 import numpy as np
 import pydicom
 
-from mrad_med.headers import ImageFileError, check_is_image, count_frames, planes_of, quiet, read_header
+from mrad_med.dicom_classes import check_is_image
+from mrad_med.headers import count_frames, planes_of, quiet, read_header
+from mrad_med.limits import ImageFileError
 from mrad_med.planes import Planes, Stack, stack_planes
 
-__all__ = ["Slice", "common_planes", "have_one_spacing", "read_slice", "split_into_volumes", "stack_slices"]
+__all__ = [
+    "IDENTIFIERS",
+    "Slice",
+    "common_planes",
+    "have_one_spacing",
+    "read_slice",
+    "split_into_volumes",
+    "stack_slices",
+]
 
 _TONES = "PhotometricInterpretation"
 
@@ -29,8 +39,8 @@ _VOLUME_TAGS = (
     ("EchoTime", "TemporalPositionIdentifier"),
     ("DiffusionBValue", "AcquisitionNumber"),
 )
-# What names of cases are freed of.
-_IDENTIFIERS = (
+# What tells who the patient is, and names of cases are freed of.
+IDENTIFIERS = (
     "PatientName",
     "PatientID",
     "OtherPatientIDs",
@@ -43,7 +53,7 @@ _IDENTIFIERS = (
     "ContentDate",
 )
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-_TAGS = (*_UIDS, "SeriesNumber", *_IDENTIFIERS, *sorted({tag for tags in _VOLUME_TAGS for tag in tags}))
+_TAGS = (*_UIDS, "SeriesNumber", *IDENTIFIERS, *sorted({tag for tags in _VOLUME_TAGS for tag in tags}))
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,7 @@ def read_slice(path: Path) -> Slice:
             study=str(header.get("StudyInstanceUID") or ""),
             series=str(header.get("SeriesInstanceUID") or path),
             instance=str(header.get("SOPInstanceUID") or path),
-            identifiers=frozenset(str(header.get(tag) or "") for tag in _IDENTIFIERS) - {""},
+            identifiers=frozenset(str(header.get(tag) or "") for tag in IDENTIFIERS) - {""},
             is_grey=int(header.get("SamplesPerPixel") or 1) == 1 and "PALETTE" not in str(header.get(_TONES)),
             number=None if number is None else int(number),
             modality=str(header.get("Modality") or ""),

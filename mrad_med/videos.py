@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrad_med.files import atomic_path
-from mrad_med.headers import ImageFileError
+from mrad_med.limits import ImageFileError, check_pixels
 
-__all__ = ["OverlayVideo", "VideoReader", "check_count", "check_rate", "check_size", "identity_of", "video_times"]
+__all__ = ["OverlayVideo", "VideoReader", "check_count", "check_rate", "identity_of", "video_times"]
 
 MAX_FRAMES = 4_000_000  # 18 hours at 60 frames a second
 
@@ -36,15 +36,6 @@ def check_rate(rate: float) -> None:
     """Raise a ValueError for a rate of frames that is none."""
     if not 0 < rate < math.inf:
         raise ValueError(f"frames_per_second must be positive and finite, got {rate}")
-
-
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raise an `ImageFileError` for frames of too many pixels."""
-    if width * height > max_pixels:
-        raise ImageFileError(
-            f"frames of {width} x {height} pixels are more than the limit of {max_pixels}; make them smaller or raise "
-            "the limit (--max_pixels)"
-        )
 
 
 def check_count(count: int, path: Path) -> None:
@@ -101,7 +92,7 @@ def _open_video(path: Path, max_pixels: int) -> Iterator[tuple[Any, Any]]:
         context = stream.codec_context
         if context is None:
             raise ImageFileError("a video of a kind that PyAV does not decode; convert it to H.264 (.mp4)")
-        check_size(context.width, context.height, max_pixels)
+        check_pixels(context.width, context.height, max_pixels)
         context.options = {"max_pixels": str(max_pixels)}  # frames may grow later
         context.thread_count = 1  # a damaged frame then looks the same each time, and a fork is harmless
         yield container, stream

@@ -19,8 +19,8 @@ from monai.utils import MetaKeys, SpaceKeys
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
-from mrad_med.headers import MAX_VOXELS, ImageFileError
 from mrad_med.kinds import VOLUME_SUFFIXES
+from mrad_med.limits import MAX_VOXELS, ImageFileError, check_voxels
 from mrad_med.planes import LPS_TO_RAS, plane_normal
 
 __all__ = ["VOLUME_SUFFIXES", "VolumeReader"]
@@ -287,8 +287,7 @@ def _check_grid(shape: tuple[int, ...], max_voxels: int) -> None:
         raise ImageFileError(f"{len(shape)}-D data; 2-D images and 3-D volumes can be scored: split it first")
     if min(shape) < 1:
         raise ImageFileError(f"{size} voxels: an axis without any; export it again")
-    if np.prod(shape, dtype=float) > max_voxels:
-        raise ImageFileError(f"{size} voxels are more than the limit of {max_voxels}; crop it")
+    check_voxels(*shape, limit=max_voxels)
 
 
 def _check_values(dtype: np.dtype[Any]) -> None:

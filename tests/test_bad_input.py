@@ -22,9 +22,11 @@ from PIL import Image, ImageOps
 
 from mrad_med import CLIP, AnomalyDetector, CaseDataset, FailedCase, MemoryBank, build_mrad_tf, build_preprocessing
 from mrad_med.cases import find_cases
-from mrad_med.headers import ImageFileError
+from mrad_med.limits import ImageFileError
 from mrad_med.preprocessing import load_picture
 from mrad_med.readers import read_image
+from mrad_med.sample_volumes import make_chest_phantom, write_sample_series
+from mrad_med.voi import VOIKeys
 from tests.conftest import TINY_SIZE
 from tests.small_dicom import COLUMNS, ROWS, make_image, write_image, write_series
 
@@ -385,6 +387,8 @@ def test_image_that_was_read_can_be_read_again(tmp_path):
     [
         (np.zeros(50), r"an array of float64 \(50,\); numbers \(H, W\), \(H, W, 3\) or \(X, Y, Z\) are expected"),
         (np.zeros((20, 20, 5, 2)), r"an array of float64 \(20, 20, 5, 2\)"),
+        (np.zeros((20, 20, 1)), r"an array of float64 \(20, 20, 1\)"),
+        (np.zeros((20, 20, 4), np.uint8), r"an array of uint8 \(20, 20, 4\)"),
         (np.zeros((20, 20), complex), "an array of complex128"),
         (np.zeros((20, 20), object), "an array of object"),
         (np.full((20, 20), "x"), "an array of <U1"),
@@ -394,7 +398,12 @@ def test_image_that_was_read_can_be_read_again(tmp_path):
         (np.zeros((0, 20)), "20 x 0 pixels are too few"),
         (Image.new("L", (15, 20)), "15 x 20 pixels are too few"),
         (MetaTensor(torch.zeros(2, 20, 20, 5)), "4-D data; 2-D images and 3-D volumes can be scored"),
-        (MetaTensor(torch.zeros(1, 20, 20, 5, 2)), "4-D data; 2-D images and 3-D volumes can be scored"),
+        (MetaTensor(torch.zeros(1, 20, 20, 5, 2)), r"a MetaTensor of the shape \(1, 20, 20, 5, 2\); plain numbers"),
+        (
+            MetaTensor(torch.zeros(20, 20)),
+            r"a MetaTensor of the shape \(20, 20\); plain numbers \(C, W, H\) or",
+        ),
+        (MetaTensor(torch.zeros(1, 20, 20, dtype=torch.complex64)), "a MetaTensor of complex numbers"),
         (MetaTensor(torch.zeros(1, 20, 8)), "20 x 8 pixels are too few"),
         (torch.zeros(1, 20, 20), "an image of type Tensor; give a path, the paths of a series, a Pillow image, an arr"),
         (None, "an image of type NoneType"),
@@ -402,13 +411,49 @@ def test_image_that_was_read_can_be_read_again(tmp_path):
         ({"image": "a.png"}, "an image of type dict"),
         ([], "a series without files; give at least one slice"),
         (["missing.dcm"], "there is no such file"),
+        (["missing.dcm", 5], "an image of type list; give a path"),
         ("missing.dcm", "there is no such file"),
+        ("x" * 5000, "there is no such file"),
+        ("nul\0.png", "there is no such file"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) and "\0" not in value and len(value) < 99 else "source",
 )
 def test_what_is_no_image_in_memory_is_refused(source, message):
     with pytest.raises(ImageFileError, match=message):
         read_image(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        np.zeros((30, 20), np.uint8),
+        np.zeros((30, 20, 5)),
+        Image.new("L", (20, 30)),
+        MetaTensor(torch.zeros(1, 20, 30)),
+        MetaTensor(torch.zeros(1, 20, 30, 5)),
+    ],
+    ids=["picture", "volume", "Pillow", "MetaTensor", "MetaTensor of a volume"],
+)
+def test_limit_of_pixels_holds_in_memory(source):
+    assert read_image(source, max_pixels=600).numel() >= 600
+    with pytest.raises(ImageFileError, match=r"(20 x 30|30 x 20) pixels are more than the limit of 599"):
+        read_image(source, max_pixels=599)
+
+
+def test_picture_of_a_cut_file_that_was_opened_lazily_is_refused(tmp_path):
+    Image.fromarray(np.random.RandomState(0).randint(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:5000])
+    with Image.open(tmp_path / "cut.png") as picture, pytest.raises(ImageFileError, match="cannot be decoded"):
+        read_image(picture)
+
+
+def test_stored_windows_of_a_tensor_are_kept(tmp_path):
+    write_sample_series(tmp_path, *make_chest_phantom((32, 28, 6))[::2])
+    image = read_image(sorted(map(str, tmp_path.iterdir())))
+    again = read_image(MetaTensor(image, meta={**image.meta, "patient": "Zaphod"}))
+    assert again.meta[VOIKeys.WINDOWS][0].tolist() == [-600, 1500]
+    assert again.meta[VOIKeys.TRUSTED]
+    assert "patient" not in again.meta
 
 
 @pytest.mark.parametrize(

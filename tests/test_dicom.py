@@ -20,7 +20,7 @@ from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
 from mrad_med.dicom import DicomReader
-from mrad_med.headers import ImageFileError
+from mrad_med.limits import ImageFileError
 from mrad_med.readers import read_image_file
 from mrad_med.voi import VOIKeys
 from mrad_med.windows import apply_lookup_table, apply_window
@@ -47,12 +47,10 @@ REFUSED = {
     "a radiotherapy dose": {"rtdose*", "badVR.dcm"},
     "a radiotherapy plan": {"rtplan*", "ExplVR_BigEndNoMeta.dcm", "ExplVR_LitEndNoMeta.dcm"},
     "a radiotherapy structure set": {"rtstruct.dcm"},
-    "holds no image": {
+    "holds no image": {"empty_charset_LEI.dcm", "meta_missing_tsyntax.dcm", "nested_priv_SQ.dcm"},
+    "does not tell the size of its image": {
         "IM0000*",  # of the export disk; their pixels were taken out
         "UN_sequence.dcm",
-        "empty_charset_LEI.dcm",
-        "meta_missing_tsyntax.dcm",
-        "nested_priv_SQ.dcm",
         "no_meta_group_length.dcm",
         "priv_SQ.dcm",
     },

@@ -20,8 +20,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydicom.pixels import pixel_array
 from pydicom.pixels.processing import apply_color_lut
 
-from mrad_med.headers import ImageFileError
 from mrad_med.kinds import DICOM, kind_of
+from mrad_med.limits import ImageFileError
 from mrad_med.orientation import ToDisplayOrientation
 from mrad_med.photographs import PhotographReader
 from mrad_med.readers import read_image_file
@@ -467,7 +467,7 @@ def test_dicom_is_known_by_its_first_bytes(tmp_path, name):
         ("rtplan.dcm", "this DICOM object is a radiotherapy plan or record, not an image; leave it out"),
         ("test-SR.dcm", "this DICOM object is a structured report, not an image; leave it out"),
         ("waveform_ecg.dcm", "this DICOM object is a waveform, not an image; leave it out"),
-        ("priv_SQ.dcm", "this DICOM object holds no image; leave it out"),
+        ("priv_SQ.dcm", "its header does not tell the size of its image: cut off, or stripped; export it again"),
         (
             "MR_truncated.dcm",
             r"pixel data cannot be decoded \(\w+\): damaged, truncated, .*; copy or export the file again",

@@ -1,0 +1,37 @@
+"""How large images may be that are read, and the error of those that cannot be used."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["MAX_PIXELS", "MAX_VOXELS", "ImageFileError", "check_pixels", "check_voxels"]
+
+MAX_PIXELS = 100_000_000  # 10000 x 10000; a decoded RGB image of that size takes 300 MB
+MAX_VOXELS = 500_000_000  # 512 x 512 x 1900; a float32 volume of that size takes 2 GB
+
+
+class ImageFileError(ValueError):
+    """An image file that cannot be used. The message says why and what to do, and never quotes the file's content."""
+
+
+def check_pixels(width: int, height: int, limit: int) -> None:
+    """Refuse a picture before it is decoded.
+
+    Raises:
+        ImageFileError: it has more pixels than the limit.
+    """
+    if width * height > limit:
+        raise ImageFileError(
+            f"{width} x {height} pixels are more than the limit of {limit}; make the image smaller or raise the limit "
+            "(--max_pixels)"
+        )
+
+
+def check_voxels(*size: int, limit: int) -> None:
+    """Refuse a volume before it is decoded.
+
+    Raises:
+        ImageFileError: it has more voxels than the limit.
+    """
+    if math.prod(size) > limit:
+        raise ImageFileError(f"{' x '.join(map(str, size))} voxels are more than the limit of {limit}; crop it")
