@@ -20,8 +20,8 @@ from PIL import Image, ImageOps, ImageSequence
 from mrad_med import frames as frames_module
 from mrad_med import videos
 from mrad_med.frames import SEQUENCE_SUFFIXES, Frame, OverlayVideo, list_frames, read_frame
-from mrad_med.headers import ImageFileError
 from mrad_med.kinds import VIDEO_SUFFIXES
+from mrad_med.limits import ImageFileError
 
 av = pytest.importorskip("av")
 
@@ -468,7 +468,7 @@ def test_video_without_a_frame_that_can_be_decoded_is_refused(tmp_path):
 def test_too_large_frames_are_refused(tmp_path):
     path = write_video(tmp_path / "video.mp4")
     frame = list_frames(path, max_pixels=ROWS * COLUMNS)[0]
-    with pytest.raises(ImageFileError, match=f"frames of {COLUMNS} x {ROWS} pixels are more than the limit of 3071"):
+    with pytest.raises(ImageFileError, match=f"{COLUMNS} x {ROWS} pixels are more than the limit of 3071"):
         list_frames(path, max_pixels=ROWS * COLUMNS - 1)
     with pytest.raises(ImageFileError, match="more than the limit"):
         read_frame(frame, max_pixels=ROWS * COLUMNS - 1)
