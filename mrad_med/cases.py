@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from mrad_med.datasets import find_files
 from mrad_med.dicom_classes import NotAnImageError
-from mrad_med.frames import Frame, list_frames
+from mrad_med.frames import Frame, as_frames, find_sequences, list_frames
 from mrad_med.headers import quiet, read_header
 from mrad_med.kinds import DICOM, PHOTOGRAPH, VIDEO, kind_of
 from mrad_med.limits import ImageFileError
@@ -76,6 +77,7 @@ def find_cases(
     strict: bool = True,
     keep_identifiers: bool = False,
     frames_per_second: float | None = None,
+    sequence_rate: float | None = None,
 ) -> Datalist:
     """Return what there is to score below a folder, or in the one file given, sorted by name.
 
@@ -91,6 +93,8 @@ def find_cases(
         keep_identifiers: names of cases are made of paths. Unless True, what in them is a name, number or date of the
             patient, as the DICOM file itself tells them, is replaced by "anonymous".
         frames_per_second: of videos, how many are scored; None is all of them.
+        sequence_rate: take the photographs of a folder whose names differ only in their last number for a video of so
+            many a second; None takes each for itself.
 
     Returns:
         ``{"image", "case_id", "study"}`` for each. The image is what `read_image` takes: a path, the list of paths of a
@@ -106,6 +110,7 @@ def find_cases(
         strict=strict,
         keep_identifiers=keep_identifiers,
         frames_per_second=frames_per_second,
+        sequence_rate=sequence_rate,
     )
     found.warn()
     return found.cases
@@ -118,6 +123,7 @@ def survey(
     strict: bool = True,
     keep_identifiers: bool = False,
     frames_per_second: float | None = None,
+    sequence_rate: float | None = None,
 ) -> FoundCases:
     """Return what `find_cases` finds, and what is to be said of it; headers are read, but no pixels."""
     path = Path(root)
@@ -126,27 +132,38 @@ def survey(
     files = find_files(path, exclude=exclude)
     base = path.parent if path.is_file() else path
     names = dict(zip(files, name_cases(files, base), strict=True))
+    kinds = {file: kind_of(file) for file in files}
+    order = {str(file): place for place, file in enumerate(files)}
     found = FoundCases()
-    slices: dict[Path, Slice] = {}
-    errors: dict[Path, ImageFileError] = {}
-    for file in files:
-        kind = kind_of(file)
-        if kind == DICOM:
-            try:
-                slices[file] = read_slice(file)
-            except ImageFileError as error:
-                errors[file] = error
-        elif kind == VIDEO or (kind == PHOTOGRAPH and file.name.lower().endswith(_PAGED)):
+    if sequence_rate is not None:
+        for members in find_sequences(file for file, kind in kinds.items() if kind == PHOTOGRAPH):
+            frames = as_frames(members, rate=sequence_rate, frames_per_second=frames_per_second)
+            _add_sequence(frames, names, found)
+            order |= dict.fromkeys(map(str, members), min(order[str(file)] for file in members))
+            for file in members:
+                del kinds[file]
+    for file, kind in kinds.items():
+        if kind == VIDEO or (kind == PHOTOGRAPH and file.name.lower().endswith(_PAGED)):
             _add_frames(file, names[file], found, frames_per_second)
-        else:
+        elif kind != DICOM:
             found.add(str(file), names[file], kind or "image")
+    read = {file: _try_slice(file) for file, kind in kinds.items() if kind == DICOM}
+    slices = {file: item for file, item in read.items() if isinstance(item, Slice)}
+    errors = {file: item for file, item in read.items() if isinstance(item, ImageFileError)}
     _add_dicom(slices, names, base, found, strict=strict, keep_identifiers=keep_identifiers)
     _add_rest(errors, names, found, hidden=None if keep_identifiers else _identifiers(slices.values()))
     if not found.cases:
         raise DatasetError(f"{root} holds DICOM objects but no image: {found.skipped[0].reason}")
-    order = {str(file): place for place, file in enumerate(files)}
     found.cases.sort(key=lambda case: min(order[path] for path in _paths(case[AnomalyKeys.IMAGE.value])))
     return found
+
+
+def _try_slice(file: Path) -> Slice | ImageFileError:
+    """Return what the header of a DICOM file tells, or why it makes no slice."""
+    try:
+        return read_slice(file)
+    except ImageFileError as error:
+        return error
 
 
 def _paths(image: Any) -> list[str]:
@@ -203,6 +220,16 @@ def _add_frames(path: Path, name: str, found: FoundCases, frames_per_second: flo
     for frame in frames:
         when = "" if frame.time is None else f" at {frame.time:.3f} s"
         found.add(frame, f"{name}/frame_{frame.index:0{digits}d}", f"frame{when}", name)
+
+
+def _add_sequence(frames: Sequence[Frame], names: Mapping[Path, str], found: FoundCases) -> None:
+    """Add numbered photographs as the frames of one video, named after what their names have in common."""
+    common = re.sub(r"[^\w/]*_?\d+\D*$", "", names[Path(frames[0].path)])
+    study = common if common and not common.endswith("/") else f"{common}sequence"
+    while any(case[AnomalyKeys.STUDY] == study for case in found.cases):
+        study += "_"
+    for frame in frames:
+        found.add(frame, names[Path(frame.path)], f"frame at {frame.time:.3f} s", study)
 
 
 def _add_dicom(

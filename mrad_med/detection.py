@@ -13,10 +13,13 @@ from mrad_med.detector import AnomalyDetector
 from mrad_med.outputs import DEFAULT_OUTPUTS, OUTPUTS
 from mrad_med.result_writer import ResultWriter
 from mrad_med.types import AnomalyKeys, FailedCase
+from mrad_med.workflow import read_bundle
 
 __all__ = ["add_detect"]
 
 _SUMMARY_ROWS = 20
+# Options that are values of the bundle's config.
+_VALUES = ("write", "threshold", "frames_per_second", "sequence_rate", "num_workers", "keep_identifiers")
 _OUTPUTS = "; ".join([*(f"{name}: {output.description}" for name, output in OUTPUTS.items()), "video: overlay video"])
 _DEFAULT = ", ".join(f"{kind}: {' '.join(names)}" for kind, names in DEFAULT_OUTPUTS.items())
 
@@ -42,11 +45,17 @@ def add_detect(commands: Any) -> None:
     )
     detect.add_argument("--threshold", type=float, help="from which on mask and seg mark a pixel")
     detect.add_argument("--frames_per_second", type=float, help="of videos, that are scored (default: all)")
-    detect.add_argument("--jobs", type=int, help="processes that read ahead (default: the bundle's num_workers)")
+    detect.add_argument(
+        "--sequence_rate", type=float, help="take numbered photographs of a folder for a video of so many a second"
+    )
+    detect.add_argument("--jobs", type=int, dest="num_workers", help="processes that read ahead (default: none)")
     detect.add_argument("--dry-run", action="store_true", help="list what is found, and score nothing")
     detect.add_argument("--restart", action="store_true", help="score finished cases of an earlier run again")
     detect.add_argument(
-        "--keep-identifiers", action="store_true", help="let names of patients and dates travel into names and DICOM"
+        "--keep-identifiers",
+        action="store_true",
+        default=None,
+        help="let names of patients and dates travel into names and DICOM",
     )
     detect.set_defaults(command=_detect, takes_overrides=True)
 
@@ -54,22 +63,20 @@ def add_detect(commands: Any) -> None:
 def _detect(options: argparse.Namespace) -> int:
     if options.out is None and not options.dry_run:
         raise ValueError("give a folder for results with --out, or --dry-run to see what is found")
-    values = dict(options.overrides)
-    if options.jobs is not None:
-        values["num_workers"] = options.jobs
+    given = {name: getattr(options, name) for name in _VALUES if getattr(options, name) is not None}
+    values = {**options.overrides, **given}
     if options.dry_run:
-        return _list(_survey(options, values))
+        parser = read_bundle(options.bundle, profiles=options.profile, overrides=values)
+        return _list(survey(options.path, exclude=options.out, **parser.get_parsed_content("search")))
     detector = AnomalyDetector.from_bundle(options.bundle, profiles=options.profile, **values)
-    settings = detector.result_settings
-    found = _survey(options, {**settings, **values})
+    found = survey(options.path, exclude=options.out, **detector.search)
+    found.warn()
     writer = ResultWriter(
         options.out,
         provenance=detector.provenance,
         pictures=detector.pictures,
-        write=settings.get("write") if options.write is None else options.write,
-        threshold=settings.get("threshold") if options.threshold is None else options.threshold,
-        keep_identifiers=options.keep_identifiers,
         resume=not options.restart,
+        **detector.result_settings,
     )
     pending = writer.pending(found.cases)
     earlier = len(found.cases) - len(pending)
@@ -82,20 +89,6 @@ def _detect(options: argparse.Namespace) -> int:
         raise
     writer.finish(failures)
     return _summarize(writer, failures, found, options.out)
-
-
-def _survey(options: argparse.Namespace, values: dict[str, Any]) -> FoundCases:
-    rate = options.frames_per_second
-    found = survey(
-        options.path,
-        exclude=options.out,
-        strict=values.get("strict", True),
-        keep_identifiers=options.keep_identifiers,
-        frames_per_second=values.get("frames_per_second") if rate is None else rate,
-    )
-    if not options.dry_run:
-        found.warn()
-    return found
 
 
 def _list(found: FoundCases) -> int:

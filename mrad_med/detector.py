@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from monai.bundle import ConfigParser
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 
@@ -25,7 +24,7 @@ from mrad_med.result_writer import Results
 from mrad_med.results import CaseResult, describe_run
 from mrad_med.transforms import IMAGE_SIZE
 from mrad_med.types import AnomalyKeys, FailedCase
-from mrad_med.workflow import config_files, find_bundle, plain_errors
+from mrad_med.workflow import find_bundle, plain_errors, read_bundle
 
 __all__ = ["AnomalyDetector"]
 
@@ -44,6 +43,7 @@ class AnomalyDetector:
         batch_size: images that are encoded together.
         num_workers: processes that read ahead; 0 reads in this one.
         max_pixels: pictures with more pixels are refused.
+        search: options of `find_cases`.
         options: of `build_preprocessing`: ``window``, ``plane``, ``remove``, ``keep_size``, ``strict``.
         result_settings: what a bundle says of results, for who writes them: ``write``, ``threshold``, ...
         settings: further values to record in results.
@@ -64,6 +64,7 @@ class AnomalyDetector:
         batch_size: int = 4,
         num_workers: int = 0,
         max_pixels: int = MAX_PIXELS,
+        search: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
         result_settings: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
@@ -79,6 +80,7 @@ class AnomalyDetector:
         self.settings = {"image_size": image_size, **(settings or {})}
         self.max_pixels = max_pixels
         self.training_set = tuple(training_set)
+        self.search = dict(search or {})
         self.options = dict(options or {})
         self.result_settings = dict(result_settings or {})
         self.preprocessing = build_preprocessing(
@@ -104,21 +106,14 @@ class AnomalyDetector:
             FileNotFoundError: there is no such bundle or profile.
             KeyError: an override that the bundle does not know.
         """
-        root = find_bundle(bundle)
-        parser = ConfigParser()
-        parser.read_config([str(path) for path in config_files(root, profiles)])
-        parser.read_meta(str(root / "configs" / "metadata.json"))
-        unknown = [name for name in overrides if name not in parser]
-        if unknown:
-            raise KeyError(f"bundle {root.name} has no value named {', '.join(unknown)}; it has {sorted(parser.get())}")
-        parser.update({"bundle_root": str(root), **overrides})
+        parser = read_bundle(bundle, profiles=profiles, overrides=overrides)
         names = (
             *("clip", "bank", "network_def", "inferer", "image_size", "batch_size", "num_workers", "max_pixels"),
-            *("options", "result_settings"),
+            *("search", "options", "result_settings"),
         )
         with plain_errors():
             clip, bank, network, *values = (parser.get_parsed_content(name) for name in names)
-            settings = {"bundle": root.name, **parser.get_parsed_content("settings")}
+            settings = {"bundle": find_bundle(bundle).name, **parser.get_parsed_content("settings")}
             card = load_head(parser.get_parsed_content("checkpoint"))[1] if "checkpoint" in parser else None
         if overrides:
             settings["overrides"] = {name: str(value) for name, value in overrides.items()}
@@ -138,8 +133,7 @@ class AnomalyDetector:
         source: ImageSource | Mapping[str, ImageSource],
         *,
         progress: bool = True,
-        frames_per_second: float | None = None,
-        keep_identifiers: bool = False,
+        **search: Any,
     ) -> Results:
         """Score a file, everything below a folder, or images in memory, and return all results at once.
 
@@ -149,19 +143,13 @@ class AnomalyDetector:
             source: a path, see `find_cases`; or an image in memory as `read_image` takes it (an array, a Pillow image,
                 a MetaTensor), or several of anything that `read_image` takes, by name.
             progress: whether to show a progress bar.
-            frames_per_second: as in `find_cases`.
-            keep_identifiers: as in `find_cases`.
+            **search: options of `find_cases` that come before the detector's own, such as ``frames_per_second``.
 
         Raises:
             DatasetError: the path does not exist, or no image is below it.
         """
         if isinstance(source, (str, os.PathLike)):
-            cases = find_cases(
-                source,
-                strict=self.options.get("strict", True),
-                frames_per_second=frames_per_second,
-                keep_identifiers=keep_identifiers,
-            )
+            cases = find_cases(source, **{**self.search, **search})
         else:
             named = source if isinstance(source, Mapping) else {"image": source}
             cases = [{AnomalyKeys.IMAGE.value: image, AnomalyKeys.CASE_ID.value: name} for name, image in named.items()]
@@ -215,7 +203,11 @@ class AnomalyDetector:
         if not cases:
             raise ValueError("give at least one case to remember")
         steps = build_preprocessing(
-            self.clip.card, image_size=self.image_size, with_mask=True, max_pixels=self.max_pixels
+            self.clip.card,
+            image_size=self.image_size,
+            with_mask=True,
+            max_pixels=self.max_pixels,
+            window=self.options.get("window", "auto"),  # cases are remembered as they will be seen
         )
         data = [{"case_id": str(case["image"]), "mask": None, **case} for case in cases]
         loader = CaseLoader(CaseDataset(data, steps), batch_size=self.batch_size, progress=False)
@@ -242,6 +234,7 @@ class AnomalyDetector:
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             max_pixels=self.max_pixels,
+            search=self.search,
             options=self.options,
             result_settings=self.result_settings,
             settings=self.settings,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import threading
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,25 +21,27 @@ from PIL import Image, ImageOps
 from mrad_med.limits import MAX_PIXELS, ImageFileError, check_pixels
 from mrad_med.videos import OverlayVideo, VideoReader, check_count, check_rate, identity_of, video_times
 
-__all__ = ["SEQUENCE_SUFFIXES", "Frame", "OverlayVideo", "list_frames", "read_frame"]
+__all__ = ["SEQUENCE_SUFFIXES", "Frame", "OverlayVideo", "as_frames", "find_sequences", "list_frames", "read_frame"]
 
 SEQUENCE_SUFFIXES = (".gif", ".tif", ".tiff", ".webp", ".png")
 
 MAX_ANIMATED_PIXELS = 2_000_000_000  # 1000 frames of full HD; to be listed, an animation must be decoded
 
-_PAGED = ("GIF", "PNG", "TIFF", "WEBP")  # Pillow's names
-_MAGICS = (b"GIF8", b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and WEBP within RIFF
+_PICTURES = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's names
+# And WEBP within RIFF.
+_MAGICS = (b"GIF8", b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\xff\xd8\xff", b"BM", b"P5", b"P6")
+_NUMBER = re.compile(r"\d+(?=\D*$)")  # the last one of a name
 _ROUNDING = 6e-4  # seconds; Matroska tells times in milliseconds
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a video, or one page of a picture with several.
+    """One picture of a video, one page of a picture with several, or one of a sequence of pictures.
 
     Attributes:
         path: of the file.
-        index: number from 0, in the order of display.
-        time: seconds since the file's first frame; None where the file tells no times, as TIFF does.
+        index: number in the file from 0, in the order of display.
+        time: seconds since the first frame of the video or sequence; None where the file tells no times, as TIFF does.
     """
 
     path: str
@@ -71,6 +75,36 @@ def list_frames(
         times_of = _page_times if _is_paged(path) else video_times
         frames = [Frame(str(path), index, time) for index, time in enumerate(times_of(Path(path), max_pixels))]
     return frames if frames_per_second is None else _thinned(frames, frames_per_second)
+
+
+def find_sequences(paths: Iterable[Path]) -> list[list[Path]]:
+    """Return the pictures of a folder whose names differ only in their last number, two or more, in its order."""
+    groups: dict[tuple[Path, str], list[tuple[int, Path]]] = defaultdict(list)
+    for path in paths:
+        number = _NUMBER.search(path.stem)
+        if number is not None:
+            rest = f"{path.stem[: number.start()]}#{path.stem[number.end() :]}{path.suffix}"
+            groups[path.parent, rest].append((int(number[0]), path))
+    return [[path for _, path in sorted(group)] for group in groups.values() if len(group) > 1]
+
+
+def as_frames(paths: Sequence[Path], *, rate: float, frames_per_second: float | None = None) -> list[Frame]:
+    """Return pictures as the frames of a video.
+
+    Args:
+        paths: in the order of display.
+        rate: pictures a second; they are evenly spaced in time.
+        frames_per_second: list no more than that many of each second; None lists all.
+
+    Raises:
+        ValueError: a rate is not positive.
+    """
+    check_rate(rate, "sequence_rate")
+    frames = [Frame(str(path), 0, number / rate) for number, path in enumerate(paths)]
+    if frames_per_second is None:
+        return frames
+    check_rate(frames_per_second)
+    return _thinned(frames, frames_per_second)
 
 
 def read_frame(frame: Frame, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -122,7 +156,7 @@ def _refusals() -> Iterator[None]:
 
 
 def _is_paged(path: str | os.PathLike[str]) -> bool:
-    """Tell by its first bytes whether a file is one of Pillow's pictures with pages."""
+    """Tell by its first bytes whether a file is one of Pillow's pictures, which may have pages."""
     if not Path(path).is_file():
         raise ImageFileError("there is no such file")
     with Path(path).open("rb") as stream:
@@ -145,12 +179,12 @@ class _PageReader:
 
     def __init__(self, path: Path, max_pixels: int) -> None:
         self._path, self._max_pixels = path, max_pixels
-        self._picture = Image.open(path, formats=_PAGED)
+        self._picture = Image.open(path, formats=_PICTURES)
 
     def read(self, index: int) -> NDArray[np.uint8]:
         if index < self._picture.tell():  # which of PNG Pillow does not always find
             self.close()
-            self._picture = Image.open(self._path, formats=_PAGED)
+            self._picture = Image.open(self._path, formats=_PICTURES)
         self._picture.seek(index)
         _check_page(self._picture, self._max_pixels)
         picture = ImageOps.exif_transpose(self._picture)
@@ -166,12 +200,14 @@ class _PageReader:
 def _check_page(picture: Image.Image, max_pixels: int) -> None:
     check_pixels(picture.width, picture.height, max_pixels)
     if picture.mode[0] in "IF":
-        raise ImageFileError("pages of more than 8 bits a value; save each as a file of its own, which keeps its depth")
+        raise ImageFileError(
+            "pages or frames of more than 8 bits a value; score each as an image of its own, which keeps its depth"
+        )
 
 
 def _page_times(path: Path, max_pixels: int) -> list[float] | list[None]:
     """Return when pages are shown, in seconds after the first; None of each where the file does not tell it."""
-    with Image.open(path, formats=_PAGED) as picture:
+    with Image.open(path, formats=_PICTURES) as picture:
         _check_page(picture, max_pixels)  # before more is read
         count, has_times = getattr(picture, "n_frames", 1), picture.format != "TIFF"
         check_count(count, path)

@@ -38,7 +38,8 @@ __all__ = ["ResultWriter", "Results"]
 logger = logging.getLogger(__name__)
 
 _PICTURES = ("overlay", "montage", "capture")  # outputs that show the pixels of the source
-_SPEED_ONLY = ("batch_size", "device", "num_workers")  # settings that leave results as they are
+# Settings that leave the results of a case as they are, or that are recorded by themselves.
+_NO_MATTER = ("batch_size", "device", "num_workers", "frames_per_second", "write", "threshold", "keep_identifiers")
 
 
 class ResultWriter:
@@ -242,7 +243,7 @@ def _video_file(study: str) -> str:
 def _what_matters(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Return what results depend on of a run's provenance."""
     settings = dict(provenance.get("settings", {}))
-    overrides = {name: value for name, value in settings.pop("overrides", {}).items() if name not in _SPEED_ONLY}
+    overrides = {name: value for name, value in settings.pop("overrides", {}).items() if name not in _NO_MATTER}
     return {**provenance, "settings": {**settings, "overrides": overrides}, "versions": package_versions()}
 
 

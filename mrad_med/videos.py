@@ -32,10 +32,10 @@ _TICK = Fraction(1, 60000)  # seconds, of written videos; MPEG-4 has none below 
 _BT709 = 1  # its number among color spaces, primaries and curves (ITU-T H.273); the same of the range of MPEG
 
 
-def check_rate(rate: float) -> None:
+def check_rate(rate: float, name: str = "frames_per_second") -> None:
     """Raise a ValueError for a rate of frames that is none."""
     if not 0 < rate < math.inf:
-        raise ValueError(f"frames_per_second must be positive and finite, got {rate}")
+        raise ValueError(f"{name} must be positive and finite, got {rate}")
 
 
 def check_count(count: int, path: Path) -> None:

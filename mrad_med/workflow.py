@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-__all__ = ["BundleWorkflow", "config_files", "find_bundle", "plain_errors"]
+__all__ = ["BundleWorkflow", "config_files", "find_bundle", "plain_errors", "read_bundle"]
 
 
 def find_bundle(name: str | os.PathLike[str]) -> Path:
@@ -47,6 +47,31 @@ def config_files(root: Path, profiles: Sequence[str] = ()) -> list[Path]:
         known = sorted(path.stem.removeprefix("inference_") for path in folder.glob("inference_*.json"))
         raise FileNotFoundError(f"{root.name} has no profile {', '.join(missing)}; it has {', '.join(known) or 'none'}")
     return [folder / "inference.json", *files]
+
+
+def read_bundle(
+    bundle: str | os.PathLike[str], *, profiles: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
+) -> ConfigParser:
+    """Return the config of a bundle for inference, of which nothing is instantiated yet; ``bundle_root`` is set.
+
+    Args:
+        bundle: see `find_bundle`.
+        profiles: see `config_files`; later ones come before earlier ones.
+        overrides: values that come before all of them.
+
+    Raises:
+        FileNotFoundError: there is no such bundle or profile.
+        KeyError: an override that the bundle does not know.
+    """
+    root, overrides = find_bundle(bundle), dict(overrides or {})
+    parser = ConfigParser()
+    parser.read_config([str(path) for path in config_files(root, profiles)])
+    parser.read_meta(str(root / "configs" / "metadata.json"))
+    unknown = [name for name in overrides if name not in parser]
+    if unknown:
+        raise KeyError(f"bundle {root.name} has no value named {', '.join(unknown)}; it has {sorted(parser.get())}")
+    parser.update({"bundle_root": str(root), **overrides})
+    return parser
 
 
 @contextmanager
