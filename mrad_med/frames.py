@@ -27,7 +27,7 @@ SEQUENCE_SUFFIXES = (".gif", ".tif", ".tiff", ".webp", ".png")
 
 MAX_ANIMATED_PIXELS = 2_000_000_000  # 1000 frames of full HD; to be listed, an animation must be decoded
 
-_PICTURES = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's names
+_PICTURES = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's names
 # And WEBP within RIFF.
 _MAGICS = (b"GIF8", b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\xff\xd8\xff", b"BM", b"P5", b"P6")
 _NUMBER = re.compile(r"\d+(?=\D*$)")  # the last one of a name

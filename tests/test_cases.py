@@ -548,3 +548,30 @@ def test_frames_of_a_video_are_cases_even_if_there_is_only_one(tmp_path):
     assert [case["study"] for case in cases] == [str(Path(case["case_id"]).parent) for case in cases]
     assert [case["study"].removesuffix(".mp4") for case in cases] == ["long", "long", "long", "short"]
     assert read_image(cases[0]["image"]).shape == (3, 48, 32)
+
+
+def test_numbered_photographs_are_a_video_where_a_rate_is_given(tmp_path):
+    fill(tmp_path, [*(f"exam/frame_{number}.png" for number in (1, 2, 10, 9)), "exam/other.png", "a/7.jpg", "a/8.jpg"])
+    fill(tmp_path, ["a/7.png", "a/8.png"])
+    assert all(isinstance(case["image"], str) and not case["study"] for case in find_cases(tmp_path))
+    cases = find_cases(tmp_path, sequence_rate=4)
+    assert [(case["case_id"], case["study"]) for case in cases] == [
+        ("a/7_jpg", "a/sequence"),
+        ("a/8_jpg", "a/sequence"),
+        ("a/7_png", "a/sequence_"),  # another format, another sequence
+        ("a/8_png", "a/sequence_"),
+        ("exam/frame_1", "exam/frame"),
+        ("exam/frame_2", "exam/frame"),
+        ("exam/frame_9", "exam/frame"),
+        ("exam/frame_10", "exam/frame"),
+        ("exam/other", ""),
+    ]
+    assert [case["image"].time for case in cases[4:8]] == [0, 0.25, 0.5, 0.75]
+    thinned = find_cases(tmp_path, sequence_rate=4, frames_per_second=2)
+    assert [case["case_id"] for case in thinned] == ["a/7_jpg", "a/7_png", "exam/frame_1", "exam/frame_9", "exam/other"]
+
+
+def test_rate_of_a_sequence_is_checked(tmp_path):
+    fill(tmp_path, ["1.png", "2.png"])
+    with pytest.raises(ValueError, match="sequence_rate must be positive and finite, got 0"):
+        find_cases(tmp_path, sequence_rate=0)

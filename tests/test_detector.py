@@ -116,6 +116,24 @@ def test_extending_the_bank_changes_results_at_once_and_leaves_the_first_detecto
     assert detector.detect(image_folder, progress=False).scores == before
 
 
+def test_local_cases_are_remembered_through_the_window_they_are_seen_through(
+    tiny_clip: CLIP, tiny_bank: MemoryBank, tmp_path: Path
+):
+    shown = np.random.RandomState(0).randint(0, 256, (40, 60)).astype(np.uint8)
+    Image.fromarray(shown).save(tmp_path / "shown.png")
+    values = shown * np.float32(399 / 255) - 160  # seen through center 40, width 400
+    values[shown == 0], values[shown == 255] = -1000, 1000
+    Image.fromarray(values).save(tmp_path / "deep.tif")
+    network = build_mrad_tf(tiny_clip, tiny_bank)
+    deep, picture = (
+        AnomalyDetector(tiny_clip, tiny_bank, network, image_size=TINY_SIZE, options={"window": window})
+        .extend_bank([{"image": tmp_path / name, "label": 0}], share=0)
+        .bank.image_keys[-1]
+        for name, window in (("deep.tif", (40, 400)), ("shown.png", "auto"))
+    )
+    assert torch.cosine_similarity(deep, picture, dim=0) > 0.9999
+
+
 def test_local_cases_have_the_share_that_is_asked_for(detector: AnomalyDetector, image_folder: Path):
     cases = [{"image": image_folder / "a.png", "label": 0}]
     before = len(detector.bank.patch_keys)

@@ -19,7 +19,15 @@ from PIL import Image, ImageOps, ImageSequence
 
 from mrad_med import frames as frames_module
 from mrad_med import videos
-from mrad_med.frames import SEQUENCE_SUFFIXES, Frame, OverlayVideo, list_frames, read_frame
+from mrad_med.frames import (
+    SEQUENCE_SUFFIXES,
+    Frame,
+    OverlayVideo,
+    as_frames,
+    find_sequences,
+    list_frames,
+    read_frame,
+)
 from mrad_med.kinds import VIDEO_SUFFIXES
 from mrad_med.limits import ImageFileError
 
@@ -719,13 +727,13 @@ def test_pages_are_turned_as_exif_tells(tmp_path, suffix, orientation):
 def test_deep_pages_are_refused_rather_than_cut_to_8_bits(tmp_path, dtype):
     images = [Image.fromarray((numbered(number)[..., 0] * 200.0).astype(dtype)) for number in range(PAGES)]
     path = save_pages(tmp_path / "deep.tif", images)
-    with pytest.raises(ImageFileError, match="pages of more than 8 bits a value; save each as a file of its own"):
+    with pytest.raises(ImageFileError, match="pages or frames of more than 8 bits a value; score each as an image"):
         list_frames(path)
     mixed = save_pages(tmp_path / "mixed.tif", [pages()[0], *images])
-    with pytest.raises(ImageFileError, match="pages of more than 8 bits"):
+    with pytest.raises(ImageFileError, match="of more than 8 bits a value"):
         list_frames(mixed)
     assert read_frame(Frame(str(mixed), 0, None)).dtype == np.uint8
-    with pytest.raises(ImageFileError, match="pages of more than 8 bits"):
+    with pytest.raises(ImageFileError, match="of more than 8 bits a value"):
         read_frame(Frame(str(mixed), 1, None))
 
 
@@ -925,3 +933,33 @@ def test_writing_is_for_the_with_statement(tmp_path):
 def test_other_suffixes_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"videos are written as \.mp4, not as '\.avi'"):
         OverlayVideo(tmp_path / "overlay.avi", frames_per_second=1)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".ppm", ".tif", ".webp"])
+def test_numbered_photographs_are_frames_in_the_order_of_their_numbers(tmp_path, suffix):
+    paths = [tmp_path / f"cam2 frame {number}a{suffix}" for number in (9, 10, 100)]
+    for path, number in zip(paths, (3, 5, 6), strict=True):
+        Image.fromarray(numbered(number)).save(path)
+    (sequence,) = find_sequences(reversed(paths))
+    assert sequence == paths
+    frames = as_frames(sequence, rate=25)
+    assert [frame.time for frame in frames] == [0, 0.04, 0.08]
+    assert [number_of(read_frame(frame)) for frame in (frames[2], *frames)] == [6, 3, 5, 6]
+
+
+def test_photographs_of_other_folders_names_or_kinds_are_no_sequence():
+    names = ["a/f1.png", "b/f2.png", "a/g2.png", "a/f3.jpg", "a/f4x.png", "a/none.png", "c/f1.png", "c/f2.png"]
+    assert find_sequences(map(Path, names)) == [[Path("c/f1.png"), Path("c/f2.png")]]
+
+
+def test_sequence_is_thinned_as_a_video_is():
+    paths = [Path(f"{number}.png") for number in range(30)]
+    assert [int(Path(frame.path).stem) for frame in as_frames(paths, rate=10, frames_per_second=3)] == [
+        *(0, 4, 7, 10, 14, 17, 20, 24, 27)
+    ]
+
+
+@pytest.mark.parametrize("rates", [{"rate": 0}, {"rate": float("nan")}, {"rate": 1, "frames_per_second": -1}])
+def test_rates_of_a_sequence_must_be_positive(rates):
+    with pytest.raises(ValueError, match="must be positive and finite"):
+        as_frames([Path("1.png")], **rates)
