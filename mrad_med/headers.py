@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ import pydicom
 from pydicom import config
 from pydicom.errors import InvalidDicomError
 
-from mrad_med.limits import ImageFileError
+from mrad_med.limits import MAX_VOXELS, ImageFileError
 from mrad_med.planes import Planes, plane_normal
 
 __all__ = [
@@ -79,6 +80,8 @@ _PIXEL_TAGS = [
     "PixelData",
 ]
 
+_MAX_INFLATED = 4 * MAX_VOXELS  # bytes
+_META_START = 144  # bytes before the file meta information whose length a DICOM file tells (PS3.10, 7.1)
 _QUIET = threading.RLock()  # pydicom's switches are one for the whole process
 
 
@@ -137,6 +140,7 @@ def read_header(
     """
     tags: list[Any] = [*_TAGS, *more, *(_PIXEL_TAGS if with_pixels else [])]
     with quiet("the DICOM header"):
+        _check_inflated_size(path)
         try:
             dataset = pydicom.dcmread(path, stop_before_pixels=not with_pixels, specific_tags=tags)
         except InvalidDicomError:
@@ -148,6 +152,25 @@ def read_header(
         for tag in list(dataset.keys()):
             dataset[tag]  # converts it, while pydicom is quiet
         return dataset
+
+
+def _check_inflated_size(path: str | os.PathLike[str]) -> None:
+    """Refuse a deflated file that would fill the memory: pydicom inflates all of it, even for the header."""
+    try:
+        meta = pydicom.filereader.read_file_meta_info(path)
+    except InvalidDicomError:  # without such information nothing is deflated
+        return
+    if meta.get("TransferSyntaxUID") != pydicom.uid.DeflatedExplicitVRLittleEndian:
+        return
+    inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    with Path(path).open("rb") as stream:
+        stream.seek(_META_START + int(meta.FileMetaInformationGroupLength))
+        while size <= _MAX_INFLATED and (data := inflater.unconsumed_tail or stream.read(1 << 16)):
+            size += len(inflater.decompress(data, 1 << 20))
+    if size > _MAX_INFLATED:
+        raise ImageFileError(
+            f"it would inflate to more than the limit of {_MAX_INFLATED} bytes; export it uncompressed"
+        )
 
 
 def _guess_syntax(dataset: pydicom.Dataset) -> pydicom.uid.UID:

@@ -19,6 +19,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from PIL import Image, ImageOps
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from mrad_med import CLIP, AnomalyDetector, CaseDataset, FailedCase, MemoryBank, build_mrad_tf, build_preprocessing
 from mrad_med.cases import find_cases
@@ -421,6 +422,22 @@ def test_image_that_was_read_can_be_read_again(tmp_path):
 def test_what_is_no_image_in_memory_is_refused(source, message):
     with pytest.raises(ImageFileError, match=message):
         read_image(source)
+
+
+def test_deflated_dicom_is_read_unless_it_would_fill_the_memory(tmp_path, monkeypatch):
+    image = make_image(np.zeros((ROWS, COLUMNS), np.uint16))
+    image.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    image.save_as(tmp_path / "bad.dcm", enforce_file_format=True)
+    assert read_image(tmp_path / "bad.dcm").shape == (1, COLUMNS, ROWS)
+    image.PixelData = bytes(50_000_000)
+    image.save_as(tmp_path / "bad.dcm", enforce_file_format=True)
+    assert (tmp_path / "bad.dcm").stat().st_size < 100_000
+    monkeypatch.setattr("mrad_med.headers._MAX_INFLATED", 10_000_000)
+    tracemalloc.start()
+    with pytest.raises(ImageFileError, match="would inflate to more than the limit of 10000000 bytes; export it plain"):
+        read_image(tmp_path / "bad.dcm")
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

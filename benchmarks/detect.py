@@ -1,0 +1,84 @@
+"""Print the memory and the time that `mrad-med detect` takes, from large files to results, each in its own process.
+
+Usage:
+    python benchmarks/detect.py
+    python benchmarks/detect.py --small
+
+The photograph is 4000 x 3000, scored in windows at full resolution; the CT is the chest phantom as a DICOM series of
+512 x 512 x 120, scored slice by slice through a lung window, with the default outputs and with everything that can be
+written of DICOM. Network: MRAD-TF with the embedded backbone. Memory is the largest resident size of the process,
+libraries, weights, images and results included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from encoder import print_machine
+from PIL import Image
+
+from mrad_med.sample_volumes import make_chest_phantom, write_sample_series
+
+PHOTOGRAPH, CT = (4000, 3000), (512, 512, 120)  # columns, rows and slices
+SMALL_PHOTOGRAPH, SMALL_CT = (1000, 750), (512, 512, 6)
+VOLUME = ("ct", "--profile", "volume", "--window", "lung")
+DICOM_OUTPUTS = ("nifti", "mask", "seg", "parametric-map", "capture", "montage")
+RUNS = {
+    "photograph, resized to 518": ("photograph.jpg",),
+    "photograph, windows": ("photograph.jpg", "--profile", "sliding"),
+    "CT, default outputs": VOLUME,
+    "CT, all outputs for DICOM": (*VOLUME, "--write", *DICOM_OUTPUTS, "--threshold", "0.4"),
+}
+
+
+def write_inputs(folder: Path, *, small: bool) -> None:
+    """Write the photograph, smooth noise, and the CT."""
+    noise = np.random.RandomState(0).randint(0, 256, (150, 200, 3)).astype(np.uint8)
+    picture = Image.fromarray(noise).resize(SMALL_PHOTOGRAPH if small else PHOTOGRAPH, Image.Resampling.BICUBIC)
+    picture.save(folder / "photograph.jpg")
+    volume, _, affine = make_chest_phantom(SMALL_CT if small else CT)
+    write_sample_series(folder / "ct", volume, affine)
+
+
+def measure(folder: Path, source: str, *options: str) -> tuple[float, float]:
+    """Return peak in MiB and seconds of one command; it must succeed."""
+    command = [sys.executable, "-m", "mrad_med", "detect", source, "--bundle", "mrad_tf", *options]
+    command += ["--out", f"results_{time.monotonic_ns()}"]
+    start = time.perf_counter()
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command[3:])} ended with status {process.returncode}")
+    return usage.ru_maxrss / 1024, time.perf_counter() - start
+
+
+def main() -> None:
+    """Write the inputs, and print a row for each command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="a photograph of 1000 x 750 and a CT of six slices")
+    arguments = parser.parse_args()
+    print_machine()
+    with TemporaryDirectory() as name:
+        # In a process of its own: a child counts what its parent holds as its own until it starts its program.
+        writer = get_context("spawn").Process(
+            target=write_inputs, args=(Path(name),), kwargs={"small": arguments.small}
+        )
+        writer.start()
+        writer.join()
+        print(f"\n{'':30}{'peak memory':>14}{'seconds':>10}")
+        for text, command in RUNS.items():
+            peak, seconds = measure(Path(name), *command)
+            print(f"{text:30}{peak:10.0f} MiB{seconds:10.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
