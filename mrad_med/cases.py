@@ -190,7 +190,7 @@ def _add_rest(
         if isinstance(error, NotAnImageError):
             found.skipped.append(FailedCase(name, str(error)))
         else:
-            found.add(str(file), name, "DICOM, damaged")
+            found.remarks[found.add(str(file), name, "DICOM, damaged")] = str(error)
 
 
 def _identifiers(slices: Iterable[Slice]) -> set[str]:

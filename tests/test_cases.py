@@ -346,6 +346,7 @@ def test_damaged_slice_is_a_case_of_its_own_that_the_reader_refuses(tmp_path):
     found = survey(tmp_path, strict=False)
     assert [case["case_id"] for case in found.cases] == ["series_3", "slice001"]
     assert found.kinds["slice001"] == "DICOM, damaged"
+    assert found.remarks["slice001"].startswith("the DICOM header cannot be read")
     with pytest.raises(ImageFileError, match="copy or export the file again"):
         read_image(found.cases[1]["image"])
 
