@@ -19,7 +19,7 @@ from mrad_med.datasets import (
     load_training_set,
     load_visa,
 )
-from mrad_med.detector import AnomalyDetector
+from mrad_med.detector import AnomalyDetector, Results
 from mrad_med.dicom import DicomReader
 from mrad_med.dicom_output import write_overlay_captures, write_parametric_map, write_segmentation
 from mrad_med.dicom_sources import SourceSeries, read_source_series, warn_burned_in
@@ -61,7 +61,7 @@ from mrad_med.photographs import PhotographReader
 from mrad_med.preprocessing import PictureLoader, build_postprocessing, build_preprocessing
 from mrad_med.readers import read_image
 from mrad_med.records import CaseRecord, MapMaker
-from mrad_med.result_writer import Results, ResultWriter
+from mrad_med.result_writer import ResultWriter
 from mrad_med.results import CaseResult, describe_run
 from mrad_med.retrieval import average_neighbors, retrieve
 from mrad_med.sample_volumes import make_chest_phantom, write_sample_series, write_sample_study

@@ -9,16 +9,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mrad_med.datasets import find_files
 from mrad_med.dicom_classes import NotAnImageError
-from mrad_med.frames import Frame, as_frames, find_sequences, list_frames
+from mrad_med.frames import Frame, as_frames, find_sequences, list_frames, may_have_pages, thin_frames
 from mrad_med.headers import quiet, read_header
 from mrad_med.kinds import DICOM, PHOTOGRAPH, VIDEO, kind_of
 from mrad_med.limits import ImageFileError
-from mrad_med.names import DatasetError, printable, without_identifiers
+from mrad_med.names import DatasetError, Identifiers, UniqueNames
 from mrad_med.pairs import Datalist, name_cases
 from mrad_med.series import DicomSeries, group_series
 from mrad_med.slices import IDENTIFIERS, Slice, have_one_spacing, read_slice
@@ -28,7 +29,8 @@ __all__ = ["FoundCases", "find_cases", "survey"]
 
 logger = logging.getLogger(__name__)
 
-_PAGED = (".gif", ".webp", ".tif", ".tiff")  # photographs that may hold several pictures
+_FRAMED = (VIDEO, PHOTOGRAPH)
+_ELSEWHERE = 5  # bytes of the shortest word that is hidden where the file itself does not tell whose it is
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,12 @@ class FoundCases:
     kinds: dict[str, str] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
     skipped: list[FailedCase] = field(default_factory=list)
+    unique_name: UniqueNames = field(default_factory=UniqueNames, repr=False)
+    unique_video: UniqueNames = field(default_factory=UniqueNames, repr=False)
 
     def add(self, image: Any, name: str, kind: str, study: str = "") -> str:
         """Add a case; return its name, with a count where another has it already."""
-        count, case_id = 1, name
-        while case_id in self.kinds:
-            count += 1
-            case_id = f"{name}_{count}"
+        case_id = self.unique_name(name)
         self.kinds[case_id] = kind
         self.cases.append(
             {AnomalyKeys.IMAGE.value: image, AnomalyKeys.CASE_ID.value: case_id, AnomalyKeys.STUDY.value: study}
@@ -131,31 +132,61 @@ def survey(
         path = path.parent
     files = find_files(path, exclude=exclude)
     base = path.parent if path.is_file() else path
-    names = dict(zip(files, name_cases(files, base), strict=True))
     kinds = {file: kind_of(file) for file in files}
+    read = {file: _try_slice(file) for file, kind in kinds.items() if kind == DICOM}
+    slices = {file: item for file, item in read.items() if isinstance(item, Slice)}
+    errors = {file: item for file, item in read.items() if isinstance(item, ImageFileError)}
+    names = _Names(files, base, None if keep_identifiers else _identifiers(slices.values()))
     order = {str(file): place for place, file in enumerate(files)}
     found = FoundCases()
+    films = {file: _try_frames(file, kind, frames_per_second) for file, kind in kinds.items() if kind in _FRAMED}
     if sequence_rate is not None:
-        for members in find_sequences(file for file, kind in kinds.items() if kind == PHOTOGRAPH):
+        single = [file for file, kind in kinds.items() if kind == PHOTOGRAPH and not films[file]]
+        for members in find_sequences(single):
             frames = as_frames(members, rate=sequence_rate, frames_per_second=frames_per_second)
             _add_sequence(frames, names, found)
             order |= dict.fromkeys(map(str, members), min(order[str(file)] for file in members))
             for file in members:
                 del kinds[file]
     for file, kind in kinds.items():
-        if kind == VIDEO or (kind == PHOTOGRAPH and file.name.lower().endswith(_PAGED)):
-            _add_frames(file, names[file], found, frames_per_second)
+        if films.get(file):
+            _add_frames(films[file], names.of(file), found)
         elif kind != DICOM:
-            found.add(str(file), names[file], kind or "image")
-    read = {file: _try_slice(file) for file, kind in kinds.items() if kind == DICOM}
-    slices = {file: item for file, item in read.items() if isinstance(item, Slice)}
-    errors = {file: item for file, item in read.items() if isinstance(item, ImageFileError)}
-    _add_dicom(slices, names, base, found, strict=strict, keep_identifiers=keep_identifiers)
-    _add_rest(errors, names, found, hidden=None if keep_identifiers else _identifiers(slices.values()))
+            found.add(str(file), names.of(file), kind or "image")
+    _add_dicom(slices, names, base, found, strict=strict)
+    _add_rest(errors, names, found)
     if not found.cases:
         raise DatasetError(f"{root} holds DICOM objects but no image: {found.skipped[0].reason}")
     found.cases.sort(key=lambda case: min(order[path] for path in _paths(case[AnomalyKeys.IMAGE.value])))
     return found
+
+
+class _Names:
+    """Names of cases, made of paths.
+
+    Args:
+        files: all there are.
+        base: that names are relative to.
+        identifiers: of all patients, hidden wherever they are found, for a photograph tells nobody whose it is; None
+            hides nothing.
+    """
+
+    def __init__(self, files: Sequence[Path], base: Path, identifiers: set[str] | None) -> None:
+        self._names = dict(zip(files, name_cases(files, base), strict=True))
+        self._known = None if identifiers is None else Identifiers(identifiers, shortest=_ELSEWHERE)
+
+    def of(self, file: Path, own: Iterable[str] = ()) -> str:
+        """Return the name of a file, free of everybody's identifiers, and of shorter ones that are its own."""
+        return self.hide(self._names[file], own)
+
+    def hide(self, name: str, own: Iterable[str] = ()) -> str:
+        """Return another name, freed likewise."""
+        return name if self._known is None else _hidden_by(frozenset(own)).hide(self._known.hide(name))
+
+
+@lru_cache(maxsize=64)
+def _hidden_by(identifiers: frozenset[str]) -> Identifiers:
+    return Identifiers(identifiers)
 
 
 def _try_slice(file: Path) -> Slice | ImageFileError:
@@ -172,21 +203,10 @@ def _paths(image: Any) -> list[str]:
     return [image.path if isinstance(image, Frame) else image]
 
 
-def _add_rest(
-    errors: dict[Path, ImageFileError], names: dict[Path, str], found: FoundCases, *, hidden: set[str] | None
-) -> None:
-    """Pass over DICOM objects that are no images; a damaged one is a case, which fails when it is read.
-
-    Args:
-        errors: why each makes no slice.
-        names: of the cases.
-        found: takes them.
-        hidden: identifiers, of whomever, for a damaged header may not tell its own; None hides none.
-    """
+def _add_rest(errors: Mapping[Path, ImageFileError], names: _Names, found: FoundCases) -> None:
+    """Pass over DICOM objects that are no images; a damaged one is a case, which fails when it is read."""
     for file, error in errors.items():
-        name = names[file]
-        if hidden is not None:
-            name = without_identifiers(name, hidden | _try_identifiers(file))
+        name = names.of(file, _try_identifiers(file))
         if isinstance(error, NotAnImageError):
             found.skipped.append(FailedCase(name, str(error)))
         else:
@@ -206,41 +226,36 @@ def _try_identifiers(path: Path) -> set[str]:
     return set()
 
 
-def _add_frames(path: Path, name: str, found: FoundCases, frames_per_second: float | None) -> None:
-    """Add the frames of a video or of a picture with several pages; a single picture is an image."""
+def _try_frames(path: Path, kind: str | None, frames_per_second: float | None) -> list[Frame]:
+    """Return the frames of a video or the pages of a picture with several; none of what cannot be read as such."""
+    if kind == PHOTOGRAPH and not may_have_pages(path):
+        return []
     try:
-        frames = list_frames(path, frames_per_second=frames_per_second)
+        frames = list_frames(path)
     except ImageFileError:  # it fails when it is read, and is told then
-        frames = []
-    is_video = kind_of(path) == VIDEO
-    if not frames or (len(frames) == 1 and not is_video):
-        found.add(str(path), name, VIDEO if is_video else PHOTOGRAPH)
-        return
-    digits = len(str(frames[-1].index))
+        return []
+    if kind == PHOTOGRAPH and len(frames) == 1:
+        return []
+    return frames if frames_per_second is None else thin_frames(frames, frames_per_second)
+
+
+def _add_frames(frames: Sequence[Frame], name: str, found: FoundCases) -> None:
+    """Add the frames of a video or of a picture with several pages."""
+    study, digits = found.unique_video(name), len(str(frames[-1].index))
     for frame in frames:
         when = "" if frame.time is None else f" at {frame.time:.3f} s"
-        found.add(frame, f"{name}/frame_{frame.index:0{digits}d}", f"frame{when}", name)
+        found.add(frame, f"{study}/frame_{frame.index:0{digits}d}", f"frame{when}", study)
 
 
-def _add_sequence(frames: Sequence[Frame], names: Mapping[Path, str], found: FoundCases) -> None:
+def _add_sequence(frames: Sequence[Frame], names: _Names, found: FoundCases) -> None:
     """Add numbered photographs as the frames of one video, named after what their names have in common."""
-    common = re.sub(r"[^\w/]*_?\d+\D*$", "", names[Path(frames[0].path)])
-    study = common if common and not common.endswith("/") else f"{common}sequence"
-    while any(case[AnomalyKeys.STUDY] == study for case in found.cases):
-        study += "_"
+    common = re.sub(r"[^\w/]*_?\d+\D*$", "", names.of(Path(frames[0].path)))
+    study = found.unique_video(common if common and not common.endswith("/") else f"{common}sequence")
     for frame in frames:
-        found.add(frame, names[Path(frame.path)], f"frame at {frame.time:.3f} s", study)
+        found.add(frame, names.of(Path(frame.path)), f"frame at {frame.time:.3f} s", study)
 
 
-def _add_dicom(
-    slices: dict[Path, Slice],
-    names: dict[Path, str],
-    base: Path,
-    found: FoundCases,
-    *,
-    strict: bool,
-    keep_identifiers: bool,
-) -> None:
+def _add_dicom(slices: Mapping[Path, Slice], names: _Names, base: Path, found: FoundCases, *, strict: bool) -> None:
     """Add the cases that DICOM files make."""
     known = dict.fromkeys(item.study for item in slices.values() if item.study)
     studies = {uid: f"study_{number}" for number, uid in enumerate(known, 1)}
@@ -252,9 +267,8 @@ def _add_dicom(
             remarks = [f"one of {len(parts)} slices that make no volume, each scored by itself", *remarks]
             remarks = [] if series.spacing is None else remarks
         for files in parts:
-            name = printable(series.case_id) if len(files) > 1 else names[files[0]]
-            if not keep_identifiers:
-                name = without_identifiers(name, _identifiers(slices[file] for file in files))
+            own = _identifiers(slices[file] for file in files)
+            name = names.hide(series.case_id, own) if len(files) > 1 else names.of(files[0], own)
             image = str(files[0]) if len(files) == 1 else [str(file) for file in files]
             first = slices[files[0]]
             case_id = found.add(image, name, _describe(series, files, first), studies.get(first.study, ""))
@@ -262,7 +276,7 @@ def _add_dicom(
                 found.remarks[case_id] = "; ".join(remarks)
 
 
-def _may_be_volume(series: DicomSeries, slices: dict[Path, Slice]) -> bool:
+def _may_be_volume(series: DicomSeries, slices: Mapping[Path, Slice]) -> bool:
     members = [slices[file] for file in series.files]
     is_stack = len(members) > 1 and series.spacing is not None and all(item.is_grey for item in members)
     return is_stack and have_one_spacing(members)

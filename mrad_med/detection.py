@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from mrad_med.console import ALL_WELL, SOME_FAILED, say, say_table
 from mrad_med.detector import AnomalyDetector
 from mrad_med.outputs import DEFAULT_OUTPUTS, OUTPUTS
 from mrad_med.result_writer import ResultWriter
-from mrad_med.types import AnomalyKeys, FailedCase
+from mrad_med.types import AnomalyKeys
 from mrad_med.workflow import read_bundle
 
 __all__ = ["add_detect"]
@@ -85,10 +84,10 @@ def _detect(options: argparse.Namespace) -> int:
     try:
         failures = detector.stream(pending, writer.write) if pending else []
     except BaseException:
-        writer.finish()  # the cases that are done stay in the tables
+        writer.finish(is_whole=False)  # the cases that are done stay in the tables
         raise
     writer.finish(failures)
-    return _summarize(writer, failures, found, options.out)
+    return _summarize(writer, found, options.out)
 
 
 def _list(found: FoundCases) -> int:
@@ -102,15 +101,15 @@ def _list(found: FoundCases) -> int:
     return ALL_WELL
 
 
-def _summarize(writer: ResultWriter, failures: Sequence[FailedCase], found: FoundCases, out: Path) -> int:
+def _summarize(writer: ResultWriter, found: FoundCases, out: Path) -> int:
     ranked = sorted(writer.rows, key=lambda row: -float(row["anomaly_score"]))
     shown = [(row["case_id"], f"{float(row['anomaly_score']):.4f}") for row in ranked[:_SUMMARY_ROWS]]
     say_table([("case", "score"), *shown])
     if len(ranked) > _SUMMARY_ROWS:
         say(f"... and {len(ranked) - _SUMMARY_ROWS} more in scores.csv")
     say(f"{len(ranked)} of {len(found.cases)} case(s) scored, results in {out}")
-    for failure in failures:
+    for failure in writer.failures:
         say(f"left out {failure.case_id}: {failure.reason}", to_error=True)
     for shortfall in writer.shortfalls:
         say(f"{shortfall.case_id}: {shortfall.reason}", to_error=True)
-    return SOME_FAILED if failures or writer.shortfalls else ALL_WELL
+    return SOME_FAILED if writer.failures or writer.shortfalls else ALL_WELL

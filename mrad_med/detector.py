@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from monai.engines import SupervisedEvaluator
@@ -20,15 +21,55 @@ from mrad_med.memory import MemoryBank
 from mrad_med.networks import MRAD
 from mrad_med.preprocessing import PictureLoader, build_postprocessing, build_preprocessing
 from mrad_med.readers import ImageSource
-from mrad_med.result_writer import Results
+from mrad_med.result_writer import ResultWriter
 from mrad_med.results import CaseResult, describe_run
 from mrad_med.transforms import IMAGE_SIZE
 from mrad_med.types import AnomalyKeys, FailedCase
 from mrad_med.workflow import find_bundle, plain_errors, read_bundle
 
-__all__ = ["AnomalyDetector"]
+__all__ = ["AnomalyDetector", "Results"]
 
 LOCAL_SHARE = 0.2  # a few local cases count as a fifth of the memory: enough to be seen, not to drown the rest
+
+
+@dataclass
+class Results:
+    """The results of a detection, in the order of the cases.
+
+    Attributes:
+        cases: one `CaseResult` per case that could be scored.
+        failures: one `FailedCase` per case that could not.
+        provenance: cards, hashes and settings of the run.
+        pictures: how sources are shown; by default as `build_preprocessing` does.
+        result_settings: what `save` writes unless told otherwise, as options of `ResultWriter`.
+    """
+
+    cases: list[CaseResult] = field(default_factory=list)
+    failures: list[FailedCase] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    pictures: PictureLoader | None = None
+    result_settings: dict[str, Any] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[CaseResult]:
+        """Iterate over the cases that could be scored."""
+        return iter(self.cases)
+
+    def __len__(self) -> int:
+        """Return the number of cases that could be scored."""
+        return len(self.cases)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Anomaly score by case name."""
+        return {case.case_id: case.anomaly_score for case in self.cases}
+
+    def save(self, output_dir: str | os.PathLike[str], **options: Any) -> None:
+        """Write files, tables and ``run.json``; the options (``write``, ``threshold``, ...) are of `ResultWriter`."""
+        known = {"provenance": self.provenance, "pictures": self.pictures, **self.result_settings}
+        writer = ResultWriter(output_dir, **{**known, **options})
+        for case in self.cases:
+            writer.write(case)
+        writer.finish(self.failures)
 
 
 class AnomalyDetector:
@@ -153,7 +194,7 @@ class AnomalyDetector:
         else:
             named = source if isinstance(source, Mapping) else {"image": source}
             cases = [{AnomalyKeys.IMAGE.value: image, AnomalyKeys.CASE_ID.value: name} for name, image in named.items()]
-        results = Results(provenance=self.provenance, pictures=self.pictures)
+        results = Results(provenance=self.provenance, pictures=self.pictures, result_settings=self.result_settings)
         results.failures = self.stream(cases, results.cases.append, progress=progress)
         return results
 

@@ -149,6 +149,7 @@ def write_overlay_captures(
     source: SourceSeries,
     *,
     created: datetime | None = None,
+    warn: bool = True,
 ) -> list[Path]:
     """Write pictures of frames as DICOM Secondary Captures, which every viewer shows, and return their files.
 
@@ -160,6 +161,7 @@ def write_overlay_captures(
         pictures: uint8 (H, W, 3) RGB by index of the frame, from 0 in the order the source files were given.
         source: the images that the pictures were made of.
         created: as in `write_segmentation`.
+        warn: False where who calls has warned of such texts.
 
     Raises:
         OutputError: a picture is not uint8 RGB, there is no such frame, highdicom is missing, or a file cannot be
@@ -171,7 +173,7 @@ def write_overlay_captures(
             raise UnfitSourceError(f"a picture is uint8 (H, W, 3), frame {index} has {picture.dtype} {picture.shape}")
         if not 0 <= index < source.frame_count:
             raise UnfitSourceError(f"there is no frame {index}: the source has {source.frame_count}, counted from 0")
-    warning = warn_burned_in(source.images[0])
+    warning = warn_burned_in(source.images[0]) if warn else ""
     if warning:
         logger.warning("%s", warning)
     paths = []

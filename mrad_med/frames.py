@@ -21,15 +21,25 @@ from PIL import Image, ImageOps
 from mrad_med.limits import MAX_PIXELS, ImageFileError, check_pixels
 from mrad_med.videos import OverlayVideo, VideoReader, check_count, check_rate, identity_of, video_times
 
-__all__ = ["SEQUENCE_SUFFIXES", "Frame", "OverlayVideo", "as_frames", "find_sequences", "list_frames", "read_frame"]
+__all__ = [
+    "Frame",
+    "OverlayVideo",
+    "as_frames",
+    "close_frames",
+    "find_sequences",
+    "list_frames",
+    "may_have_pages",
+    "read_frame",
+    "thin_frames",
+]
 
-SEQUENCE_SUFFIXES = (".gif", ".tif", ".tiff", ".webp", ".png")
-
+MAX_OPEN = 2  # files, or one twice: what reads ahead and what draws results are at different places of a video
 MAX_ANIMATED_PIXELS = 2_000_000_000  # 1000 frames of full HD; to be listed, an animation must be decoded
 
 _PICTURES = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's names
-# And WEBP within RIFF.
-_MAGICS = (b"GIF8", b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\xff\xd8\xff", b"BM", b"P5", b"P6")
+# How files begin; and WEBP within RIFF.
+_WITH_PAGES = (b"GIF8", b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_WITHOUT_PAGES = (b"\xff\xd8\xff", b"BM", b"P5", b"P6")
 _NUMBER = re.compile(r"\d+(?=\D*$)")  # the last one of a name
 _ROUNDING = 6e-4  # seconds; Matroska tells times in milliseconds
 
@@ -72,9 +82,9 @@ def list_frames(
     if frames_per_second is not None:
         check_rate(frames_per_second)
     with _refusals():
-        times_of = _page_times if _is_paged(path) else video_times
+        times_of = _page_times if _is_picture(path) else video_times
         frames = [Frame(str(path), index, time) for index, time in enumerate(times_of(Path(path), max_pixels))]
-    return frames if frames_per_second is None else _thinned(frames, frames_per_second)
+    return frames if frames_per_second is None else thin_frames(frames, frames_per_second)
 
 
 def find_sequences(paths: Iterable[Path]) -> list[list[Path]]:
@@ -103,15 +113,28 @@ def as_frames(paths: Sequence[Path], *, rate: float, frames_per_second: float | 
     frames = [Frame(str(path), 0, number / rate) for number, path in enumerate(paths)]
     if frames_per_second is None:
         return frames
+    return thin_frames(frames, frames_per_second)
+
+
+def thin_frames(frames: list[Frame], frames_per_second: float) -> list[Frame]:
+    """Return the first frame at or after each multiple of 1 / ``frames_per_second`` seconds; all that have no times.
+
+    Raises:
+        ValueError: ``frames_per_second`` is not positive.
+    """
     check_rate(frames_per_second)
-    return _thinned(frames, frames_per_second)
+    if any(frame.time is None for frame in frames):
+        return frames
+    passed = [math.floor(((frame.time or 0.0) + _ROUNDING) * frames_per_second) for frame in frames]
+    return [frame for frame, before, count in zip(frames, [-1, *passed], passed, strict=False) if count > before]
 
 
 def read_frame(frame: Frame, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Return a frame's picture: (H, W, 3) uint8, RGB, upright, transparency over black, pixels as they are stored.
 
-    Of a video it is, bit by bit, what decoding all from the start gives. The file that was read last stays open, so
+    Of a video it is, bit by bit, what decoding all from the start gives. The files that were read last stay open, so
     that asking for frames in order decodes each of them once; asking for an earlier one decodes from the start again.
+    A file is opened once for each ``max_pixels``.
     Threads may ask at once, and processes be forked in between.
 
     Args:
@@ -121,20 +144,24 @@ def read_frame(frame: Frame, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint
     Raises:
         ImageFileError: the file is missing, has changed or is unusable (see `list_frames`), or the frame is damaged.
     """
-    global _source
     with _refusals(), _LOCK:
         path = Path(frame.path)
         identity = (os.getpid(), path, identity_of(path), max_pixels)
-        if _source is None or _source[0] != identity:
-            _close_source()
-            _source = identity, (_PageReader if _is_paged(path) else VideoReader)(path, max_pixels)
+        source = _sources.pop(identity, None)
+        if source is None:
+            while len(_sources) >= MAX_OPEN:
+                _sources.pop(next(iter(_sources))).close()
+            source = (_PageReader if _is_picture(path) else VideoReader)(path, max_pixels)
         try:
-            return _source[1].read(frame.index)
+            picture = source.read(frame.index)
         except ImageFileError:
+            _sources[identity] = source
             raise
-        except Exception:
-            _close_source()  # for its state is unknown
+        except BaseException:
+            source.close()  # for its state is unknown
             raise
+        _sources[identity] = source  # as the last
+        return picture
 
 
 @contextmanager
@@ -155,23 +182,24 @@ def _refusals() -> Iterator[None]:
         ) from None
 
 
-def _is_paged(path: str | os.PathLike[str]) -> bool:
-    """Tell by its first bytes whether a file is one of Pillow's pictures, which may have pages."""
+def may_have_pages(path: Path) -> bool:
+    """Tell by its first bytes whether a file is a picture that may be several: GIF, PNG, TIFF, WebP."""
+    return _begins(path, _WITH_PAGES)
+
+
+def _is_picture(path: str | os.PathLike[str]) -> bool:
+    """Tell by its first bytes whether a file is a picture, and no video."""
     if not Path(path).is_file():
         raise ImageFileError("there is no such file")
-    with Path(path).open("rb") as stream:
-        start = stream.read(12)
-    if not start:
+    if Path(path).stat().st_size == 0:
         raise ImageFileError("the file is empty (0 bytes); copy or export it again")
-    return start.startswith(_MAGICS) or (start[:4] == b"RIFF" and start[8:] == b"WEBP")
+    return _begins(Path(path), _WITH_PAGES + _WITHOUT_PAGES)
 
 
-def _thinned(frames: list[Frame], rate: float) -> list[Frame]:
-    """Return the frames for which a multiple of 1 / rate has passed since the one before."""
-    if any(frame.time is None for frame in frames):
-        return frames
-    passed = [math.floor(((frame.time or 0.0) + _ROUNDING) * rate) for frame in frames]
-    return [frame for frame, before, count in zip(frames, [-1, *passed], passed, strict=False) if count > before]
+def _begins(path: Path, beginnings: tuple[bytes, ...]) -> bool:
+    with path.open("rb") as stream:
+        start = stream.read(12)
+    return start.startswith(beginnings) or (start[:4] == b"RIFF" and start[8:] == b"WEBP")
 
 
 class _PageReader:
@@ -226,14 +254,14 @@ def _page_times(path: Path, max_pixels: int) -> list[float] | list[None]:
 
 
 _LOCK = threading.Lock()
-_source: tuple[tuple[Any, ...], _PageReader | VideoReader] | None = None  # what was read last, and of which file
+_sources: dict[tuple[Any, ...], _PageReader | VideoReader] = {}  # what was read last, the latest as the last
 
 if hasattr(os, "register_at_fork"):  # no child may begin with a lock that nobody opens, or amid a frame
     os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 
-def _close_source() -> None:
-    global _source
-    if _source is not None:
-        _source[1].close()
-    _source = None
+def close_frames() -> None:
+    """Close what `read_frame` keeps open."""
+    with _LOCK:
+        while _sources:
+            _sources.popitem()[1].close()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.utils import ImageMetaKey
@@ -31,18 +32,24 @@ class ResultCollector:
     def __init__(self, receive: Callable[[CaseResult], None], pictures: PictureLoader | None = None) -> None:
         self.receive = receive
         self.pictures = pictures
+        self._known: Mapping[str, Mapping[Any, Any]] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Listen to the engine's iterations."""
+        """Listen to the engine's start and its iterations."""
+        engine.add_event_handler(Events.STARTED, self._look_up)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def _look_up(self, engine: Engine) -> None:
+        self._known = getattr(engine.state.dataloader, "cases", {})
 
     def __call__(self, engine: Engine) -> None:
         """Pass on the results of one batch."""
-        known = getattr(engine.state.dataloader, "cases", {})
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             path = item[AnomalyKeys.IMAGE].meta.get(ImageMetaKey.FILENAME_OR_OBJ)
             read = {AnomalyKeys.CASE_ID: item[AnomalyKeys.CASE_ID], AnomalyKeys.IMAGE: path}
-            self.receive(CaseResult.from_output(known.get(item[AnomalyKeys.CASE_ID], read), output, self.pictures))
+            self.receive(
+                CaseResult.from_output(self._known.get(item[AnomalyKeys.CASE_ID], read), output, self.pictures)
+            )
 
 
 class ResultSaver:

@@ -24,12 +24,16 @@ class Entry:
         row: of the table of cases.
         files: that were written, below the output folder.
         slices: rows of the table of slices.
+        video: that it is a frame of, below the output folder; empty where none was asked for.
+        shortfalls: outputs that could not be made: what of, and why.
     """
 
     key: str
     row: dict[str, str]
     files: tuple[str, ...] = ()
     slices: list[dict[str, Any]] = field(default_factory=list)
+    video: str = ""
+    shortfalls: tuple[tuple[str, str], ...] = ()
 
 
 class Journal:
@@ -41,26 +45,41 @@ class Journal:
     Args:
         path: of the file; made with the first case.
         settings: whatever results depend on, as plain values.
-        resume: read what is there; else the file is begun anew.
+        resume: keep what is there; else the file is begun anew.
+
+    Attributes:
+        entries: finished cases by their names.
+        files: what was ever written of a case into this folder, by its name.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
         self.path = path
         self._settings = json.dumps(settings, sort_keys=True, default=str)
         self.entries: dict[str, Entry] = {}
-        if not resume:
-            path.unlink(missing_ok=True)
-        elif path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
+        self._is_torn = False
+        if path.is_file():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            self._is_torn = bool(text) and not text.endswith("\n")
+            for line in text.split("\n"):
                 self._read(line)
+        self.files = {case_id: entry.files for case_id, entry in self.entries.items()}
+        if not resume:
+            self.entries.clear()
+            path.unlink(missing_ok=True)
 
     def _read(self, line: str) -> None:
         try:
             values = json.loads(line)
-            entry = Entry(str(values["key"]), values["row"], tuple(values["files"]), values["slices"])
+            shortfalls = tuple((str(name), str(reason)) for name, reason in values["shortfalls"])
+            files = tuple(map(str, values["files"]))
+            entry = Entry(str(values["key"]), values["row"], files, values["slices"], str(values["video"]), shortfalls)
             self.entries[str(entry.row["case_id"])] = entry
         except (ValueError, KeyError, TypeError):  # the line that was being written when the run was stopped
             return
+
+    def frames_of(self, video: str) -> set[str]:
+        """Return the names of the finished cases that are frames of a video."""
+        return {case_id for case_id, entry in self.entries.items() if entry.video == video}
 
     def is_finished(self, case_id: str, source: Any) -> bool:
         """Tell whether there is nothing left to do for a case."""
@@ -80,7 +99,7 @@ class Journal:
         else:
             return ""
         digest = hashlib.sha256(self._settings.encode())
-        digest.update(str(source.index if isinstance(source, Frame) else "").encode())
+        digest.update(f"{source.index} {source.time}".encode() if isinstance(source, Frame) else b"")
         for file in map(Path, files):
             try:
                 state = file.stat()
@@ -92,5 +111,7 @@ class Journal:
     def add(self, entry: Entry) -> None:
         """Note a finished case."""
         self.entries[entry.row["case_id"]] = entry
+        self.files[entry.row["case_id"]] = entry.files
         with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(asdict(entry)) + "\n")
+            stream.write("\n" * self._is_torn + json.dumps(asdict(entry)) + "\n")
+        self._is_torn = False

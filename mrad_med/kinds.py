@@ -38,7 +38,10 @@ _BEGINNINGS = {
     b"II+\x00": PHOTOGRAPH,
     b"MM\x00+": PHOTOGRAPH,
     b"NRRD000": VOLUME,
+    b"P5\n": PHOTOGRAPH,  # PGM
+    b"P6\n": PHOTOGRAPH,  # PPM
     b"\x1aE\xdf\xa3": VIDEO,  # Matroska and WebM
+    b"0&\xb2u\x8ef\xcf\x11": VIDEO,  # ASF: WMV
     b"\x00\x00\x01\xba": VIDEO,  # MPEG
 }
 _IN_RIFF = {b"WEBP": PHOTOGRAPH, b"AVI ": VIDEO}
@@ -72,6 +75,8 @@ def _by_content(start: bytes) -> str | None:
     for beginning, kind in _BEGINNINGS.items():
         if start.startswith(beginning):
             return kind
+    if start.startswith(b"BM") and start[6:10] == bytes(4):
+        return PHOTOGRAPH
     if start.startswith(b"RIFF"):
         return _IN_RIFF.get(start[8:12])
     if start[4:8] == b"ftyp":

@@ -40,7 +40,7 @@ class CaseDataset(Dataset):
         try:
             result: dict[str, Any] = self.transform(dict(case))
         except Exception as error:  # whatever a damaged file makes a library raise, the other cases go on
-            return FailedCase(case[AnomalyKeys.CASE_ID], _reason(error))
+            return FailedCase(case[AnomalyKeys.CASE_ID], _reason(error), case.get(AnomalyKeys.STUDY, ""))
         return result
 
 

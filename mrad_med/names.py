@@ -5,19 +5,53 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from itertools import combinations
+from itertools import combinations, product
+from pathlib import PurePosixPath
 
-__all__ = ["DatasetError", "printable", "without_identifiers"]
+__all__ = ["DatasetError", "Identifiers", "UniqueNames", "printable", "safe_relative_path"]
 
 HIDDEN = "anonymous"
 # UTF-8 bytes that make a name, number or date worth hiding: "1" and "MR" are in half of all names, but one Chinese
 # character, which takes three bytes, may be a whole name.
 _LEAST = 3
 _INSIDE = 5  # that are also hidden inside of a longer word
+_DATE = re.compile(r"^\s*((?:19|20)\d\d)(\d\d)(\d\d)\s*$")  # as DICOM writes it
+_MONTHS = [
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+]
 
 
 class DatasetError(ValueError):
     """A folder that does not hold what is expected of it."""
+
+
+class UniqueNames:
+    """Give names that were given before a count."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+        self._counts: dict[str, int] = {}
+
+    def __call__(self, name: str) -> str:
+        """Return the name, with ``_2`` and so on where it was given before."""
+        given, count = name, self._counts.get(name, 1)
+        while given in self._given:
+            count += 1
+            given = f"{name}_{count}"
+        self._counts[name] = count
+        self._given.add(given)
+        return given
 
 
 def printable(name: str) -> str:
@@ -29,18 +63,45 @@ def printable(name: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", "_", text)
 
 
-def without_identifiers(name: str, identifiers: Iterable[str]) -> str:
-    """Return a path with those parts replaced that tell who a patient is, as folders of exports often do.
+def safe_relative_path(case_id: str) -> str:
+    """Return the path below the output folder that a name stands for.
+
+    Raises:
+        ValueError: it would lead out of it.
+    """
+    path = PurePosixPath(case_id)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in case_id:
+        raise ValueError(f"case name {case_id!r} cannot become a file below the output folder; rename the case")
+    return str(path)
+
+
+class Identifiers:
+    """What tells who patients are, to be found in paths, as folders of exports are often named after patients.
 
     Args:
-        name: a relative path, its parts separated by ``/``.
-        identifiers: names, numbers and dates as DICOM holds them, such as ``"Fingal^Olive"`` and ``"20250917"``.
-
-    Returns:
-        The path; ``anonymous`` stands for each part in which an identifier, or a part of a name, was found.
+        values: names, numbers and dates as DICOM holds them, such as ``"Fingal^Olive"`` and ``"20250917"``.
+        shortest: bytes (UTF-8) of the shortest word that is looked for.
     """
-    words = {word for identifier in identifiers for word in _words(identifier)}
-    return "/".join(HIDDEN if words and _tells(part, words) else part for part in name.split("/"))
+
+    def __init__(self, values: Iterable[str], *, shortest: int = _LEAST) -> None:
+        values = set(values)
+        words = {word for value in values for word in _words(value)}
+        self._words = {word for word in words if len(word.encode()) >= shortest}
+        self._inside = {word for word in self._words if len(word.encode()) >= _INSIDE}
+        self._lengths = {len(word) for word in self._inside}
+        self._words |= {date for value in values for date in _dates(value)}
+
+    def hide(self, name: str) -> str:
+        """Return a path, its parts separated by ``/``, with ``anonymous`` for each part in which one was found."""
+        return "/".join(HIDDEN if self._words and self._tells(part) else part for part in name.split("/"))
+
+    def _tells(self, part: str) -> bool:
+        present = _split(part)
+        runs = {"".join(present[i:j]) for i, j in combinations(range(len(present) + 1), 2)}  # finds "2025-09-17"
+        if runs & self._words:
+            return True
+        text = "".join(present)  # of which all pieces are looked up, since there may be thousands of words
+        return any(text[i : i + n] in self._inside for n in self._lengths for i in range(len(text) - n + 1))
 
 
 def _words(identifier: str) -> set[str]:
@@ -49,15 +110,20 @@ def _words(identifier: str) -> set[str]:
     for spelling in identifier.split("="):  # of a name, in several scripts
         parts = _split(spelling)
         words |= {*parts, "".join(parts), "".join(reversed(parts))}
-    for year, month, day in re.findall(r"^((?:19|20)\d\d)(\d\d)(\d\d)$", identifier.strip()):
-        words |= {day + month + year, month + day + year}  # as people write it
-    return {word for word in words if len(word.encode()) >= _LEAST}
+    for year, month, day in _DATE.findall(identifier):
+        words |= {day + month + year, month + day + year}
+    return words
 
 
-def _tells(part: str, words: set[str]) -> bool:
-    present = _split(part)
-    runs = {"".join(present[i:j]) for i, j in combinations(range(len(present) + 1), 2)}  # finds "2025-09-17"
-    return bool(runs & words) or any(word in "".join(present) for word in words if len(word.encode()) >= _INSIDE)
+def _dates(identifier: str) -> set[str]:
+    """Return the further spellings of a date, without what separates its parts: 7 Sep 2025, 2025-9-7, 250907."""
+    dates: set[str] = set()
+    for year, month, day in _DATE.findall(identifier):
+        name = _MONTHS[int(month) - 1] if 1 <= int(month) <= 12 else month
+        months = {month.lstrip("0"), month, name, name[:3]}
+        parts = {*product((year,), months, (day, day.lstrip("0"))), *product((year[2:],), (month, name[:3]), (day,))}
+        dates |= {"".join(order) for y, m, d in parts for order in ((y, m, d), (d, m, y), (m, d, y))}
+    return dates
 
 
 def _split(text: str) -> list[str]:

@@ -20,6 +20,7 @@ from mrad_med.montage import draw_montage
 from mrad_med.preprocessing import PictureLoader
 from mrad_med.report import blend_overlay, draw_overlay, save_overlay
 from mrad_med.results import CaseResult
+from mrad_med.videos import import_av
 from mrad_med.volume_output import require_nrrd, write_volume
 
 __all__ = ["DEFAULT_OUTPUTS", "OUTPUTS", "Output", "OutputSettings", "check_outputs", "is_dicom"]
@@ -88,7 +89,7 @@ def check_outputs(names: Sequence[str], threshold: float | None) -> None:
     Raises:
         ValueError: there is no such output, or one that needs a threshold lacks it.
         OutputError: a package is missing.
-        ImportError: likewise.
+        ImportError, ImageFileError: likewise.
     """
     unknown = [name for name in names if name not in OUTPUTS and name != "video"]
     if unknown:
@@ -100,6 +101,8 @@ def check_outputs(names: Sequence[str], threshold: float | None) -> None:
         require_highdicom()
     if "nrrd" in names:
         require_nrrd()
+    if "video" in names:
+        import_av()
 
 
 def _write_tiff(result: CaseResult, path: Path, _: OutputSettings) -> list[Path]:
@@ -169,7 +172,7 @@ def _write_captures(result: CaseResult, path: Path, settings: OutputSettings) ->
     highest = np.argsort(-_slice_means(maps), kind="stable")[:CAPTURES]
     low, high = float(maps.min()), float(maps.max())
     overlays = {int(i): blend_overlay(pictures[i], maps[i], low=low, high=high) for i in highest}
-    return write_overlay_captures(path, overlays, source)
+    return write_overlay_captures(path, overlays, source, warn=False)  # who writes results warns once for all
 
 
 def _slice_means(maps: NDArray[np.float32]) -> NDArray[np.float32]:

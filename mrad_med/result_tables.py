@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,26 +71,24 @@ def slices_of(result: CaseResult) -> list[dict[str, Any]]:
     return slice_rows(result.case_id, result.anomaly_map, result.affine, scores, axis=axis)
 
 
-def study_rows(
-    rows: Iterable[Mapping[str, str]], failures: Sequence[FailedCase], studies: Mapping[str, str]
-) -> list[dict[str, Any]]:
+def study_rows(rows: Iterable[Mapping[str, str]], failures: Sequence[FailedCase]) -> list[dict[str, Any]]:
     """Return one row per study: how many cases it has, and which is the highest.
 
     Args:
         rows: of cases.
         failures: cases that could not be scored.
-        studies: of all cases by their names, for what belongs to none that could be scored.
     """
     of_study: dict[str, list[Mapping[str, str]]] = defaultdict(list)
     for row in rows:
-        if row["study"]:
-            of_study[row["study"]].append(row)
+        of_study[row["study"]].append(row)
+    failed = Counter(failure.study for failure in failures)
     table = []
-    for study, members in of_study.items():
-        highest = max(members, key=lambda row: float(row["anomaly_score"]))
-        failed = sum(studies.get(failure.case_id) == study for failure in failures)
-        values = (study, len(members), failed, highest["anomaly_score"], highest["case_id"])
-        table.append(dict(zip(STUDY_COLUMNS, values, strict=True)))
+    for study in dict.fromkeys([*of_study, *failed]):
+        members = of_study[study]
+        highest: Mapping[str, str] = max(members, key=lambda row: float(row["anomaly_score"]), default={})
+        score, name = highest.get("anomaly_score", ""), highest.get("case_id", "")
+        if study:
+            table.append(dict(zip(STUDY_COLUMNS, (study, len(members), failed[study], score, name), strict=True)))
     return table
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Any
 
 from mrad_med.dicom_sources import burned_in_warning
@@ -18,7 +19,8 @@ from mrad_med.files import OutputError, UnfitSourceError, atomic_path
 from mrad_med.frames import Frame
 from mrad_med.journal import Entry, Journal
 from mrad_med.limits import ImageFileError
-from mrad_med.outputs import DEFAULT_OUTPUTS, MASK_SUFFIXES, OUTPUTS, Output, OutputSettings, check_outputs, is_dicom
+from mrad_med.names import safe_relative_path
+from mrad_med.outputs import DEFAULT_OUTPUTS, OUTPUTS, Output, OutputSettings, check_outputs, is_dicom
 from mrad_med.preprocessing import PictureLoader
 from mrad_med.result_tables import (
     SCORE_COLUMNS,
@@ -33,7 +35,7 @@ from mrad_med.results import CaseResult, package_versions, prepare_output
 from mrad_med.types import AnomalyKeys, FailedCase
 from mrad_med.video_output import VideoCollector
 
-__all__ = ["ResultWriter", "Results"]
+__all__ = ["ResultWriter"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class ResultWriter:
 
     Attributes:
         shortfalls: outputs of scored cases that could not be made, and why.
+        failures: cases that could not be scored, once they are known.
 
     Raises:
         OutputError: the folder cannot be written to, or a package is missing.
@@ -83,6 +86,7 @@ class ResultWriter:
         self.provenance = dict(provenance or {})
         self.pictures = pictures or PictureLoader()
         self.shortfalls: list[FailedCase] = []
+        self.failures: list[FailedCase] = []
         self._warned: set[str] = set()
         self._chosen = None if write is None else tuple(write)
         suffix = ".nrrd" if write and "nrrd" in write and "nifti" not in write else ".nii.gz"
@@ -91,9 +95,10 @@ class ResultWriter:
         self._journal = Journal(
             self.output_dir / "finished.jsonl", {**_what_matters(self.provenance), **written}, resume=resume
         )
-        self._studies: dict[str, str] = {}  # by the names of all cases, in their order, once they are known
+        self._cases: dict[str, Mapping[str, Any]] = {}  # all of the run by their names, once they are known
         self._done: dict[str, Entry] = {}
         self._video = VideoCollector()
+        self._frames: list[Entry] = []  # of the video that is not written yet
         self._started = time.time()
 
     @property
@@ -102,25 +107,45 @@ class ResultWriter:
         return [entry.row for entry in self._entries()]
 
     def _entries(self) -> list[Entry]:
-        order = self._studies or self._done
+        order = self._cases or self._done
         return [self._done[case_id] for case_id in order if case_id in self._done]
 
     def pending(self, cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the cases that are still to be scored; what an earlier run finished goes into the tables as it is.
 
-        The frames of a video are finished together or not at all, for they make one overlay video.
+        The frames of a video are finished together or not at all where they make an overlay video.
         """
-        self._studies = {case[AnomalyKeys.CASE_ID]: case.get(AnomalyKeys.STUDY, "") for case in cases}
-        finished = {case[AnomalyKeys.CASE_ID] for case in cases if self._is_finished(case)}
-        open_units = {_unit(case) for case in cases if case[AnomalyKeys.CASE_ID] not in finished}
-        pending = [case for case in cases if _unit(case) in open_units]
-        for case_id in self._studies.keys() - {case[AnomalyKeys.CASE_ID] for case in pending}:
-            entry = self._journal.entries[case_id]
-            self._done[case_id] = replace(entry, row={**entry.row, "study": self._studies[case_id]})
-        return pending
+        self._cases = {case[AnomalyKeys.CASE_ID]: case for case in cases}
+        frames: dict[str, set[str]] = defaultdict(set)
+        for case_id, case in self._cases.items():
+            frames[self._video_of(case_id, case[AnomalyKeys.IMAGE], _study(case))].add(case_id)
+        finished: set[str] = set()
+        for video, names in frames.items():
+            done = {name for name in names if self._journal.is_finished(name, self._cases[name][AnomalyKeys.IMAGE])}
+            if not video or done == names == self._journal.frames_of(video):
+                finished |= done
+        for case_id in self._cases:
+            if case_id in finished:
+                self._take_over(case_id)
+        return [case for case in cases if case[AnomalyKeys.CASE_ID] not in finished]
 
-    def _is_finished(self, case: Mapping[str, Any]) -> bool:
-        return self._journal.is_finished(case[AnomalyKeys.CASE_ID], case[AnomalyKeys.IMAGE])
+    def _take_over(self, case_id: str) -> None:
+        """Take what an earlier run finished into the tables."""
+        entry, study = self._journal.entries[case_id], _study(self._cases[case_id])
+        self.shortfalls += [FailedCase(*shortfall) for shortfall in entry.shortfalls]
+        if entry.row["status"] == "ok":
+            self._done[case_id] = replace(entry, row={**entry.row, "study": study})
+        else:
+            self.failures.append(FailedCase(case_id, entry.row["reason"], study))
+
+    def _names_for(self, kind: str) -> Sequence[str]:
+        return DEFAULT_OUTPUTS[kind] if self._chosen is None else self._chosen
+
+    def _video_of(self, case_id: str, source: Any, study: str) -> str:
+        """Return the video that a case becomes a frame of, below the output folder; empty if none."""
+        if not isinstance(source, Frame) or "video" not in self._names_for("frame"):
+            return ""
+        return f"videos/{safe_relative_path(study or case_id)}.mp4"
 
     def write(self, result: CaseResult) -> None:
         """Write the outputs of one case.
@@ -130,20 +155,35 @@ class ResultWriter:
             ValueError: the case name would lead out of the output folder.
         """
         relative = safe_relative_path(result.case_id)
-        names = DEFAULT_OUTPUTS[result.kind] if self._chosen is None else self._chosen
+        video = self._video_of(result.case_id, result.source, result.study)
+        if video != self._video.name:
+            self._finish_video()
+        self._remove(result.case_id)
+        known = len(self.shortfalls)
         files = {
             name: self._try(name, result.case_id, partial(self._write_output, OUTPUTS[name], result, relative))
-            for name in names
+            for name in self._names_for(result.kind)
             if name != "video" and OUTPUTS[name].suits(result)
         }
-        if "video" in names and result.kind == "frame":
-            files["video"] = [self._collect(result)]
         if is_dicom(result) and any(files.get(name) for name in _PICTURES):
             self._warn_of_texts(result)
-        paths = tuple(path for paths in files.values() for path in paths)
-        entry = Entry(self._journal.key(result.source), score_row(result, files), paths, slices_of(result))
+        entry = Entry(
+            self._journal.key(result.source),
+            score_row(result, files),
+            tuple(path for paths in files.values() for path in paths),
+            slices_of(result),
+            video,
+            _told(self.shortfalls[known:]),
+        )
         self._done[result.case_id] = entry
-        self._try("", result.case_id, lambda: self._journal.add(entry))
+        if video:
+            self._video.add(result, video)
+            self._frames.append(entry)
+        else:
+            self._note(entry)
+
+    def _note(self, entry: Entry) -> None:
+        self._try("", entry.row["case_id"], partial(self._journal.add, entry))
 
     def _write_output(self, output: Output, result: CaseResult, relative: str) -> list[str]:
         path = self.output_dir / output.subfolder / f"{relative}{output.suffix}"
@@ -160,25 +200,36 @@ class ResultWriter:
         except UnfitSourceError as error:
             reason = str(error)
         except OSError as error:
-            raise OutputError(f"cannot write the results of {case_id} to {self.output_dir}: {error}") from error
+            if error.errno != errno.ENAMETOOLONG:
+                raise OutputError(f"cannot write the results of {case_id} to {self.output_dir}: {error}") from error
+            reason = "the name of its file would be too long; rename the case"
         except Exception as error:  # of a library that draws or encodes; its message may quote the source
             reason = str(error) if isinstance(error, ImageFileError) else f"unforeseen {type(error).__name__}"
         logger.warning("%s: no %s could be written: %s", case_id, name, reason)
         self.shortfalls.append(FailedCase(case_id, f"no {name} could be written: {reason}"))
         return []
 
-    def _collect(self, result: CaseResult) -> str:
-        """Keep the map of a frame, and return the video it goes into."""
-        if self._video.study != result.study:
-            self._finish_video()
-        self._video.add(result)
-        return _video_file(result.study)
-
     def _finish_video(self) -> None:
-        study = self._video.study
-        if study:
-            self._try("video", study, partial(self._video.write, self.output_dir / _video_file(study)))
-            self._video = VideoCollector()
+        """Write the video of the frames so far, and note that they are finished."""
+        frames, self._frames = self._frames, []
+        if not frames:
+            return
+        known, name = len(self.shortfalls), self._video.name
+        path = self.output_dir / name
+        video = self._try("video", name.removeprefix("videos/").removesuffix(".mp4"), partial(self._video.write, path))
+        written = (name,) if video else ()
+        shortfalls = _told(self.shortfalls[known:])  # told once, with the first frame
+        for number, entry in enumerate(frames):
+            listed = "; ".join(filter(None, (entry.row["files"], *written)))
+            finished = replace(
+                entry,
+                row={**entry.row, "files": listed},
+                files=(*entry.files, *written),
+                shortfalls=(*entry.shortfalls, *(() if number else shortfalls)),
+            )
+            self._done[entry.row["case_id"]] = finished
+            self._note(finished)
+        self._video = VideoCollector()
 
     def _warn_of_texts(self, result: CaseResult) -> None:
         warning = burned_in_warning(result.files[0])
@@ -186,35 +237,55 @@ class ResultWriter:
             self._warned.add(warning)
             logger.warning("%s (and maybe others): %s", result.case_id, warning)
 
-    def finish(self, failures: Sequence[FailedCase] = ()) -> None:
+    def finish(self, failures: Sequence[FailedCase] = (), *, is_whole: bool = True) -> None:
         """Write the tables and ``run.json``, with the failed cases in both.
+
+        Args:
+            failures: cases that could not be scored.
+            is_whole: False for a run that was stopped: the video that was being collected is left for the next run.
 
         Raises:
             OutputError: the disk is full, or the folder went away.
         """
-        self._finish_video()
-        rows, failed = self.rows, [{"case_id": f.case_id, "status": "failed", "reason": f.reason} for f in failures]
-        slices = [row for entry in self._entries() for row in entry.slices]
+        if is_whole:
+            self._finish_video()
+        try:
+            for failure in failures:
+                self._note_failure(failure)
+            self.failures += failures
+            self._write_tables()
+        except OSError as error:
+            raise OutputError(f"cannot write the tables to {self.output_dir}: {error}") from error
+        logger.info("%d case(s) written to %s, %d failed", len(self._done), self.output_dir, len(self.failures))
+
+    def _note_failure(self, failure: FailedCase) -> None:
+        """Remove what an earlier run left of a case, which would mislead; a frame is finished with its video."""
+        self._remove(failure.case_id)
+        case = self._cases.get(failure.case_id)
+        if case is None:
+            return
+        video = self._video_of(failure.case_id, case[AnomalyKeys.IMAGE], _study(case))
+        if video and self._journal.frames_of(video):
+            row = {"case_id": failure.case_id, "status": "failed", "reason": failure.reason}
+            self._note(Entry(self._journal.key(case[AnomalyKeys.IMAGE]), row, video=video))
+
+    def _write_tables(self) -> None:
+        rows = self.rows
+        failed = [{"case_id": item.case_id, "status": "failed", "reason": item.reason} for item in self.failures]
         record = {
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "seconds": round(time.time() - self._started, 3),
             "versions": package_versions(),
             **self.provenance,
             "cases": {"total": len(rows) + len(failed), "ok": len(rows), "failed": len(failed)},
-            "failures": [asdict(failure) for failure in failures],
-            "not_written": [asdict(shortfall) for shortfall in self.shortfalls],
+            "failures": _plain(self.failures),
+            "not_written": _plain(self.shortfalls),
         }
-        try:
-            for failure in failures:  # what an earlier run left of a case that fails now would mislead
-                self._remove(failure.case_id)
-            write_table(self.output_dir / "scores.csv", SCORE_COLUMNS, [*rows, *failed])
-            self._write_or_remove("slices.csv", SLICE_COLUMNS, slices)
-            self._write_or_remove("studies.csv", STUDY_COLUMNS, study_rows(rows, failures, self._studies))
-            with atomic_path(self.output_dir / "run.json") as path:
-                path.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"cannot write the tables to {self.output_dir}: {error}") from error
-        logger.info("%d case(s) written to %s, %d failed", len(rows), self.output_dir, len(failed))
+        write_table(self.output_dir / "scores.csv", SCORE_COLUMNS, [*rows, *failed])
+        self._write_or_remove("slices.csv", SLICE_COLUMNS, [row for entry in self._entries() for row in entry.slices])
+        self._write_or_remove("studies.csv", STUDY_COLUMNS, study_rows(rows, self.failures))
+        with atomic_path(self.output_dir / "run.json") as path:
+            path.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
 
     def _write_or_remove(self, name: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a table that has rows, and leave none of an earlier run that has none now."""
@@ -224,20 +295,21 @@ class ResultWriter:
             (self.output_dir / name).unlink(missing_ok=True)
 
     def _remove(self, case_id: str) -> None:
-        relative = safe_relative_path(case_id)
-        for output in OUTPUTS.values():
-            for suffix in (output.suffix,) if output.suffix else MASK_SUFFIXES:
-                (self.output_dir / output.subfolder / f"{relative}{suffix}").unlink(missing_ok=True)
+        """Remove what was written of a case by an earlier run."""
+        for name in self._journal.files.pop(case_id, ()):
+            (self.output_dir / safe_relative_path(name)).unlink(missing_ok=True)
 
 
-def _unit(case: Mapping[str, Any]) -> str:
-    """Return what is finished as a whole: the video of a frame, or else the case."""
-    is_frame = isinstance(case[AnomalyKeys.IMAGE], Frame)
-    return str(case[AnomalyKeys.STUDY] if is_frame else case[AnomalyKeys.CASE_ID])
+def _study(case: Mapping[str, Any]) -> str:
+    return str(case.get(AnomalyKeys.STUDY, ""))
 
 
-def _video_file(study: str) -> str:
-    return f"videos/{safe_relative_path(study)}.mp4"
+def _told(shortfalls: Sequence[FailedCase]) -> tuple[tuple[str, str], ...]:
+    return tuple((item.case_id, item.reason) for item in shortfalls)
+
+
+def _plain(failures: Sequence[FailedCase]) -> list[dict[str, str]]:
+    return [{"case_id": item.case_id, "reason": item.reason} for item in failures]
 
 
 def _what_matters(provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,52 +317,3 @@ def _what_matters(provenance: Mapping[str, Any]) -> dict[str, Any]:
     settings = dict(provenance.get("settings", {}))
     overrides = {name: value for name, value in settings.pop("overrides", {}).items() if name not in _NO_MATTER}
     return {**provenance, "settings": {**settings, "overrides": overrides}, "versions": package_versions()}
-
-
-def safe_relative_path(case_id: str) -> str:
-    """Return the path below the output folder that a name stands for.
-
-    Raises:
-        ValueError: it would lead out of it.
-    """
-    path = PurePosixPath(case_id)
-    if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in case_id:
-        raise ValueError(f"case name {case_id!r} cannot become a file below the output folder; rename the case")
-    return str(path)
-
-
-@dataclass
-class Results:
-    """The results of a detection, in the order of the cases.
-
-    Attributes:
-        cases: one `CaseResult` per case that could be scored.
-        failures: one `FailedCase` per case that could not.
-        provenance: cards, hashes and settings of the run.
-        pictures: how sources are shown; by default as `build_preprocessing` does.
-    """
-
-    cases: list[CaseResult] = field(default_factory=list)
-    failures: list[FailedCase] = field(default_factory=list)
-    provenance: dict[str, Any] = field(default_factory=dict)
-    pictures: PictureLoader | None = None
-
-    def __iter__(self) -> Iterator[CaseResult]:
-        """Iterate over the cases that could be scored."""
-        return iter(self.cases)
-
-    def __len__(self) -> int:
-        """Return the number of cases that could be scored."""
-        return len(self.cases)
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """Anomaly score by case name."""
-        return {case.case_id: case.anomaly_score for case in self.cases}
-
-    def save(self, output_dir: str | os.PathLike[str], **options: Any) -> None:
-        """Write files, tables and ``run.json``; the options (``write``, ``threshold``, ...) are of `ResultWriter`."""
-        writer = ResultWriter(output_dir, **{"provenance": self.provenance, "pictures": self.pictures, **options})
-        for case in self.cases:
-            writer.write(case)
-        writer.finish(self.failures)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mrad_med.dicom import DicomReader
 from mrad_med.kinds import DICOM, kind_of
 from mrad_med.limits import MAX_PIXELS, MAX_VOXELS, ImageFileError, check_voxels
-from mrad_med.names import DatasetError, printable
+from mrad_med.names import DatasetError, UniqueNames, printable
 from mrad_med.planes import Stack, plane_name, stack_planes
 from mrad_med.slices import Slice, common_planes, have_one_spacing, read_slice, split_into_volumes, stack_slices
 from mrad_med.voi import VOIKeys
@@ -222,15 +222,10 @@ def _without_copies(
 
 def _name(found: list[DicomSeries], firsts: list[Slice], root: Path) -> list[DicomSeries]:
     """Return the series with their names: folder, number, and a count where these are the same."""
-    taken: set[str] = set()
+    unique = UniqueNames()
     named = []
     for series, first in zip(found, firsts, strict=True):
         number = "" if first.number is None else f"_{first.number}"
-        base = case_id = printable((first.path.parent.relative_to(root) / f"series{number}").as_posix())
-        count = 1
-        while case_id in taken:
-            count += 1
-            case_id = f"{base}_{count}"
-        taken.add(case_id)
-        named.append(replace(series, case_id=case_id))
+        name = printable((first.path.parent.relative_to(root) / f"series{number}").as_posix())
+        named.append(replace(series, case_id=unique(name)))
     return named

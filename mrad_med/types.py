@@ -160,7 +160,9 @@ class FailedCase:
     Attributes:
         case_id: its name.
         reason: what is wrong and what to do; never quotes the file's content.
+        study: that it belongs to; empty where nothing is known.
     """
 
     case_id: str
     reason: str
+    study: str = ""

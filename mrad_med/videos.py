@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from mrad_med.files import atomic_path
 from mrad_med.limits import ImageFileError, check_pixels
 
-__all__ = ["OverlayVideo", "VideoReader", "check_count", "check_rate", "identity_of", "video_times"]
+__all__ = ["OverlayVideo", "VideoReader", "check_count", "check_rate", "identity_of", "import_av", "video_times"]
 
 MAX_FRAMES = 4_000_000  # 18 hours at 60 frames a second
 
 # Playlists (HLS, concat, DASH) are no videos here: the files and addresses that such a text names would be opened.
 _OPTIONS = {"format_whitelist": "mov,mp4,avi,matroska,webm,mpeg,mpegts,asf", "protocol_whitelist": ""}
+_MOST_PIXELS = 2**31 - 1  # that FFmpeg takes for a limit
 _PATIENCE = 60  # seconds for opening a file, and for each of its packets
 _COMPARED = 8  # frames decoded to see whether packets tell when frames are shown
 _ENCODERS = {"libx264": {"crf": "18"}, "mpeg4": {"qmin": "2", "qmax": "4"}}  # the first that PyAV was built with
@@ -93,7 +94,7 @@ def _open_video(path: Path, max_pixels: int) -> Iterator[tuple[Any, Any]]:
         if context is None:
             raise ImageFileError("a video of a kind that PyAV does not decode; convert it to H.264 (.mp4)")
         check_pixels(context.width, context.height, max_pixels)
-        context.options = {"max_pixels": str(max_pixels)}  # frames may grow later
+        context.options = {"max_pixels": str(min(max_pixels, _MOST_PIXELS))}  # frames may grow later
         context.thread_count = 1  # a damaged frame then looks the same each time, and a fork is harmless
         yield container, stream
 

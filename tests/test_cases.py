@@ -475,17 +475,29 @@ def test_names_in_any_character_set_are_hidden(tmp_path, charset, name, folder):
     assert case_ids(tmp_path) == ["anonymous/series_3"]
 
 
-def test_other_patients_names_are_hidden_only_where_their_own_files_tell_them(tmp_path):
+def test_names_of_all_patients_are_hidden_wherever_they_are_found(tmp_path):
     write_slices(tmp_path / "Olive", **PATIENT)
-    write_slices(tmp_path / "Peter", **{**PATIENT, "PatientName": "Quill^Peter"})
-    write_slices(tmp_path / "olives", PatientName="Rook^Ada")
-    fill(tmp_path, ["anonymous/series_3.png"])
-    assert case_ids(tmp_path) == [
-        "anonymous/series_3_2",
-        "anonymous/series_3_3",
+    write_slices(tmp_path / "Lee", **{**PATIENT, "PatientName": "Quill^Lee"})
+    write_slices(tmp_path / "olives", PatientName="Rook^Ada")  # of nobody's name, or of whom it names
+    fill(tmp_path, ["Olive/PID-73519.png", "Lee/photo.png", "Ada/photo.png", "quill_lee.jpg"])
+    write_gif(tmp_path / "Olive" / "clip.gif", 2)
+    (tmp_path / "Quill").mkdir()
+    write_gif(tmp_path / "Quill" / "clip.gif", 2)
+    cases = find_cases(tmp_path)
+    assert [case["case_id"] for case in cases] == [
+        "anonymous",
+        "Ada/photo",  # three letters of somebody are a word of anybody's
+        "Lee/photo",
         "anonymous/series_3",
-        "olives/series_3",
+        "anonymous/anonymous",
+        *("anonymous/clip/frame_0", "anonymous/clip/frame_1"),
+        "anonymous/series_3_2",
+        *("anonymous/clip_2/frame_0", "anonymous/clip_2/frame_1"),
+        "anonymous/series_3_3",
     ]
+    studies = [case["study"] for case in cases if "clip" in case["case_id"]]
+    assert studies == ["anonymous/clip"] * 2 + ["anonymous/clip_2"] * 2
+    assert "Olive/PID-73519" in case_ids(tmp_path, keep_identifiers=True)
 
 
 # frames
@@ -559,8 +571,8 @@ def test_numbered_photographs_are_a_video_where_a_rate_is_given(tmp_path):
     assert [(case["case_id"], case["study"]) for case in cases] == [
         ("a/7_jpg", "a/sequence"),
         ("a/8_jpg", "a/sequence"),
-        ("a/7_png", "a/sequence_"),  # another format, another sequence
-        ("a/8_png", "a/sequence_"),
+        ("a/7_png", "a/sequence_2"),  # another format, another sequence
+        ("a/8_png", "a/sequence_2"),
         ("exam/frame_1", "exam/frame"),
         ("exam/frame_2", "exam/frame"),
         ("exam/frame_9", "exam/frame"),

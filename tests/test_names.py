@@ -7,9 +7,13 @@ import unicodedata
 
 import pytest
 
-from mrad_med.names import printable, without_identifiers
+from mrad_med.names import Identifiers, UniqueNames, printable
 
 FINGAL = ["Fingal^Olive", "PID-73519", "20250917", "19520314"]
+
+
+def without_identifiers(name: str, identifiers: list[str]) -> str:
+    return Identifiers(identifiers).hide(name)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +50,7 @@ def test_printable_name_has_neither_control_characters_nor_backslashes(name, exp
         ),
         *("PID-73519", "pid73519", "p73519x", "73519"),
         *("20250917", "2025-09-17", "2025_09_17", "17.09.2025", "09-17-2025", "CT20250917a", "1952.03.14"),
+        *("1952-3-14", "14 March 1952", "Mar. 14, 1952", "14mar1952", "520314", "scan 14-03-52", "17sep25"),
     ],
 )
 def test_part_that_tells_the_patient_is_replaced(part):
@@ -53,7 +58,7 @@ def test_part_that_tells_the_patient_is_replaced(part):
 
 
 @pytest.mark.parametrize(
-    "part", ["Oliver's", "73518", "2025-09-18", "2025", "Fin gull", "pi", "MR", "IM_0001", "1952-3-14"]
+    "part", ["Oliver's", "73518", "2025-09-18", "2025", "Fin gull", "pi", "MR", "IM_0001", "1952-3-15", "25-9-17"]
 )
 def test_part_that_tells_nothing_is_kept(part):
     identifiers = ["Fingal^Oli", *FINGAL[1:]]
@@ -116,3 +121,15 @@ def test_name_without_identifiers_is_kept_as_it_is():
     name = "Größe_x/MÜLLER 2025-09-17/_"
     assert without_identifiers(name, ()) == name
     assert without_identifiers("", FINGAL) == ""
+
+
+def test_words_shorter_than_asked_for_are_passed_over():
+    assert Identifiers(["Lee^Anna"], shortest=5).hide("Lee/Anna/anna lee/2025") == "Lee/Anna/anonymous/2025"
+    assert Identifiers(["20250917"], shortest=5).hide("17 Sep 2025") == "anonymous"
+
+
+def test_names_are_given_once():
+    unique = UniqueNames()
+    assert [unique(name) for name in ("a", "a", "a_3", "a", "b", "a_2", "a")] == [
+        *("a", "a_2", "a_3", "a_4", "b", "a_2_2", "a_5")
+    ]

@@ -1,0 +1,400 @@
+"""Which cases need not be scored again: those of the same file and the same settings whose results are all there.
+
+First the journal by itself, then runs of a `ResultWriter` that go on with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mrad_med import CaseResult, FailedCase, ResultWriter
+from mrad_med.frames import Frame, list_frames
+from mrad_med.journal import Entry, Journal
+
+SETTINGS = {"memory_bank": {"sha256": "ab" * 32}, "settings": {"image_size": 518, "window": "auto"}, "write": None}
+RESULTS = ("maps/a.tiff", "overlays/a.png")
+YEAR_2000 = 946_684_800
+
+
+def make_source(folder: Path, name: str = "a.png", content: bytes = b"pixels") -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    os.utime(path, (YEAR_2000, YEAR_2000))
+    return path
+
+
+def begin(folder: Path, *, settings=SETTINGS, resume: bool = True) -> Journal:
+    return Journal(folder / "finished.jsonl", settings, resume=resume)
+
+
+def finish(journal: Journal, source, case_id: str = "a", files: tuple[str, ...] = RESULTS) -> Entry:
+    """Write what a case leaves, and note it."""
+    for name in files:
+        path = journal.path.parent / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"result")
+    entry = Entry(
+        journal.key(source), {"case_id": case_id, "anomaly_score": "0.5"}, files, [{"slice": 0, "score": 0.5}]
+    )
+    journal.add(entry)
+    return entry
+
+
+def test_later_run_knows_what_is_finished_and_what_it_gave(tmp_path):
+    source = make_source(tmp_path)
+    entry = finish(journal := begin(tmp_path), source)
+    assert journal.is_finished("a", source)
+    later = begin(tmp_path)
+    assert later.is_finished("a", source)
+    assert later.is_finished("a", str(source))
+    assert later.entries == {"a": entry}
+    assert not later.is_finished("b", source)
+
+
+def test_journal_is_one_line_of_json_a_case(tmp_path):
+    journal, source = begin(tmp_path), make_source(tmp_path)
+    assert not journal.path.exists()  # before there is a case
+    for case_id in ("a", "b\nc", "é"):
+        finish(journal, source, case_id)
+    lines = journal.path.read_bytes().split(b"\n")
+    assert lines.pop() == b""
+    assert [json.loads(line)["row"]["case_id"] for line in lines] == ["a", "b\nc", "é"]
+    assert json.loads(lines[0]) == {
+        "key": journal.key(source),
+        "row": {"case_id": "a", "anomaly_score": "0.5"},
+        "files": list(RESULTS),
+        "slices": [{"slice": 0, "score": 0.5}],
+        "video": "",
+        "shortfalls": [],
+    }
+
+
+# what makes a case unfinished
+
+
+@pytest.mark.parametrize("change", [{"threshold": 0.5}, {"write": ["tiff"]}, {"settings": {"image_size": 518}}])
+def test_other_settings_begin_anew(tmp_path, change):
+    source = make_source(tmp_path)
+    finish(begin(tmp_path), source)
+    assert not begin(tmp_path, settings={**SETTINGS, **change}).is_finished("a", source)
+
+
+def test_order_of_settings_does_not_matter_nor_whether_a_path_is_a_text(tmp_path):
+    source, settings = make_source(tmp_path), {**SETTINGS, "path": Path("bank.safetensors")}
+    finish(begin(tmp_path, settings=settings), source)
+    reversed_settings = dict(reversed({**SETTINGS, "path": "bank.safetensors"}.items()))
+    assert begin(tmp_path, settings=reversed_settings).is_finished("a", source)
+
+
+def longer(source: Path) -> None:
+    source.write_bytes(b"more pixels")
+    os.utime(source, (YEAR_2000, YEAR_2000))
+
+
+def touched(source: Path) -> None:
+    os.utime(source, ns=(YEAR_2000 * 10**9, YEAR_2000 * 10**9 + 1000))
+
+
+@pytest.mark.parametrize("change", [longer, touched, Path.unlink])
+def test_source_that_changed_or_went_away_is_not_finished(tmp_path, change):
+    source = make_source(tmp_path)
+    finish(begin(tmp_path), source)
+    change(source)
+    assert not begin(tmp_path).is_finished("a", source)
+
+
+def test_another_file_of_the_same_case_is_not_finished(tmp_path):
+    finish(begin(tmp_path), make_source(tmp_path, "a.png"))
+    assert not begin(tmp_path).is_finished("a", make_source(tmp_path, "a.jpg"))
+
+
+def test_folders_may_be_moved(tmp_path):
+    """Where images are mounted today is no reason to score them again."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    finish(begin(old), make_source(old))
+    shutil.move(old, new)
+    assert begin(new).is_finished("a", new / "a.png")
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_case_whose_result_was_deleted_is_not_finished(tmp_path, name):
+    source = make_source(tmp_path)
+    finish(begin(tmp_path), source)
+    (tmp_path / name).unlink()
+    assert not begin(tmp_path).is_finished("a", source)
+
+
+def test_case_of_which_nothing_was_to_be_written_is_finished(tmp_path):
+    source = make_source(tmp_path)
+    finish(begin(tmp_path), source, files=())
+    assert begin(tmp_path).is_finished("a", source)
+
+
+@pytest.mark.parametrize("source", [np.zeros((4, 4), np.uint8), Image.new("L", (4, 4)), None])
+def test_image_in_memory_is_never_finished(tmp_path, source):
+    journal = begin(tmp_path)
+    assert finish(journal, source).key == ""
+    assert not journal.is_finished("a", source)
+    assert not begin(tmp_path).is_finished("a", source)
+
+
+# series and frames
+
+
+def make_series(folder: Path) -> list[Path]:
+    return [make_source(folder, f"{number}.dcm", b"slice" * (number + 1)) for number in range(3)]
+
+
+def test_series_is_finished_with_all_its_files(tmp_path):
+    paths = make_series(tmp_path)
+    finish(begin(tmp_path), [str(path) for path in paths])
+    later = begin(tmp_path)
+    assert later.is_finished("a", paths)
+    assert later.is_finished("a", tuple(paths))
+    assert not later.is_finished("a", paths[:2])
+    assert not later.is_finished("a", paths[::-1])  # the order of files is that of the frames of DICOM results
+    assert not later.is_finished("a", paths[0])
+    touched(paths[1])
+    assert not later.is_finished("a", paths)
+
+
+def test_frames_of_a_video_are_told_apart(tmp_path):
+    path = make_source(tmp_path, "video.mp4")
+    keys = [begin(tmp_path).key(source) for source in (path, *(Frame(str(path), index, 0.0) for index in range(12)))]
+    assert len(set(keys)) == len(keys)
+    finish(begin(tmp_path), Frame(str(path), 3, 0.12))
+    later = begin(tmp_path)
+    assert later.is_finished("a", Frame(str(path), 3, 0.12))
+    assert not later.is_finished("a", Frame(str(path), 4, 0.16))
+    touched(path)
+    assert not later.is_finished("a", Frame(str(path), 3, 0.12))
+
+
+# runs that were stopped
+
+
+def test_case_scored_again_counts_as_it_was_last(tmp_path):
+    source = make_source(tmp_path)
+    finish(begin(tmp_path), source)
+    longer(source)
+    last = finish(begin(tmp_path), source, files=RESULTS[:1])
+    assert begin(tmp_path).entries == {"a": last}
+    assert begin(tmp_path).is_finished("a", source)
+
+
+def test_without_resume_the_file_is_begun_anew(tmp_path):
+    finish(begin(tmp_path), source := make_source(tmp_path))
+    journal = begin(tmp_path, resume=False)
+    assert not journal.path.exists()
+    assert journal.entries == {}
+    assert not journal.is_finished("a", source)
+    finish(journal, source, "b")
+    assert list(begin(tmp_path).entries) == ["b"]
+    assert begin(tmp_path / "nowhere", resume=False).entries == {}
+
+
+TORN = [
+    b"",
+    b"{",
+    b'{"key": "ab", "row": {"case_id": "b", "anoma',
+    b'{"key": "ab", "row": {"case_id": "b"}, "files": []}',
+    b'{"key": "ab", "row": "b", "files": [], "slices": []}',
+    b"[1, 2]",
+    b"5",
+    b"\0\0\0\0",  # as a file system leaves a block that was never written
+]
+
+
+@pytest.mark.parametrize("torn", TORN)
+def test_torn_last_line_costs_only_its_case(tmp_path, torn):
+    journal, source = begin(tmp_path), make_source(tmp_path)
+    finish(journal, source)
+    with journal.path.open("ab") as stream:
+        stream.write(torn)
+    later = begin(tmp_path)
+    assert later.is_finished("a", source)
+    assert list(later.entries) == ["a"]
+
+
+@pytest.mark.parametrize("torn", TORN[1:])
+def test_what_is_noted_after_a_torn_line_is_kept(tmp_path, torn):
+    journal, source = begin(tmp_path), make_source(tmp_path)
+    finish(journal, source)
+    with journal.path.open("ab") as stream:
+        stream.write(torn)
+    finish(begin(tmp_path), source, "c")
+    assert set(begin(tmp_path).entries) == {"a", "c"}
+
+
+def test_line_that_is_no_text_costs_only_its_case(tmp_path):
+    journal, source = begin(tmp_path), make_source(tmp_path)
+    finish(journal, source)
+    with journal.path.open("ab") as stream:
+        stream.write(b"\xff\xfe\x80")
+    assert begin(tmp_path).is_finished("a", source)
+
+
+# runs of a writer
+
+
+def photographs(folder: Path, names: str) -> list[CaseResult]:
+    for name in names:
+        if not (folder / f"{name}.png").exists():
+            Image.new("RGB", (24, 16)).save(folder / f"{name}.png")
+    anomaly_map = np.zeros((16, 24), np.float32)
+    return [CaseResult(name, folder / f"{name}.png", 0.5, anomaly_map, study=f"of {name}") for name in names]
+
+
+def video(folder: Path, study: str, count: int = 3) -> list[CaseResult]:
+    """Return the results of the pages of a TIFF, which are the frames of a video."""
+    path = folder / f"{study}.tif"
+    if not path.exists():
+        Image.new("L", (24, 16)).save(path, save_all=True, append_images=[Image.new("L", (24, 16))] * (count - 1))
+    anomaly_map = np.zeros((16, 24), np.float32)
+    return [CaseResult(f"{study}/{frame.index}", frame, 0.25, anomaly_map, study=study) for frame in list_frames(path)]
+
+
+def resume(out: Path, results: list[CaseResult], **options) -> tuple[ResultWriter, list[str]]:
+    """Return a writer that goes on with an earlier run, and which cases are still to be scored."""
+    writer = ResultWriter(out, **{"write": ["tiff", "video"], "resume": True, **options})
+    cases = [{"image": result.source, "case_id": result.case_id, "study": result.study} for result in results]
+    return writer, [case["case_id"] for case in writer.pending(cases)]
+
+
+def run(out: Path, results: list[CaseResult], *, stop_at: str = "", failures=(), **options) -> list[str]:
+    """Write what is pending, and return it; of a run that is stopped, what is done is in the tables."""
+    writer, pending = resume(out, results, **options)
+    for result in results:
+        if result.case_id == stop_at:
+            writer.finish(is_whole=False)
+            return pending
+        if result.case_id in pending:
+            writer.write(result)
+    writer.finish(failures)
+    return pending
+
+
+def tables(out: Path) -> dict[str, str]:
+    return {path.name: path.read_text(encoding="utf-8") for path in out.glob("*.csv")}
+
+
+def test_run_that_is_finished_is_not_done_again_and_its_tables_are_the_same(tmp_path):
+    out, results = tmp_path / "out", [*photographs(tmp_path, "ab"), *video(tmp_path, "v")]
+    affine, scores = np.eye(4), np.array([0.25, 0.5], np.float32)
+    volume = make_source(tmp_path, "c.nii")
+    results.append(CaseResult("c", volume, 0.5, np.zeros((4, 5, 2), np.float32), affine, scores, slice_axis=2))
+    assert run(out, results) == [result.case_id for result in results]
+    before = tables(out)
+    assert set(before) == {"scores.csv", "slices.csv", "studies.csv"}
+    assert run(out, results) == []
+    assert tables(out) == before
+    assert json.loads((out / "run.json").read_text())["cases"] == {"total": 6, "ok": 6, "failed": 0}
+    assert run(out, results, resume=False) == [result.case_id for result in results]
+
+
+def test_tables_follow_the_cases_of_the_run_at_hand(tmp_path):
+    """Of another selection in another order, with another study, cases are taken as they are asked for."""
+    out, results = tmp_path / "out", photographs(tmp_path, "abc")
+    run(out, results)
+    later = [*photographs(tmp_path, "dc"), replace(results[0], study="moved")]
+    assert run(out, later) == ["d"]
+    rows = [line.split(",") for line in tables(out)["scores.csv"].splitlines()[1:]]
+    assert [(row[0], row[7]) for row in rows] == [("d", "of d"), ("c", "of c"), ("a", "moved")]
+
+
+def test_case_that_failed_is_tried_again(tmp_path):
+    out, results = tmp_path / "out", photographs(tmp_path, "abc")
+    run(out, results[:2], failures=[FailedCase("c", "empty")])
+    assert resume(out, results)[1] == ["c"]
+
+
+def settings_of(**overrides) -> dict:
+    return {"memory_bank": {"sha256": "ab" * 32}, "settings": {"bundle": "mrad_tf", "overrides": overrides}}
+
+
+@pytest.mark.parametrize(
+    ("options", "is_done"),
+    [
+        ({"provenance": settings_of(window="lung", batch_size="8", device="cuda:0", frames_per_second="2")}, True),
+        ({"provenance": settings_of(window="brain")}, False),
+        ({"provenance": settings_of(window="lung", plane="coronal")}, False),
+        ({"provenance": {**settings_of(window="lung"), "memory_bank": {"sha256": "ac" * 32}}}, False),
+        ({"write": ["tiff"]}, False),
+        ({"threshold": 0.5}, False),
+        ({"keep_identifiers": True}, False),
+    ],
+)
+def test_settings_that_results_depend_on_begin_anew(tmp_path, options, is_done):
+    out, results, before = tmp_path / "out", photographs(tmp_path, "ab"), {"provenance": settings_of(window="lung")}
+    run(out, results, **before)
+    assert resume(out, results, **{**before, **options})[1] == ([] if is_done else ["a", "b"])
+
+
+def test_other_versions_of_what_numbers_depend_on_begin_anew(tmp_path, monkeypatch):
+    out, results = tmp_path / "out", photographs(tmp_path, "ab")
+    run(out, results)
+    monkeypatch.setattr("mrad_med.result_writer.package_versions", lambda: {"torch": "99"})
+    assert resume(out, results)[1] == ["a", "b"]
+
+
+CHANGES = {
+    "video": lambda folder: (folder / "out/videos/v.mp4").unlink(),
+    "map": lambda folder: (folder / "out/maps/v/1.tiff").unlink(),
+    "source": lambda folder: touched(folder / "v.tif"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_frames_of_a_video_are_finished_together_or_not_at_all(tmp_path, change):
+    out = tmp_path / "out"
+    results = [*photographs(tmp_path, "a"), *video(tmp_path, "v"), *video(tmp_path, "w")]
+    run(out, results)
+    CHANGES[change](tmp_path)
+    assert run(out, results) == ["v/0", "v/1", "v/2"]
+    assert len(list_frames(out / "videos" / "v.mp4")) == 3
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "pending"), [("v/1", "v/0 v/1 v/2 w/0 b"), ("w/0", "v/0 v/1 v/2 w/0 b"), ("b", "w/0 b")]
+)
+def test_run_that_was_stopped_goes_on_where_its_last_video_began(tmp_path, stop_at, pending):
+    """A video is written as the next one begins or the run ends."""
+    out, others = tmp_path / "out", photographs(tmp_path, "ab")
+    results = [others[0], *video(tmp_path, "v"), *video(tmp_path, "w", 1), others[1]]
+    run(out, results, stop_at=stop_at)
+    assert run(out, results) == pending.split()
+    assert resume(out, results)[1] == []
+
+
+@pytest.mark.xfail(strict=True, reason="frames that the video no longer has are remembered as its own")
+def test_video_of_fewer_frames_is_another_one_and_finished_as_such(tmp_path):
+    out, results = tmp_path / "out", video(tmp_path, "v", 4)
+    run(out, results)
+    assert run(out, results[::2]) == ["v/0", "v/2"]
+    assert len(list_frames(out / "videos" / "v.mp4")) == 2
+    assert run(out, results[::2]) == []
+
+
+def test_video_of_other_settings_finishes_nothing(tmp_path):
+    out, results = tmp_path / "out", [*video(tmp_path, "v"), *photographs(tmp_path, "a")]
+    run(out, results)
+    other = {"provenance": settings_of(window="brain")}
+    run(out, results, stop_at="a", **other)  # all frames are scored, but their video is not written
+    assert resume(out, results, **other)[1] == ["v/0", "v/1", "v/2", "a"]
+
+
+def test_output_that_could_not_be_made_is_tried_or_told_again(tmp_path, monkeypatch):
+    out, results = tmp_path / "out", photographs(tmp_path, "a")
+    with monkeypatch.context() as patch:
+        patch.setattr("mrad_med.outputs.tifffile.imwrite", lambda *_, **__: 1 / 0)
+        run(out, results)
+    assert run(out, results) == ["a"] or json.loads((out / "run.json").read_text())["not_written"]

@@ -1,0 +1,414 @@
+"""Results as they come: what is written of each case, what another run need not do again, and what goes wrong."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from pydicom import dcmread
+
+from mrad_med import CaseResult, FailedCase, OutputError, Results, ResultWriter, outputs
+from mrad_med import frames as frames_module
+from mrad_med.frames import Frame, list_frames
+from mrad_med.limits import ImageFileError
+from mrad_med.names import safe_relative_path
+from mrad_med.outputs import OUTPUTS
+from mrad_med.preprocessing import PictureLoader
+
+from .dicom_phantoms import OBLIQUE, PRIVATE, SLICES, affine_of, write_multiframe, write_series, write_ultrasound
+
+SIZE = (24, 32)
+ALL = [*OUTPUTS, "video"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_open():
+    yield
+    frames_module.close_frames()
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "out"
+
+
+def make_map(*shape: int) -> np.ndarray:
+    return np.random.RandomState(0).rand(*shape).astype(np.float32)
+
+
+def photograph(folder: Path, case_id: str = "photo") -> CaseResult:
+    Image.fromarray((255 * make_map(*SIZE, 3)).astype(np.uint8)).save(folder / f"{case_id}.png")
+    return CaseResult(case_id, folder / f"{case_id}.png", 0.5, make_map(*SIZE))
+
+
+def volume(folder: Path, case_id: str = "volume") -> CaseResult:
+    path, values, affine = folder / f"{case_id}.nii", make_map(18, 20, 16), np.diag([1.0, 1.0, 3.0, 1.0])
+    nibabel.save(nibabel.Nifti1Image(values, affine), path)
+    return CaseResult(case_id, path, 0.5, values, affine, np.arange(16, dtype=np.float32), slice_axis=2)
+
+
+def series(folder: Path, case_id: str = "series") -> CaseResult:
+    affine = affine_of(OBLIQUE)
+    return CaseResult(case_id, write_series(folder / case_id, axes=OBLIQUE), 0.5, make_map(24, 20, SLICES), affine)
+
+
+def ultrasound(folder: Path, case_id: str = "picture", **changes) -> CaseResult:
+    return CaseResult(case_id, write_ultrasound(folder / f"{case_id}.dcm", **changes), 0.5, make_map(20, 24))
+
+
+def video(folder: Path, study: str = "exam", count: int = 3) -> list[CaseResult]:
+    """Return the results of the pages of a picture, which are the frames of a video."""
+    first, *rest = (Image.fromarray(np.full(SIZE, 10 * number, np.uint8)) for number in range(count))
+    path = folder / f"{study}.tif"
+    first.save(path, save_all=True, append_images=rest)
+    frames = [*list_frames(path), Frame(str(path), 0, None)][:count]
+    return [CaseResult(f"{study}/{i}", f, 0.25 * i, make_map(*SIZE), study=study) for i, f in enumerate(frames)]
+
+
+def run(out: Path, results: list[CaseResult], failures=(), **options) -> ResultWriter:
+    writer = ResultWriter(out, **options)
+    writer.pending([{"image": result.source, "case_id": result.case_id, "study": result.study} for result in results])
+    for result in results:
+        if result.case_id not in {failure.case_id for failure in failures}:
+            writer.write(result)
+    writer.finish(failures)
+    return writer
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def written(out: Path) -> list[str]:
+    """Return the outputs alone, without tables and records."""
+    return [name for name in files_below(out) if "/" in name]
+
+
+def table(out: Path, name: str = "scores") -> list[dict[str, str]]:
+    with (out / f"{name}.csv").open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def record(out: Path) -> dict:
+    return json.loads((out / "run.json").read_text(encoding="utf-8"))
+
+
+# what is written
+
+
+def test_each_kind_has_its_defaults(tmp_path, out):
+    in_memory = CaseResult("array", np.zeros((*SIZE, 3), np.uint8), 0.5, make_map(*SIZE))
+    cases = [photograph(tmp_path), in_memory, volume(tmp_path), *video(tmp_path)]
+    run(out, cases, [FailedCase("exam/1", "damaged", "exam")])
+    assert written(out) == [
+        *("maps/array.tiff", "maps/photo.tiff", "maps/volume.nii.gz", "montages/volume.png"),
+        *("overlays/array.png", "overlays/photo.png", "overlays/volume.png", "videos/exam.mp4"),
+    ]
+    assert [row["files"] for row in table(out)] == ["", "", "montages/volume.png", *["videos/exam.mp4"] * 2, ""]
+    assert [row["position_mm"] for row in table(out, "slices")] == [f"{3 * number}.0" for number in range(16)]
+    assert table(out, "studies") == [
+        {"study": "exam", "cases": "2", "failed": "1", "anomaly_score": "0.5", "highest_case": "exam/2"}
+    ]
+
+
+def test_what_cannot_be_written_is_refused_before_a_folder_is_made(out):
+    for options, message in (({"write": ["jpeg"]}, "there is no output jpeg"), ({"write": ["mask"]}, "give one")):
+        with pytest.raises(ValueError, match=message):
+            ResultWriter(out, **options)
+    assert not out.exists()
+
+
+CHOICES = {
+    "tiff nifti": "maps/exam/0.tiff maps/photo.tiff maps/series.nii.gz maps/volume.nii.gz",
+    "seg montage": "dicom/series_seg.dcm montages/series.png montages/volume.png",
+    "nrrd mask": "maps/series.nrrd maps/volume.nrrd "
+    "masks/exam/0.png masks/photo.png masks/series.nrrd masks/volume.nrrd",
+    "nrrd nifti mask": "maps/series.nii.gz maps/series.nrrd maps/volume.nii.gz maps/volume.nrrd "
+    "masks/exam/0.png masks/photo.png masks/series.nii.gz masks/volume.nii.gz",
+    "video parametric-map": "dicom/series_map.dcm videos/exam.mp4",
+    "capture": " ".join(f"dicom/series/overlay_000{number}.dcm" for number in range(1, 6)),
+    "": "",
+}
+
+
+@pytest.mark.parametrize("write", CHOICES)
+def test_outputs_that_a_case_cannot_have_are_left_out_in_silence(tmp_path, out, write):
+    cases = [photograph(tmp_path), volume(tmp_path), series(tmp_path), *video(tmp_path, count=1)]
+    writer = run(out, cases, write=write.split(), threshold=0.5)
+    assert written(out) == CHOICES[write].split()
+    assert writer.shortfalls == record(out)["not_written"] == []
+    assert [row["status"] for row in table(out)] == ["ok"] * 4
+
+
+def test_each_video_is_written_as_another_case_begins(tmp_path, out):
+    writer, seen = ResultWriter(out, write=["video"]), []
+    for result in (*video(tmp_path, "a", 2), *video(tmp_path, "b", 3), photograph(tmp_path), *video(tmp_path, "c", 1)):
+        writer.write(result)
+        seen.append(len(written(out)))
+    assert seen == [0, 0, 1, 1, 1, 2, 2]
+    writer.finish()
+    assert [len(list_frames(out / f"videos/{name}.mp4")) for name in "abc"] == [2, 3, 1]
+
+
+def test_names_lead_nowhere_else():
+    assert safe_relative_path("a/b c/d.e") == "a/b c/d.e"
+    assert safe_relative_path("./a//b") == "a/b"
+    assert safe_relative_path("a..b/...") == "a..b/..."
+    for name in ("..", "a/..", "/a", "a\\b", "", "."):
+        with pytest.raises(ValueError, match=r"cannot become a file below the output folder; rename the case"):
+            safe_relative_path(name)
+
+
+def test_video_name_that_leads_elsewhere_is_refused(tmp_path, out):
+    (frame,) = video(tmp_path, count=1)
+    with pytest.raises(ValueError, match=r"'\.\./exam' cannot become a file"):
+        ResultWriter(out).write(CaseResult("0", frame.source, 0.5, frame.anomaly_map, study="../exam"))
+    assert not (tmp_path / "exam.mp4").exists()
+
+
+def test_frame_of_no_video_is_written_as_it_is_scored_in_python(tmp_path, out):
+    (frame,) = video(tmp_path, count=1)
+    Results([CaseResult("frame", frame.source, 0.5, frame.anomaly_map)]).save(out)
+    assert [row["status"] for row in table(out)] == ["ok"]
+
+
+def test_results_are_saved_with_their_pictures_and_their_failures(tmp_path, out, monkeypatch):
+    titles = []
+    monkeypatch.setattr(outputs, "draw_overlay", lambda *_, title: titles.append(title) or Figure())
+    pictures, failures = PictureLoader(plane="coronal"), [FailedCase("broken", "empty")]
+    results = Results([volume(tmp_path)], failures, {"settings": {"plane": "coronal"}}, pictures)
+    results.save(out, write=["overlay", "mask"], threshold=0.5)
+    assert " of 20\n" in titles[0]  # coronal slices, not the 16 axial ones
+    assert written(out) == ["masks/volume.nii.gz", "overlays/volume.png"]
+    assert record(out)["settings"] == {"plane": "coronal"}
+    assert [row["reason"] for row in table(out)] == ["", "empty"]
+
+
+def test_same_run_makes_the_same_files(tmp_path):
+    """Wherever, whenever: but run.json, which tells the time, and NRRD, which does too."""
+    cases = [series(tmp_path), ultrasound(tmp_path), photograph(tmp_path), volume(tmp_path), *video(tmp_path)]
+    write = [name for name in ALL if name != "nrrd"]
+    for name in ("first", "second"):
+        run(tmp_path / name, cases, write=write, threshold=0.5)
+    assert files_below(tmp_path / "first") == files_below(tmp_path / "second")
+    names = [name for name in files_below(tmp_path / "first") if name != "run.json"]
+    assert sum(name.startswith("dicom/") for name in names) == 2 + SLICES + 2
+    for name in names:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+
+
+# another run into the same folder
+
+
+def test_case_that_fails_now_has_no_results_of_an_earlier_run(tmp_path, out):
+    cases = [photograph(tmp_path, "a"), photograph(tmp_path, "b"), volume(tmp_path), series(tmp_path, "ct")]
+    run(out, cases, write=[name for name in ALL if name != "capture"], threshold=0.5)
+    run(out, cases[:1], [FailedCase(name, "empty") for name in ("b", "volume", "ct")])
+    assert {Path(name).name.split(".")[0] for name in written(out)} == {"a"}
+
+
+def test_captures_are_none_of_an_earlier_run(tmp_path, out, monkeypatch):
+    result = series(tmp_path)
+    for count in (4, 2):
+        monkeypatch.setattr(outputs, "CAPTURES", count)
+        run(out, [result], write=["capture"])
+    assert written(out) == table(out)[0]["files"].split("; ")
+    run(out, [], [FailedCase("series", "empty")])
+    assert written(out) == []
+
+
+@pytest.mark.parametrize("make", [lambda folder: [ultrasound(folder)], video])
+def test_output_that_cannot_be_made_now_is_none_of_an_earlier_run(tmp_path, out, monkeypatch, make):
+    run(out, make(tmp_path), write=["overlay", "video"])
+    assert len(written(out)) in (1, 4)
+
+    def fail(*_, **__):
+        raise RuntimeError
+
+    monkeypatch.setattr(outputs, "draw_overlay", fail)
+    monkeypatch.setattr("mrad_med.video_output.blend_overlay", fail)
+    run(out, make(tmp_path), write=["overlay", "video"])
+    assert written(out) == []
+
+
+def test_video_whose_frames_all_fail_now_is_none_of_an_earlier_run(tmp_path, out):
+    run(out, frames := video(tmp_path))
+    run(out, frames, [FailedCase(frame.case_id, "empty") for frame in frames])
+    assert written(out) == []
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the new video is removed as a file of the frame that fails", raises=ImageFileError
+)
+def test_video_of_which_a_frame_fails_now_is_made_of_the_others(tmp_path, out):
+    run(out, frames := video(tmp_path))
+    run(out, frames, [FailedCase("exam/1", "empty")])
+    assert len(list_frames(out / "videos/exam.mp4")) == 2
+
+
+@pytest.mark.xfail(strict=True, reason="a run that begins anew forgets what an earlier one wrote")
+def test_run_that_was_begun_anew_and_stopped_leaves_no_results_of_the_first(tmp_path, out):
+    run(out, cases := [photograph(tmp_path, name) for name in "abc"], write=["tiff"])
+    ResultWriter(out, write=["tiff"]).write(cases[0])
+    run(out, cases, [FailedCase("b", "empty")], write=["tiff"], resume=True)
+    assert written(out) == ["maps/a.tiff", "maps/c.tiff"]
+
+
+def test_tables_without_rows_are_none_of_an_earlier_run(tmp_path, out):
+    run(out, [volume(tmp_path), *video(tmp_path)])
+    assert {"slices.csv", "studies.csv"} <= set(files_below(out))
+    run(out, [photograph(tmp_path)])
+    assert {"slices.csv", "studies.csv"} & set(files_below(out)) == set()
+
+
+# who the patient is
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return all bytes of all files, packed and unpacked, with their names."""
+    read = {name: (folder / name).read_bytes() for name in files_below(folder)}
+    packed = {name: gzip.decompress(data) for name, data in read.items() if name.endswith(".gz")}
+    return {name: name.encode() + data + packed.get(name, b"") for name, data in read.items()}
+
+
+def dicom_cases(folder: Path) -> list[CaseResult]:
+    film = write_multiframe(folder / "film.dcm")
+    return [series(folder), ultrasound(folder), CaseResult("film", film, 0.5, make_map(24, 20, 5), affine_of(OBLIQUE))]
+
+
+def test_no_byte_of_any_result_tells_who_the_patient_is(tmp_path, out, caplog):
+    run(out, dicom_cases(tmp_path), write=ALL, threshold=0.5, provenance={"settings": {"window": "auto"}})
+    assert len(contents(out)) > 20
+    words = ["Olive", "Fingal", "Quill", "Larch", *(value for value in PRIVATE.values() if len(value) > 3)]
+    for name, content in {**contents(out), "log": caplog.text.encode()}.items():
+        assert [word for word in words if word.encode() in content] == [], name
+
+
+def test_identifiers_travel_into_dicom_alone_and_on_request(tmp_path, out):
+    run(out, dicom_cases(tmp_path), write=ALL, threshold=0.5, keep_identifiers=True)
+    told = {name for name, content in contents(out).items() if PRIVATE["PatientName"].encode() in content}
+    assert told == {name for name in files_below(out) if name.startswith("dicom/")}
+    assert {str(dcmread(out / name).PatientName) for name in told} == {PRIVATE["PatientName"]}
+
+
+@pytest.mark.parametrize(
+    ("write", "count"),
+    [("overlay", 2), ("overlay capture", 2), ("tiff mask seg", 0)],
+)
+def test_texts_burned_into_pixels_are_warned_of_once_where_pixels_are_shown(tmp_path, out, caplog, write, count):
+    cases = [series(tmp_path), *(ultrasound(tmp_path, name) for name in ("a", "b"))]
+    run(out, [*cases, ultrasound(tmp_path, "c", BurnedInAnnotation="YES")], write=write.split(), threshold=0.5)
+    warnings = [entry.getMessage() for entry in caplog.records if "burned into" in entry.getMessage()]
+    assert len(warnings) == count
+    begins = [
+        "a (and maybe others): images of this kind often have",
+        "c (and maybe others): the source says that texts",
+    ]
+    assert all(warning.startswith(begin) for warning, begin in zip(warnings, begins, strict=False))
+
+
+# what goes wrong
+
+
+def test_output_that_a_library_fails_at_costs_only_itself(tmp_path, out, monkeypatch, caplog):
+    drawn = outputs.draw_overlay
+
+    def fail(picture, anomaly_map, *, title):
+        if title.startswith("b"):
+            raise RuntimeError("cannot draw Olive")
+        return drawn(picture, anomaly_map, title=title)
+
+    monkeypatch.setattr(outputs, "draw_overlay", fail)
+    writer = run(out, [photograph(tmp_path, name) for name in "abc"], write=["overlay", "tiff"])
+    assert written(out) == [*(f"maps/{name}.tiff" for name in "abc"), "overlays/a.png", "overlays/c.png"]
+    assert writer.shortfalls == [FailedCase("b", "no overlay could be written: unforeseen RuntimeError")]
+    assert record(out)["not_written"] == [{"case_id": "b", "reason": writer.shortfalls[0].reason}]
+    assert record(out)["cases"] == {"total": 3, "ok": 3, "failed": 0}
+    assert [(row["status"], row["overlay"]) for row in table(out)] == [
+        *(("ok", "overlays/a.png"), ("ok", ""), ("ok", "overlays/c.png"))
+    ]
+    assert "b: no overlay could be written: unforeseen RuntimeError" in caplog.text
+    assert "Olive" not in caplog.text + json.dumps(record(out))
+
+
+def test_output_that_does_not_fit_its_source_is_told_with_the_reason(tmp_path, out):
+    writer = run(out, [ultrasound(tmp_path)], write=["parametric-map", "seg"], threshold=0.5)
+    ((case_id, reason),) = [(shortfall.case_id, shortfall.reason) for shortfall in writer.shortfalls]
+    assert case_id == "picture"
+    assert reason.startswith("no parametric-map could be written: a parametric map needs images with position")
+    assert written(out) == ["dicom/picture_seg.dcm"]
+
+
+def test_source_that_went_away_meanwhile_costs_only_its_pictures(tmp_path, out):
+    photo, frames = photograph(tmp_path), video(tmp_path)
+    photo.source.unlink()
+    Path(frames[0].source.path).unlink()
+    writer = run(out, [photo, *frames])
+    assert written(out) == ["maps/photo.tiff"]
+    assert [shortfall.case_id for shortfall in writer.shortfalls] == ["photo", "exam"]
+    assert [shortfall.reason.split(":")[:2] for shortfall in writer.shortfalls] == [
+        [f"no {name} could be written", " there is no such file"] for name in ("overlay", "video")
+    ]
+
+
+def test_table_names_no_video_that_could_not_be_written(tmp_path, out):
+    frames = video(tmp_path)
+    Path(frames[0].source.path).unlink()
+    run(out, frames)
+    assert [row["files"] for row in table(out)] == ["", "", ""]
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Let no file grow beyond 100 bytes: the system then refuses to write on, whatever library asks."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_full_disk_is_told_and_leaves_no_half_of_a_file(tmp_path, out, name):
+    result = photograph(tmp_path) if name in ("tiff", "png") else series(tmp_path)
+    writer = ResultWriter(out, write=[name], threshold=0.5)
+    with full_disk(), pytest.raises(OutputError, match=rf"cannot write the results of {result.case_id} to .*out"):
+        writer.write(result)
+    assert files_below(out) == []
+
+
+OUTSIDE = pytest.mark.xfail(strict=True, reason="maps that wait in a file are written without the writer's care")
+
+
+@pytest.mark.parametrize("side", [16, pytest.param(128, marks=OUTSIDE)])
+def test_full_disk_leaves_no_half_of_a_video(tmp_path, out, side):
+    """The maps of large frames fill the disk while they wait for the others, those of small ones with the video."""
+    results = Results([replace(result, anomaly_map=make_map(side, side)) for result in video(tmp_path)])
+    with full_disk(), pytest.raises(OutputError, match="cannot write the results of exam"):
+        results.save(out, write=["video"])
+    assert files_below(out) == []
+
+
+@pytest.mark.parametrize("case_id", [pytest.param("n" * 251, id="long"), pytest.param("線" * 83 + "nn", id="scripts")])
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_name_as_long_as_a_file_may_have_costs_at_most_its_own_case(tmp_path, out, case_id):
+    run(out, [photograph(tmp_path, case_id), photograph(tmp_path)])
+    assert "maps/photo.tiff" in written(out)
+
+
+@pytest.mark.parametrize("case_id", ["n" * 250, "/absolute", "../above"])
+def test_failed_case_of_any_name_is_in_the_table(tmp_path, out, case_id):
+    run(out, [photograph(tmp_path)], [FailedCase(case_id, "empty")])
+    assert [row["case_id"] for row in table(out)] == ["photo", case_id]
