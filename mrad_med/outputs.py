@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,6 +98,8 @@ def check_outputs(names: Sequence[str], threshold: float | None) -> None:
     lacking = [name for name in names if name != "video" and OUTPUTS[name].needs_threshold]
     if lacking and threshold is None:
         raise ValueError(f"{', '.join(lacking)} marks what is at or above a threshold; give one (--threshold)")
+    if threshold is not None and math.isnan(threshold):
+        raise ValueError("the threshold must be a number, got nan, which no pixel is above")
     if any(name != "video" and OUTPUTS[name].needs_dicom for name in names):
         require_highdicom()
     if "nrrd" in names:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.valuerep import DSfloat
 from scipy.ndimage import gaussian_filter
 
 from mrad_med.files import atomic_path
@@ -20,6 +21,7 @@ __all__ = ["make_chest_phantom", "write_sample_series", "write_sample_study"]
 
 AIR, LUNG, TISSUE, LIVER, BONE, NODULE = -1000, -850, 40, 60, 700, 30  # Hounsfield units
 SPACING = (2.0, 2.0, 5.0)  # mm
+_OFFSET = 1024  # of what is stored: CT tells nothing below -1024 Hounsfield units
 _NOISE = 12.0  # standard deviation in Hounsfield units
 
 # Centers and half axes in shares of the volume: right to left, front to back, feet to head, as DICOM counts.
@@ -59,7 +61,7 @@ def make_chest_phantom(
     chest = gaussian_filter(chest, (0.6, 0.6, 0)) + _NOISE * noise / noise.std()
     affine = LPS_TO_RAS @ np.diag([*SPACING, 1.0])
     affine[:3, 3] = -affine[:3, :3] @ (np.asarray(size) - 1) / 2  # the world's origin is in the middle
-    return chest.astype(np.float32), lesion.astype(np.uint8), affine
+    return chest.clip(-_OFFSET).astype(np.float32), lesion.astype(np.uint8), affine
 
 
 def _inside(
@@ -90,15 +92,19 @@ def write_sample_series(
         header = _header(modality, str(index))
         header.InstanceNumber = number + 1
         header.Columns, header.Rows = volume.shape[:2]
-        header.PixelSpacing, header.SliceThickness = [float(spacing[1]), float(spacing[0])], float(spacing[2])
-        header.ImageOrientationPatient = directions[:, :2].T.ravel().tolist()
-        header.ImagePositionPatient = (lps @ [0, 0, index, 1])[:3].tolist()
-        header.RescaleSlope, header.RescaleIntercept = 1, -1024
-        stored = np.round(volume[..., index].T + 1024).clip(0, 4095).astype("<u2")
+        header.PixelSpacing, (header.SliceThickness,) = _decimals(spacing[[1, 0]]), _decimals(spacing[2:])
+        header.ImageOrientationPatient = _decimals(directions[:, :2].T.ravel())
+        header.ImagePositionPatient = _decimals((lps @ [0, 0, index, 1])[:3])
+        header.RescaleSlope, header.RescaleIntercept = 1, -_OFFSET
+        stored = np.round(volume[..., index].T + _OFFSET).clip(0, 4095).astype("<u2")
         header.PixelData = stored.tobytes()
         with atomic_path(folder / f"IM{number + 1:04d}") as path:
             header.save_as(path, enforce_file_format=True)
     return str(folder)
+
+
+def _decimals(values: NDArray[np.float64]) -> list[DSfloat]:
+    return [DSfloat(float(value), auto_format=True) for value in values]  # of 16 characters at most, as DICOM has them
 
 
 def _header(modality: str, index: str) -> Dataset:
@@ -117,8 +123,10 @@ def _header(modality: str, index: str) -> Dataset:
     for keyword in (
         *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
         *("AccessionNumber", "ReferringPhysicianName", "Manufacturer", "PositionReferenceIndicator"),
+        *("AcquisitionNumber", "KVP", "Laterality"),
     ):
         setattr(header, keyword, None)  # of type 2: present, and empty
+    header.PatientPosition = "HFS"  # on the back, the head in front
     header.Modality, header.SeriesNumber, header.ImageType = modality, 1, ["ORIGINAL", "PRIMARY", "AXIAL"]
     header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
     header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 12, 11, 0

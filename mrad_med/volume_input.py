@@ -58,9 +58,9 @@ class VolumeReader(ImageReader):
     The first bytes tell which format it is. No other file than the named one is opened, and no more is unpacked than
     the header announces and the limit allows.
 
-    - NIfTI is as nibabel has it, with the scaling applied, and with MONAI's repair of affines that contradict the
-      voxel sizes. Without sform and qform the axes are taken for left, anterior and superior, with the world's origin
-      in the middle of the volume. Voxel sizes of 0 in the header become 1.
+    - NIfTI is as nibabel has it, with the scaling applied. Without sform and qform the axes are taken for left,
+      anterior and superior, with the world's origin in the middle of the volume. Voxel sizes of 0 in the header
+      become 1.
     - NRRD is as ITK and 3D Slicer have it: of the spaces LPS, RAS and LAS, and any other space, or none, is taken for
       LPS. Without ``space directions`` the axes are those of LPS, with the ``spacings``, or else 1 mm; the origin is
       then the center of the first voxel by ``axis mins``, or else 0. RAS or LAS without directions are refused, since
