@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mrad_med.files import atomic_path
 from mrad_med.frames import Frame
 
 __all__ = ["Entry", "Journal"]
@@ -20,7 +21,7 @@ class Entry:
     """What is kept of a finished case.
 
     Attributes:
-        key: of its source and of the settings it was scored with; empty for an image in memory.
+        key: of its source and of the settings it was scored with; empty for an image in memory and what is unfinished.
         row: of the table of cases.
         files: that were written, below the output folder.
         slices: rows of the table of slices.
@@ -56,16 +57,19 @@ class Journal:
         self.path = path
         self._settings = json.dumps(settings, sort_keys=True, default=str)
         self.entries: dict[str, Entry] = {}
+        self.files: dict[str, tuple[str, ...]] = {}
         self._is_torn = False
         if path.is_file():
             text = path.read_text(encoding="utf-8", errors="replace")
             self._is_torn = bool(text) and not text.endswith("\n")
             for line in text.split("\n"):
                 self._read(line)
-        self.files = {case_id: entry.files for case_id, entry in self.entries.items()}
-        if not resume:
+        if not resume and self.entries:  # nothing is finished any more, but what was written may have to be removed
+            lines = [_line(Entry("", {"case_id": case_id}, files)) for case_id, files in self.files.items()]
+            self._is_torn = False
+            with atomic_path(path) as partial:
+                partial.write_text("".join(lines), encoding="utf-8")
             self.entries.clear()
-            path.unlink(missing_ok=True)
 
     def _read(self, line: str) -> None:
         try:
@@ -73,9 +77,20 @@ class Journal:
             shortfalls = tuple((str(name), str(reason)) for name, reason in values["shortfalls"])
             files = tuple(map(str, values["files"]))
             entry = Entry(str(values["key"]), values["row"], files, values["slices"], str(values["video"]), shortfalls)
-            self.entries[str(entry.row["case_id"])] = entry
+            self._keep(entry)
         except (ValueError, KeyError, TypeError):  # the line that was being written when the run was stopped
             return
+
+    def _keep(self, entry: Entry) -> None:
+        case_id = str(entry.row["case_id"])
+        self.files[case_id] = entry.files
+        self.entries.pop(case_id, None)
+        if entry.key:
+            self.entries[case_id] = entry
+
+    def forget(self, case_id: str) -> None:
+        """Take a case for unfinished from now on; what was written of it stays known."""
+        self.add(replace(self.entries[case_id], key=""))
 
     def frames_of(self, video: str) -> set[str]:
         """Return the names of the finished cases that are frames of a video."""
@@ -110,8 +125,11 @@ class Journal:
 
     def add(self, entry: Entry) -> None:
         """Note a finished case."""
-        self.entries[entry.row["case_id"]] = entry
-        self.files[entry.row["case_id"]] = entry.files
+        self._keep(entry)
         with self.path.open("a", encoding="utf-8") as stream:
-            stream.write("\n" * self._is_torn + json.dumps(asdict(entry)) + "\n")
+            stream.write("\n" * self._is_torn + _line(entry))
         self._is_torn = False
+
+
+def _line(entry: Entry) -> str:
+    return json.dumps(asdict(entry)) + "\n"

@@ -98,6 +98,7 @@ class ResultWriter:
         self._cases: dict[str, Mapping[str, Any]] = {}  # all of the run by their names, once they are known
         self._done: dict[str, Entry] = {}
         self._video = VideoCollector()
+        self._written: set[str] = set()  # files of this run
         self._frames: list[Entry] = []  # of the video that is not written yet
         self._started = time.time()
 
@@ -177,12 +178,13 @@ class ResultWriter:
         )
         self._done[result.case_id] = entry
         if video:
-            self._video.add(result, video)
+            self._try("video", result.study or result.case_id, partial(self._video.add, result, video))
             self._frames.append(entry)
         else:
             self._note(entry)
 
     def _note(self, entry: Entry) -> None:
+        self._written.update(entry.files)
         self._try("", entry.row["case_id"], partial(self._journal.add, entry))
 
     def _write_output(self, output: Output, result: CaseResult, relative: str) -> list[str]:
@@ -219,6 +221,8 @@ class ResultWriter:
         video = self._try("video", name.removeprefix("videos/").removesuffix(".mp4"), partial(self._video.write, path))
         written = (name,) if video else ()
         shortfalls = _told(self.shortfalls[known:])  # told once, with the first frame
+        for case_id in self._journal.frames_of(name) - {entry.row["case_id"] for entry in frames}:
+            self._journal.forget(case_id)  # a frame of an earlier video of this name
         for number, entry in enumerate(frames):
             listed = "; ".join(filter(None, (entry.row["files"], *written)))
             finished = replace(
@@ -296,7 +300,7 @@ class ResultWriter:
 
     def _remove(self, case_id: str) -> None:
         """Remove what was written of a case by an earlier run."""
-        for name in self._journal.files.pop(case_id, ()):
+        for name in set(self._journal.files.pop(case_id, ())) - self._written:
             (self.output_dir / safe_relative_path(name)).unlink(missing_ok=True)
 
 

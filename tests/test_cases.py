@@ -588,3 +588,28 @@ def test_rate_of_a_sequence_is_checked(tmp_path):
     fill(tmp_path, ["1.png", "2.png"])
     with pytest.raises(ValueError, match="sequence_rate must be positive and finite, got 0"):
         find_cases(tmp_path, sequence_rate=0)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a", "TIFF"), ("a", "GIF"), ("a.png", "PNG"), ("b.jpg", "WEBP")])
+def test_pages_are_found_by_content(tmp_path, name, kind):
+    pages = [Image.new("RGB", (32, 24), (60 * number, 0, 0)) for number in range(3)]
+    pages[0].save(tmp_path / name, format=kind, save_all=True, append_images=pages[1:], duration=200)
+    assert [case["image"].index for case in find_cases(tmp_path)] == [0, 1, 2]
+    if kind != "TIFF":
+        assert [case["image"].index for case in find_cases(tmp_path, frames_per_second=1)] == [0]
+
+
+@pytest.mark.parametrize("kind", ["BMP", "PPM"])
+def test_photographs_without_suffix_are_found(tmp_path, kind):
+    Image.new("RGB", (32, 24)).save(tmp_path / "photograph", format=kind)
+    (case,) = find_cases(tmp_path)
+    assert read_image(case["image"]).shape == (3, 32, 24)
+
+
+def test_pictures_with_pages_are_no_pictures_of_a_sequence(tmp_path):
+    pages = [Image.new("RGB", (32, 24), (60 * number, 0, 0)) for number in range(3)]
+    for number in (1, 2):
+        pages[0].save(tmp_path / f"v_{number}.tif", save_all=True, append_images=pages[1:])
+        pages[0].save(tmp_path / f"s_{number}.tif")
+    cases = find_cases(tmp_path, sequence_rate=1)
+    assert [case["study"] for case in cases] == ["s", "s", "v_1", "v_1", "v_1", "v_2", "v_2", "v_2"]

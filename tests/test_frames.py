@@ -29,6 +29,7 @@ from mrad_med.frames import (
 )
 from mrad_med.kinds import VIDEO_SUFFIXES
 from mrad_med.limits import ImageFileError
+from mrad_med.preprocessing import load_picture
 
 av = pytest.importorskip("av")
 
@@ -281,6 +282,11 @@ def test_two_places_of_a_video_are_read_in_turn_without_decoding_it_again(tmp_pa
         assert number_of(read_frame(ahead)) == ahead.index
         assert number_of(read_frame(behind, max_pixels=sys.maxsize)) == behind.index  # as pictures of results are
     assert len(decoded) <= 2 * len(frames) + 2 * videos._COMPARED
+
+
+def test_frame_of_a_video_is_shown_as_any_source_is(tmp_path):
+    frame = list_frames(write_video(tmp_path / "video.mp4"))[5]
+    assert number_of(load_picture(frame)) == 5
 
 
 def test_picture_can_be_changed_without_changing_the_next(tmp_path):

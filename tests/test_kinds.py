@@ -68,7 +68,7 @@ def test_file_that_is_no_image_has_no_kind(tmp_path, name, content):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM"])
 def test_photograph_is_known_whatever_its_name(tmp_path, name, kind):
     assert kind_of(picture(tmp_path / name, kind)) == PHOTOGRAPH
 
@@ -187,3 +187,18 @@ def test_file_that_cannot_be_read_is_what_its_name_says(tmp_path):
     assert kind_of(tmp_path / "folder.png") == PHOTOGRAPH
     assert kind_of(tmp_path / "folder") is None
     assert kind_of(tmp_path / "loop.dcm") == DICOM
+
+
+def test_windows_media_is_a_video_whatever_its_name(tmp_path):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "video.wmv"), "w", format="asf") as container:
+        stream = container.add_stream("wmv2", 25, width=32, height=32)
+        stream.pix_fmt = "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))
+        for packet in [*stream.encode(frame), *stream.encode()]:
+            container.mux(packet)
+    assert kind_of((tmp_path / "video.wmv").rename(tmp_path / "video")) == VIDEO
+
+
+def test_text_that_begins_like_a_bitmap_is_none(tmp_path):
+    assert kind_of(write(tmp_path / "notes", b"BMI of all patients")) is None
