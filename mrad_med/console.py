@@ -11,8 +11,10 @@ ALL_WELL, SOME_FAILED, NOTHING_DONE, STOPPED = 0, 1, 2, 130  # exit statuses
 
 
 def say(text: str, *, to_error: bool = False) -> None:
-    """Write a line."""
-    (sys.stderr if to_error else sys.stdout).write(text + "\n")
+    """Write a line; letters that a terminal lacks are spelled out."""
+    stream = sys.stderr if to_error else sys.stdout
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 
 def say_table(rows: Sequence[Sequence[str]]) -> None:

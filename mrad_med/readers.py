@@ -49,7 +49,8 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, strict: boo
             - a Pillow image;
             - an array: (H, W) or (H, W, 3) upright, or a volume (X, Y, Z), whose axes are taken to run to the
               patient's right, anterior and superior;
-            - a MetaTensor as MONAI's readers make it: (C, W, H) or (C, X, Y, Z), with its affine and stored windows.
+            - a MetaTensor as MONAI's readers make it: (C, W, H) or (C, X, Y, Z), with its affine and stored windows;
+              bytes as uint8, for all else goes through a window.
         max_pixels: pictures with more pixels are refused.
         strict: refuse a series whose slices are not evenly spaced; see `read_series`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,8 @@ def fit_picture(array: NDArray[Any], side: int = MAX_SIDE) -> NDArray[Any]:
 
 def save_overlay(path: str | os.PathLike[str], figure: Figure) -> None:
     """Write a figure as PNG, whole or not at all."""
-    with atomic_path(path) as partial:
+    with atomic_path(path) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a name in a script that no font has: it is drawn as boxes
         figure.savefig(partial, format="png", dpi=110)
 
 
