@@ -396,3 +396,25 @@ def test_output_that_could_not_be_made_is_told_again(tmp_path, monkeypatch):
         assert run(out, results) == pending
         told.append(sorted(item["case_id"] for item in json.loads((out / "run.json").read_text())["not_written"]))
     assert told == [["a", "v", "v/0", "v/1"]] * 2
+
+
+def test_frames_that_make_no_video_are_finished_one_by_one(tmp_path):
+    out, results = tmp_path / "out", video(tmp_path, "v")
+    run(out, results, stop_at="v/2", write=["tiff"])
+    assert run(out, results, write=["tiff"]) == ["v/2"]
+
+
+def test_video_that_was_begun_is_left_to_the_next_run(tmp_path):
+    out, results = tmp_path / "out", video(tmp_path, "v")
+    writer, _ = resume(out, results)
+    for result in results[:2]:
+        writer.write(result)
+    writer.finish(is_whole=False)
+    assert not (out / "videos").exists()
+    assert len(tables(out)["scores.csv"].splitlines()) == 3
+    assert resume(out, results)[1] == ["v/0", "v/1", "v/2"]
+
+
+def test_time_of_a_frame_is_part_of_its_key(tmp_path):
+    journal, path = begin(tmp_path), make_source(tmp_path)
+    assert len({journal.key(Frame(str(path), 0, time)) for time in (0.0, 0.04, None)}) == 3
