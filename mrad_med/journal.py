@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -58,6 +59,7 @@ class Journal:
         self._settings = json.dumps(settings, sort_keys=True, default=str)
         self.entries: dict[str, Entry] = {}
         self.files: dict[str, tuple[str, ...]] = {}
+        self._frames: dict[str, set[str]] = defaultdict(set)  # names of cases by their video
         self._is_torn = False
         if path.is_file():
             text = path.read_text(encoding="utf-8", errors="replace")
@@ -70,6 +72,7 @@ class Journal:
             with atomic_path(path) as partial:
                 partial.write_text("".join(lines), encoding="utf-8")
             self.entries.clear()
+            self._frames.clear()
 
     def _read(self, line: str) -> None:
         try:
@@ -84,9 +87,12 @@ class Journal:
     def _keep(self, entry: Entry) -> None:
         case_id = str(entry.row["case_id"])
         self.files[case_id] = entry.files
-        self.entries.pop(case_id, None)
+        earlier = self.entries.pop(case_id, None)
+        if earlier is not None:
+            self._frames[earlier.video].discard(case_id)
         if entry.key:
             self.entries[case_id] = entry
+            self._frames[entry.video].add(case_id)
 
     def forget(self, case_id: str) -> None:
         """Take a case for unfinished from now on; what was written of it stays known."""
@@ -94,7 +100,7 @@ class Journal:
 
     def frames_of(self, video: str) -> set[str]:
         """Return the names of the finished cases that are frames of a video."""
-        return {case_id for case_id, entry in self.entries.items() if entry.video == video}
+        return set(self._frames.get(video, ()))
 
     def is_finished(self, case_id: str, source: Any) -> bool:
         """Tell whether there is nothing left to do for a case."""
