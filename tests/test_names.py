@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from mrad_med.names import Identifiers, UniqueNames, printable
+from mrad_med.names import Identifiers, UniqueNames, printable, safe_relative_path
 
 FINGAL = ["Fingal^Olive", "PID-73519", "20250917", "19520314"]
 
@@ -132,4 +132,18 @@ def test_names_are_given_once():
     unique = UniqueNames()
     assert [unique(name) for name in ("a", "a", "a_3", "a", "b", "a_2", "a")] == [
         *("a", "a_2", "a_3", "a_4", "b", "a_2_2", "a_5")
+    ]
+
+
+@pytest.mark.parametrize("name", ["..", "a/..", "../a", "/a", "a\\b", "", "."])
+def test_name_that_would_lead_out_of_a_folder_is_refused(name):
+    with pytest.raises(ValueError, match="cannot become a file below the output folder; rename the case"):
+        safe_relative_path(name)
+
+
+def test_other_names_stay_as_they_are():
+    assert [safe_relative_path(name) for name in ("a/b c/d.e", "./a//b", "a..b/...")] == [
+        "a/b c/d.e",
+        "a/b",
+        "a..b/...",
     ]
