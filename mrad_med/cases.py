@@ -91,8 +91,8 @@ def find_cases(
         root: a folder, searched recursively, or a file.
         exclude: a folder that is passed over, such as the one results are written to.
         strict: False makes a volume of a series also where slices are missing, repeated or unevenly spaced.
-        keep_identifiers: names of cases are made of paths. Unless True, what in them is a name, number or date of the
-            patient, as the DICOM file itself tells them, is replaced by "anonymous".
+        keep_identifiers: names of cases are made of paths. Unless True, what in them is a name, number or date of a
+            patient, as the DICOM files that are found tell them, is replaced by "anonymous".
         frames_per_second: of videos, how many are scored; None is all of them.
         sequence_rate: take the photographs of a folder whose names differ only in their last number for a video of so
             many a second; None takes each for itself.
@@ -126,7 +126,7 @@ def survey(
     frames_per_second: float | None = None,
     sequence_rate: float | None = None,
 ) -> FoundCases:
-    """Return what `find_cases` finds, and what is to be said of it; headers are read, but no pixels."""
+    """Return what `find_cases` finds, and what is to be said of it; of DICOM and volumes no pixels are read."""
     path = Path(root)
     if path.name.upper() == "DICOMDIR" and path.is_file():
         path = path.parent

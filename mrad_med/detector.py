@@ -12,6 +12,7 @@ from monai.inferers import Inferer
 
 from mrad_med.cases import find_cases
 from mrad_med.clip import CLIP
+from mrad_med.frames import close_frames
 from mrad_med.handlers import ResultCollector
 from mrad_med.head_files import load_head
 from mrad_med.inferers import SliceAnomalyInferer
@@ -225,7 +226,10 @@ class AnomalyDetector:
             postprocessing=build_postprocessing(self.preprocessing),
             val_handlers=[ResultCollector(receive, self.pictures)],
         )
-        evaluator.run()
+        try:
+            evaluator.run()
+        finally:
+            close_frames()  # for somebody may want to move or delete a video that was scored
         return list(loader.failures)
 
     def extend_bank(

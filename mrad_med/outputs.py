@@ -26,7 +26,6 @@ from mrad_med.volume_output import require_nrrd, write_volume
 
 __all__ = ["DEFAULT_OUTPUTS", "OUTPUTS", "Output", "OutputSettings", "check_outputs", "is_dicom"]
 
-MASK_SUFFIXES = (".png", ".nii.gz", ".nrrd")
 CAPTURES = 9  # slices of a volume that are captured, as many as a montage shows
 
 # What is written where nothing is chosen. The maps of all frames of a video would be gigabytes.
