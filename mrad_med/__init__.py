@@ -11,7 +11,6 @@ from mrad_med.benchmark import run_benchmark
 from mrad_med.cache import FeatureCache
 from mrad_med.cases import FoundCases, find_cases, survey
 from mrad_med.catalog import DATASETS, PublicDataset
-from mrad_med.checkpoints import BackboneError
 from mrad_med.clip import CLIP, CLIPImageEncoder, CLIPTextEncoder
 from mrad_med.datasets import (
     choose_held_out,
@@ -25,21 +24,29 @@ from mrad_med.dicom_output import write_overlay_captures, write_parametric_map, 
 from mrad_med.dicom_sources import SourceSeries, read_source_series, warn_burned_in
 from mrad_med.duplicates import find_duplicates
 from mrad_med.endoscopy import RemoveArtifacts, RemoveArtifactsd
-from mrad_med.engines import FineTuneTrainer, PrepareFeatures, PromptTrainer, TrainingError, select_trainable
+from mrad_med.engines import FineTuneTrainer, PrepareFeatures, PromptTrainer, select_trainable
+from mrad_med.errors import (
+    BackboneError,
+    DatasetError,
+    ExportError,
+    FailedCasesError,
+    HeadError,
+    ImageFileError,
+    OutputError,
+    TrainingError,
+)
 from mrad_med.evaluation import Evaluation, evaluate_together
-from mrad_med.export import ExportError, export_network
+from mrad_med.export import export_network
 from mrad_med.features import FeatureDataset, collate_features, feature_loader
-from mrad_med.files import OutputError
 from mrad_med.frames import Frame, list_frames, read_frame
 from mrad_med.handlers import ResultCollector, ResultSaver
-from mrad_med.head_files import HeadError, describe_head, load_head, save_head
+from mrad_med.head_files import describe_head, load_head, save_head
 from mrad_med.heads import FineTunedHead, PromptedHead, TrainFreeHead
 from mrad_med.inferers import AnomalyInferer, FeatureInferer, SliceAnomalyInferer
 from mrad_med.intervals import bootstrap, delong, delong_difference, weighted_auroc, weighted_average_precision
 from mrad_med.inventory import InventoryRow, list_datasets, load_datalist
 from mrad_med.lesions import LesionMetrics, OverlapMetrics
-from mrad_med.limits import ImageFileError
-from mrad_med.loaders import CaseDataset, CaseLoader, FailedCasesError
+from mrad_med.loaders import CaseDataset, CaseLoader
 from mrad_med.losses import FineTuneLoss, PromptLoss
 from mrad_med.maps import fuse_scores, top_fraction_mean, upsample_and_blur
 from mrad_med.measurement import SetMeasurement, undefined_metrics
@@ -52,7 +59,6 @@ from mrad_med.memory import (
 )
 from mrad_med.metrics import AnomalyMapMetric, AnomalyScoreMetric, PixelMetrics, image_metrics
 from mrad_med.montage import draw_montage
-from mrad_med.names import DatasetError
 from mrad_med.networks import MRAD, build_mrad_clip, build_mrad_ft, build_mrad_tf
 from mrad_med.official import load_official_bank, load_official_checkpoint
 from mrad_med.orientation import ToDisplayOrientation, ToDisplayOrientationd

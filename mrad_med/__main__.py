@@ -14,8 +14,9 @@ from typing import Any
 import mrad_med
 from mrad_med.console import ALL_WELL, NOTHING_DONE, SOME_FAILED, STOPPED, say, say_table
 from mrad_med.detection import add_detect
+from mrad_med.errors import FailedCasesError
 from mrad_med.limits import MAX_PIXELS
-from mrad_med.loaders import CaseDataset, CaseLoader, FailedCasesError
+from mrad_med.loaders import CaseDataset, CaseLoader
 from mrad_med.transforms import IMAGE_SIZE
 
 __all__ = ["main"]

@@ -10,10 +10,10 @@ from typing import Any
 
 from mrad_med.catalog import DATASETS
 from mrad_med.detector import AnomalyDetector
+from mrad_med.errors import FailedCasesError, OutputError
 from mrad_med.evaluation import Evaluation, evaluate_together
-from mrad_med.files import OutputError, atomic_path
+from mrad_med.files import atomic_path
 from mrad_med.inventory import load_datalist
-from mrad_med.loaders import FailedCasesError
 from mrad_med.pairs import Datalist
 from mrad_med.summaries import Summary, as_json, benchmark_tables, latex_tables
 

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from mrad_med.datasets import find_files
-from mrad_med.dicom_classes import NotAnImageError
+from mrad_med.errors import DatasetError, ImageFileError, NotAnImageError
 from mrad_med.frames import Frame, as_frames, find_sequences, list_frames, may_have_pages, thin_frames
 from mrad_med.headers import quiet, read_header
 from mrad_med.kinds import DICOM, PHOTOGRAPH, VIDEO, kind_of
-from mrad_med.limits import ImageFileError
-from mrad_med.names import DatasetError, Identifiers, UniqueNames
+from mrad_med.names import Identifiers, UniqueNames
 from mrad_med.pairs import Datalist, name_cases
 from mrad_med.series import DicomSeries, group_series
 from mrad_med.slices import IDENTIFIERS, Slice, have_one_spacing, read_slice

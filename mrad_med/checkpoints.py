@@ -12,11 +12,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = ["BackboneError", "infer_model_config", "is_text_key", "read_model_description", "read_state_dict"]
+from mrad_med.errors import BackboneError
 
-
-class BackboneError(ValueError):
-    """A backbone that cannot be found, downloaded, or read."""
+__all__ = [
+    "infer_model_config",
+    "is_text_key",
+    "read_model_description",
+    "read_state_dict",
+]
 
 
 def read_model_description(path: Path) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mrad_med.errors import DatasetError
 from mrad_med.kinds import kind_of
 from mrad_med.listings import cases_of_rows, read_table
-from mrad_med.names import DatasetError, printable
+from mrad_med.names import printable
 from mrad_med.pairs import Datalist, Report, name_cases, reporter, shorten
 from mrad_med.types import AnomalyKeys
 

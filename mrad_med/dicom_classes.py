@@ -5,9 +5,11 @@ from __future__ import annotations
 from pydicom import Dataset
 from pydicom.uid import UID, MediaStorageDirectoryStorage
 
-from mrad_med.limits import ImageFileError
+from mrad_med.errors import ImageFileError, NotAnImageError
 
-__all__ = ["NotAnImageError", "check_is_image"]
+__all__ = [
+    "check_is_image",
+]
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."  # what SOP classes of stored objects begin with (DICOM PS3.6, table A-1)
 _KINDS = {  # how the classes of objects that are no images go on, the longer before the shorter
@@ -47,10 +49,6 @@ _MODALITIES = {  # for objects of no known class
     "RTRECORD": "a radiotherapy record",
     "ECG": "a waveform",
 }
-
-
-class NotAnImageError(ImageFileError):
-    """A DICOM object of another kind: a report, a plan, a segmentation, ..."""
 
 
 def check_is_image(header: Dataset) -> None:

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 
-from mrad_med.files import UnfitSourceError
+from mrad_med.errors import ImageFileError, UnfitSourceError
 from mrad_med.headers import read_header
-from mrad_med.limits import ImageFileError
 
 __all__ = ["SourceSeries", "burned_in_warning", "frames_on_source", "read_source_series", "warn_burned_in"]
 

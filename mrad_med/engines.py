@@ -15,18 +15,20 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from mrad_med.clip import CLIPImageEncoder
+from mrad_med.errors import TrainingError
 from mrad_med.features import FeatureDataset
 from mrad_med.heads import FineTunedHead, PromptedHead
 from mrad_med.losses import FineTuneLoss, PromptLoss
 from mrad_med.types import AnomalyKeys, ImageFeatures
 
-__all__ = ["FineTuneTrainer", "PrepareFeatures", "PromptTrainer", "TrainingError", "select_trainable"]
+__all__ = [
+    "FineTuneTrainer",
+    "PrepareFeatures",
+    "PromptTrainer",
+    "select_trainable",
+]
 
 logger = logging.getLogger(__name__)
-
-
-class TrainingError(RuntimeError):
-    """A training that cannot start or go on; nothing that was saved before is touched."""
 
 
 class PrepareFeatures:

@@ -12,16 +12,15 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from mrad_med.clip import CLIP
+from mrad_med.errors import MemoryBankError
 from mrad_med.retrieval import average_neighbors
 from mrad_med.types import AnomalyKeys, ImageFeatures
 
-__all__ = ["MemoryBankError", "bank_entries"]
+__all__ = [
+    "bank_entries",
+]
 
 logger = logging.getLogger(__name__)
-
-
-class MemoryBankError(ValueError):
-    """A memory bank that is damaged, empty, or does not belong to the backbone at hand."""
 
 
 def bank_entries(clip: CLIP, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], tuple[int, int]]:

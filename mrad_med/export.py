@@ -18,6 +18,7 @@ from monai.data import save_net_with_metadata
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
+from mrad_med.errors import ExportError
 from mrad_med.files import atomic_path
 from mrad_med.heads import FineTunedHead, Head, PromptedHead, TrainFreeHead
 from mrad_med.inferers import AnomalyInferer
@@ -28,7 +29,9 @@ from mrad_med.sliding import SlidingWindowAnomalyInferer
 from mrad_med.transforms import IMAGE_SIZE
 from mrad_med.types import AnomalyKeys, ImageFeatures
 
-__all__ = ["ExportError", "export_network"]
+__all__ = [
+    "export_network",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +43,6 @@ _INPUT = AnomalyKeys.IMAGE.value
 _OUTPUTS = (AnomalyKeys.ANOMALY_MAP.value, AnomalyKeys.ANOMALY_SCORE.value)
 
 _Model = Callable[[Tensor], tuple[Tensor, ...]]
-
-
-class ExportError(ValueError):
-    """A network that cannot be exported, or whose file does not give what the network gives."""
 
 
 def export_network(

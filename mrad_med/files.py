@@ -8,15 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["OutputError", "UnfitSourceError", "atomic_path", "sha256_of_file"]
-
-
-class OutputError(OSError):
-    """Results cannot be written where they should be."""
-
-
-class UnfitSourceError(OutputError):
-    """Results of this kind cannot be made of this source; others can."""
+__all__ = [
+    "atomic_path",
+    "sha256_of_file",
+]
 
 
 @contextmanager

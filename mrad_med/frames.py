@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from mrad_med.limits import MAX_PIXELS, ImageFileError, check_pixels
+from mrad_med.errors import ImageFileError
+from mrad_med.limits import MAX_PIXELS, check_pixels
 from mrad_med.videos import OverlayVideo, VideoReader, check_count, check_rate, identity_of, video_times
 
 __all__ = [

@@ -18,6 +18,7 @@ from ignite.engine import Engine
 from torch import Tensor
 
 from mrad_med.clip import CLIPTextEncoder
+from mrad_med.errors import HeadError
 from mrad_med.features import FeatureDataset
 from mrad_med.files import atomic_path, sha256_of_file
 from mrad_med.heads import FineTunedHead, PromptedHead
@@ -26,7 +27,6 @@ from mrad_med.official import load_official_checkpoint
 from mrad_med.types import BackboneCard, HeadCard
 
 __all__ = [
-    "HeadError",
     "best_epoch",
     "check_head",
     "copy_weights",
@@ -37,10 +37,6 @@ __all__ = [
     "save_tensors",
     "sha256_of_text_tower",
 ]
-
-
-class HeadError(ValueError):
-    """A file of a head that is damaged, or does not belong to the backbone or memory bank at hand."""
 
 
 def describe_head(

@@ -17,7 +17,8 @@ import pydicom
 from pydicom import config
 from pydicom.errors import InvalidDicomError
 
-from mrad_med.limits import MAX_VOXELS, ImageFileError
+from mrad_med.errors import ImageFileError
+from mrad_med.limits import MAX_VOXELS
 from mrad_med.planes import Planes, plane_normal
 
 __all__ = [

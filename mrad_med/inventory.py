@@ -11,8 +11,8 @@ from pathlib import Path
 
 from mrad_med.archives import ARCHIVES, find_archive, load_archive, load_folder
 from mrad_med.catalog import DATASETS, Counts, PublicDataset
+from mrad_med.errors import DatasetError
 from mrad_med.listings import load_csv, load_datalist_json, load_meta_json
-from mrad_med.names import DatasetError
 from mrad_med.pairs import Datalist, Report, reporter
 
 __all__ = ["InventoryRow", "list_datasets", "load_datalist"]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["MAX_PIXELS", "MAX_VOXELS", "ImageFileError", "check_pixels", "check_voxels"]
+from mrad_med.errors import ImageFileError
+
+__all__ = [
+    "MAX_PIXELS",
+    "MAX_VOXELS",
+    "check_pixels",
+    "check_voxels",
+]
 
 MAX_PIXELS = 100_000_000  # 10000 x 10000; a decoded RGB image of that size takes 300 MB
 MAX_VOXELS = 500_000_000  # 512 x 512 x 1900; a float32 volume of that size takes 2 GB
-
-
-class ImageFileError(ValueError):
-    """An image file that cannot be used. The message says why and what to do, and never quotes the file's content."""
 
 
 def check_pixels(width: int, height: int, limit: int) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrad_med.names import DatasetError, printable
+from mrad_med.errors import DatasetError
+from mrad_med.names import printable
 from mrad_med.pairs import Datalist, Report, name_cases, path_below, reporter, shorten
 from mrad_med.types import AnomalyKeys
 

@@ -11,16 +11,15 @@ from monai.data import Dataset, list_data_collate
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from mrad_med.limits import ImageFileError
+from mrad_med.errors import FailedCasesError, ImageFileError
 from mrad_med.types import AnomalyKeys, FailedCase
 
-__all__ = ["CaseDataset", "CaseLoader", "FailedCasesError"]
+__all__ = [
+    "CaseDataset",
+    "CaseLoader",
+]
 
 logger = logging.getLogger(__name__)
-
-
-class FailedCasesError(RuntimeError):
-    """Some cases of a finished run failed; everything else is done."""
 
 
 class CaseDataset(Dataset):

@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mrad_med.clip import CLIP
-from mrad_med.entries import MemoryBankError, bank_entries
+from mrad_med.entries import bank_entries
+from mrad_med.errors import MemoryBankError
 from mrad_med.files import atomic_path
 from mrad_med.types import BackboneCard, BankCard
 

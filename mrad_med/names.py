@@ -8,7 +8,12 @@ from collections.abc import Iterable
 from itertools import combinations, product
 from pathlib import PurePosixPath
 
-__all__ = ["DatasetError", "Identifiers", "UniqueNames", "printable", "safe_relative_path"]
+__all__ = [
+    "Identifiers",
+    "UniqueNames",
+    "printable",
+    "safe_relative_path",
+]
 
 HIDDEN = "anonymous"
 # UTF-8 bytes that make a name, number or date worth hiding: "1" and "MR" are in half of all names, but one Chinese
@@ -30,10 +35,6 @@ _MONTHS = [
     "november",
     "december",
 ]
-
-
-class DatasetError(ValueError):
-    """A folder that does not hold what is expected of it."""
 
 
 class UniqueNames:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mrad_med.clip import CLIP, CLIPImageEncoder, CLIPTextEncoder
-from mrad_med.head_files import HeadError, check_head, load_head, load_weights
+from mrad_med.errors import HeadError
+from mrad_med.head_files import check_head, load_head, load_weights
 from mrad_med.heads import FineTunedHead, Head, PromptedHead, TrainFreeHead
 from mrad_med.maps import GAUSSIAN_SIGMA, upsample_and_blur
 from mrad_med.memory import MemoryBank

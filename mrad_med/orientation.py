@@ -13,7 +13,7 @@ from monai.utils import TraceKeys
 from numpy.typing import NDArray
 
 from mrad_med.each import InvertibleEachd
-from mrad_med.limits import ImageFileError
+from mrad_med.errors import ImageFileError
 from mrad_med.readers import MIN_SIDE
 
 __all__ = ["PLANES", "SliceLayout", "ToDisplayOrientation", "ToDisplayOrientationd", "slice_layout"]

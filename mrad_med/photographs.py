@@ -13,8 +13,9 @@ from monai.data import ImageReader
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mrad_med.errors import ImageFileError
 from mrad_med.kinds import PHOTOGRAPH_SUFFIXES
-from mrad_med.limits import MAX_PIXELS, ImageFileError, check_pixels
+from mrad_med.limits import MAX_PIXELS, check_pixels
 
 __all__ = ["ORIENTATION_TAG", "PhotographReader", "upright_picture"]
 

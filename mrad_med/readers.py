@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mrad_med.dicom import DicomReader
+from mrad_med.errors import ImageFileError
 from mrad_med.frames import Frame, list_frames, read_frame
 from mrad_med.kinds import DICOM, IMAGE_SUFFIXES, PHOTOGRAPH, VIDEO, VOLUME, kind_of
-from mrad_med.limits import MAX_PIXELS, ImageFileError, check_pixels
+from mrad_med.limits import MAX_PIXELS, check_pixels
 from mrad_med.photographs import PhotographReader, upright_picture
 from mrad_med.series import read_series
 from mrad_med.voi import VOIKeys

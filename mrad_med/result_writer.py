@@ -15,10 +15,10 @@ from functools import partial
 from typing import Any
 
 from mrad_med.dicom_sources import burned_in_warning
-from mrad_med.files import OutputError, UnfitSourceError, atomic_path
+from mrad_med.errors import ImageFileError, OutputError, UnfitSourceError
+from mrad_med.files import atomic_path
 from mrad_med.frames import Frame
 from mrad_med.journal import Entry, Journal
-from mrad_med.limits import ImageFileError
 from mrad_med.names import safe_relative_path
 from mrad_med.outputs import DEFAULT_OUTPUTS, OUTPUTS, Output, OutputSettings, check_outputs, is_dicom
 from mrad_med.preprocessing import PictureLoader

@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from mrad_med.clip import CLIP
-from mrad_med.files import OutputError
+from mrad_med.errors import OutputError
 from mrad_med.frames import Frame
 from mrad_med.memory import MemoryBank
 from mrad_med.preprocessing import PictureLoader

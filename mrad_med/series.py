@@ -17,9 +17,10 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
 from mrad_med.dicom import DicomReader
+from mrad_med.errors import DatasetError, ImageFileError
 from mrad_med.kinds import DICOM, kind_of
-from mrad_med.limits import MAX_PIXELS, MAX_VOXELS, ImageFileError, check_voxels
-from mrad_med.names import DatasetError, UniqueNames, printable
+from mrad_med.limits import MAX_PIXELS, MAX_VOXELS, check_voxels
+from mrad_med.names import UniqueNames, printable
 from mrad_med.planes import Stack, plane_name, stack_planes
 from mrad_med.slices import Slice, common_planes, have_one_spacing, read_slice, split_into_volumes, stack_slices
 from mrad_med.voi import VOIKeys

@@ -11,8 +11,8 @@ import numpy as np
 import pydicom
 
 from mrad_med.dicom_classes import check_is_image
+from mrad_med.errors import ImageFileError
 from mrad_med.headers import count_frames, planes_of, quiet, read_header
-from mrad_med.limits import ImageFileError
 from mrad_med.planes import Planes, Stack, stack_planes
 
 __all__ = [

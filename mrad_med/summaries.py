@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrad_med.files import OutputError, atomic_path
+from mrad_med.errors import OutputError
+from mrad_med.files import atomic_path
 from mrad_med.types import FailedCase
 
 __all__ = ["Summary", "as_json", "benchmark_tables", "latex_tables", "markdown_summary", "write_summary"]

@@ -15,7 +15,7 @@ from monai.engines import Evaluator, Trainer
 from monai.handlers import IgniteMetricHandler
 from torch import Tensor
 
-from mrad_med.engines import TrainingError
+from mrad_med.errors import TrainingError
 from mrad_med.head_files import best_epoch, copy_weights, load_weights, save_tensors, sha256_of_text_tower
 from mrad_med.heads import FineTunedHead, PromptedHead
 from mrad_med.metrics import AnomalyMapMetric, AnomalyScoreMetric

@@ -19,7 +19,8 @@ from monai.utils import TraceKeys
 from PIL import Image
 
 from mrad_med.each import Eachd, InvertibleEachd
-from mrad_med.limits import MAX_PIXELS, ImageFileError
+from mrad_med.errors import ImageFileError
+from mrad_med.limits import MAX_PIXELS
 from mrad_med.readers import ImageSource, read_image, read_image_file
 from mrad_med.types import AnomalyKeys
 

@@ -19,8 +19,9 @@ from monai.utils import MetaKeys, SpaceKeys
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
+from mrad_med.errors import ImageFileError
 from mrad_med.kinds import VOLUME_SUFFIXES
-from mrad_med.limits import MAX_VOXELS, ImageFileError, check_voxels
+from mrad_med.limits import MAX_VOXELS, check_voxels
 from mrad_med.planes import LPS_TO_RAS, plane_normal
 
 __all__ = ["VOLUME_SUFFIXES", "VolumeReader"]

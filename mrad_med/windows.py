@@ -14,7 +14,7 @@ from monai.transforms import Transform
 from numpy.typing import NDArray
 
 from mrad_med.each import Eachd
-from mrad_med.limits import ImageFileError
+from mrad_med.errors import ImageFileError
 from mrad_med.transforms import INTENSITY_PERCENTILES, ScaleToBytes
 from mrad_med.voi import VOIKeys
 

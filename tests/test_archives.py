@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mrad_med.archives import ARCHIVES, find_archive, load_archive, load_folder
-from mrad_med.names import DatasetError
+from mrad_med.errors import DatasetError
 from tests.small_archives import DTD, MAKERS, MVTEC, litter, make_archive, make_polyps, picture, pictures, text
 
 

@@ -23,7 +23,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from mrad_med import CLIP, AnomalyDetector, CaseDataset, FailedCase, MemoryBank, build_mrad_tf, build_preprocessing
 from mrad_med.cases import find_cases
-from mrad_med.limits import ImageFileError
+from mrad_med.errors import ImageFileError
 from mrad_med.preprocessing import load_picture
 from mrad_med.readers import read_image
 from mrad_med.sample_volumes import make_chest_phantom, write_sample_series

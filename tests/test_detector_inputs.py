@@ -24,7 +24,7 @@ from mrad_med import (
     build_mrad_tf,
     export_network,
 )
-from mrad_med.export import ExportError
+from mrad_med.errors import ExportError
 from mrad_med.frames import OverlayVideo, list_frames
 from mrad_med.workflow import read_bundle
 from tests.conftest import TINY_SIZE

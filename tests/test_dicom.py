@@ -20,7 +20,7 @@ from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
 from mrad_med.dicom import DicomReader
-from mrad_med.limits import ImageFileError
+from mrad_med.errors import ImageFileError
 from mrad_med.readers import read_image_file
 from mrad_med.voi import VOIKeys
 from mrad_med.windows import apply_lookup_table, apply_window

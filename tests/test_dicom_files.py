@@ -10,7 +10,7 @@ import pydicom
 import pydicom.data
 import pytest
 
-from mrad_med.limits import ImageFileError
+from mrad_med.errors import ImageFileError
 from mrad_med.readers import read_image
 
 PYDICOM = "3.0.2"  # whose files are listed; of others only the kind of error is checked

@@ -16,7 +16,7 @@ from pydicom import Dataset, dcmread
 
 from mrad_med.dicom_output import write_overlay_captures, write_parametric_map, write_segmentation
 from mrad_med.dicom_sources import frames_on_source, read_source_series, warn_burned_in
-from mrad_med.files import OutputError
+from mrad_med.errors import OutputError
 
 from .dicom_phantoms import (
     AXIAL,

@@ -38,7 +38,7 @@ from mrad_med import (
     evaluate_together,
 )
 from mrad_med import evaluation as module
-from mrad_med.files import OutputError
+from mrad_med.errors import OutputError
 from mrad_med.metrics import image_metrics
 from tests.conftest import TINY_SIZE, make_tiny_clip
 

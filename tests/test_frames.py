@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, ImageSequence
 
 from mrad_med import frames as frames_module
 from mrad_med import videos
+from mrad_med.errors import ImageFileError
 from mrad_med.frames import (
     Frame,
     OverlayVideo,
@@ -28,7 +29,6 @@ from mrad_med.frames import (
     read_frame,
 )
 from mrad_med.kinds import VIDEO_SUFFIXES
-from mrad_med.limits import ImageFileError
 from mrad_med.preprocessing import load_picture
 
 av = pytest.importorskip("av")

@@ -11,8 +11,8 @@ import shutil
 import pytest
 
 from mrad_med.catalog import DATASETS
+from mrad_med.errors import DatasetError
 from mrad_med.inventory import list_datasets, load_datalist
-from mrad_med.names import DatasetError
 from tests.small_archives import MAKERS, make_archive, make_polyps, picture, pictures, text
 
 

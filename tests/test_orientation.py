@@ -11,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from mrad_med.limits import ImageFileError
+from mrad_med.errors import ImageFileError
 from mrad_med.orientation import PLANES, ToDisplayOrientation, ToDisplayOrientationd, slice_layout
 from mrad_med.series import read_series
 from tests.small_dicom import write_series

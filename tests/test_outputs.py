@@ -17,8 +17,8 @@ from pydicom import dcmread
 from scipy import ndimage
 
 from mrad_med import CaseResult, OutputError, outputs
+from mrad_med.errors import ImageFileError
 from mrad_med.frames import Frame
-from mrad_med.limits import ImageFileError
 from mrad_med.outputs import DEFAULT_OUTPUTS, OUTPUTS, OutputSettings, check_outputs, is_dicom
 from mrad_med.preprocessing import PictureLoader
 from mrad_med.readers import read_image

@@ -20,8 +20,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydicom.pixels import pixel_array
 from pydicom.pixels.processing import apply_color_lut
 
+from mrad_med.errors import ImageFileError
 from mrad_med.kinds import DICOM, kind_of
-from mrad_med.limits import ImageFileError
 from mrad_med.orientation import ToDisplayOrientation
 from mrad_med.photographs import PhotographReader
 from mrad_med.readers import read_image_file

@@ -14,8 +14,7 @@ import pytest
 import torch
 from pydicom.uid import generate_uid
 
-from mrad_med.limits import ImageFileError
-from mrad_med.names import DatasetError
+from mrad_med.errors import DatasetError, ImageFileError
 from mrad_med.series import DicomSeries, find_series, read_series
 from mrad_med.voi import VOIKeys
 from tests.small_dicom import item, make_image, write_image, write_series

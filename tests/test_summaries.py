@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mrad_med.catalog import DATASETS
-from mrad_med.files import OutputError
+from mrad_med.errors import OutputError
 from mrad_med.summaries import as_json, benchmark_tables, latex_tables, markdown_summary, write_summary
 from mrad_med.types import FailedCase
 

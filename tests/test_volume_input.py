@@ -17,7 +17,7 @@ import pytest
 from monai.data import NibabelReader
 from monai.transforms import LoadImage
 
-from mrad_med.limits import ImageFileError
+from mrad_med.errors import ImageFileError
 from mrad_med.volume_input import VOLUME_SUFFIXES, VolumeReader
 from mrad_med.volume_output import write_volume
 

@@ -8,7 +8,7 @@ import torch
 from monai.data import MetaTensor
 from pydicom.pixels.processing import apply_windowing
 
-from mrad_med.limits import ImageFileError
+from mrad_med.errors import ImageFileError
 from mrad_med.readers import read_image_file
 from mrad_med.transforms import ScaleToBytes
 from mrad_med.voi import VOIKeys
