@@ -17,7 +17,7 @@ from mrad_med.detection import add_detect
 from mrad_med.errors import FailedCasesError
 from mrad_med.limits import MAX_PIXELS
 from mrad_med.loaders import CaseDataset, CaseLoader
-from mrad_med.transforms import IMAGE_SIZE
+from mrad_med.types import IMAGE_SIZE
 
 __all__ = ["main"]
 

@@ -7,13 +7,12 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from monai.transforms import Compose, SelectItemsd
 from monai.utils import convert_to_tensor
 from safetensors import SafetensorError, safe_open
@@ -21,13 +20,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mrad_med.clip import CLIP
+from mrad_med.distributed import rank_and_world, share_work
 from mrad_med.features import UNKNOWN, FeatureDataset
 from mrad_med.files import atomic_path, sha256_of_file
 from mrad_med.limits import MAX_PIXELS
 from mrad_med.loaders import CaseDataset, CaseLoader, raise_for_failures
 from mrad_med.preprocessing import build_preprocessing
-from mrad_med.transforms import IMAGE_SIZE
-from mrad_med.types import AnomalyKeys, FailedCase
+from mrad_med.types import IMAGE_SIZE, AnomalyKeys, FailedCase
 
 __all__ = ["FeatureCache"]
 
@@ -38,7 +37,6 @@ _SPARE_BYTES = 2**26  # of the disk, left to others
 _TENSORS = ("image", "patches", "mask")
 
 Cases = Sequence[Mapping[str, Any]]
-Result = TypeVar("Result")
 
 
 class FeatureCache:
@@ -109,14 +107,16 @@ class FeatureCache:
         files: dict[str, Path] = {}
         reasons: dict[str, FailedCase] = {}
         lacking: set[str] = set()
-        for found, not_there, unreadable in _shared(self._look_up, cases):
+        for found, not_there, unreadable in share_work(self._look_up, cases):
             files |= found
             lacking.update(not_there)
             reasons |= {failure.case_id: failure for failure in unreadable}
         missing = [case for case in cases if case[AnomalyKeys.CASE_ID] in lacking]
-        _shared(lambda _: self._check_space(len(missing)), missing)
-        progress = progress and not (dist.is_initialized() and dist.get_rank())
-        for failures in _shared(lambda share: self._encode(share, files, batch_size, num_workers, progress), missing):
+        share_work(lambda _: self._check_space(len(missing)), missing)
+        progress = progress and rank_and_world()[0] == 0
+        for failures in share_work(
+            lambda share: self._encode(share, files, batch_size, num_workers, progress), missing
+        ):
             reasons |= {failure.case_id: failure for failure in failures}
         names = [case[AnomalyKeys.CASE_ID] for case in cases]
         self.failures = [reasons[name] for name in names if name in reasons]
@@ -238,27 +238,3 @@ def _is_whole(path: Path, case_id: str) -> bool:
         pass
     logger.warning("%s: its cached features are damaged and encoded again", case_id)
     return False
-
-
-def _shared(work: Callable[[Cases], Result], cases: Cases) -> list[Result]:
-    """Do this process's share of the work and return the results of all processes.
-
-    An error in one process is raised in all, for nobody may wait for a process that gave up.
-    """
-    if not dist.is_initialized():
-        return [work(cases)]
-    rank, world = dist.get_rank(), dist.get_world_size()
-    result: Result | None = None
-    problem: Exception | None = None
-    try:
-        result = work(cases[rank::world])
-    except Exception as error:
-        problem = error
-    gathered: list[Any] = [None] * world
-    dist.all_gather_object(gathered, (result, problem and f"{type(problem).__name__}: {problem}"))
-    if problem is not None:
-        raise problem
-    for number, (_, message) in enumerate(gathered):
-        if message:
-            raise RuntimeError(f"process {number} of {world} could not cache its features: {message}")
-    return [result for result, _ in gathered]

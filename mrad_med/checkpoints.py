@@ -14,12 +14,7 @@ from torch import Tensor
 
 from mrad_med.errors import BackboneError
 
-__all__ = [
-    "infer_model_config",
-    "is_text_key",
-    "read_model_description",
-    "read_state_dict",
-]
+__all__ = ["infer_model_config", "is_text_key", "read_model_description", "read_state_dict"]
 
 
 def read_model_description(path: Path) -> dict[str, Any]:

@@ -15,15 +15,7 @@ from numpy.typing import NDArray
 
 from mrad_med.histograms import ScoreCounts
 
-__all__ = [
-    "Bounded",
-    "area_under_pro",
-    "area_under_roc",
-    "average_precision",
-    "best_f1",
-    "pro_200",
-    "sensitivity_at",
-]
+__all__ = ["Bounded", "area_under_pro", "area_under_roc", "average_precision", "best_f1", "pro_200", "sensitivity_at"]
 
 _PRO_200_STEPS = 200
 

@@ -24,8 +24,7 @@ from mrad_med.preprocessing import PictureLoader, build_postprocessing, build_pr
 from mrad_med.readers import ImageSource
 from mrad_med.result_writer import ResultWriter
 from mrad_med.results import CaseResult, describe_run
-from mrad_med.transforms import IMAGE_SIZE
-from mrad_med.types import AnomalyKeys, FailedCase
+from mrad_med.types import IMAGE_SIZE, AnomalyKeys, FailedCase
 from mrad_med.workflow import find_bundle, plain_errors, read_bundle
 
 __all__ = ["AnomalyDetector", "Results"]

@@ -7,9 +7,7 @@ from pydicom.uid import UID, MediaStorageDirectoryStorage
 
 from mrad_med.errors import ImageFileError, NotAnImageError
 
-__all__ = [
-    "check_is_image",
-]
+__all__ = ["check_is_image"]
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."  # what SOP classes of stored objects begin with (DICOM PS3.6, table A-1)
 _KINDS = {  # how the classes of objects that are no images go on, the longer before the shorter

@@ -21,12 +21,7 @@ from mrad_med.heads import FineTunedHead, PromptedHead
 from mrad_med.losses import FineTuneLoss, PromptLoss
 from mrad_med.types import AnomalyKeys, ImageFeatures
 
-__all__ = [
-    "FineTuneTrainer",
-    "PrepareFeatures",
-    "PromptTrainer",
-    "select_trainable",
-]
+__all__ = ["FineTuneTrainer", "PrepareFeatures", "PromptTrainer", "select_trainable"]
 
 logger = logging.getLogger(__name__)
 

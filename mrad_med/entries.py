@@ -16,9 +16,7 @@ from mrad_med.errors import MemoryBankError
 from mrad_med.retrieval import average_neighbors
 from mrad_med.types import AnomalyKeys, ImageFeatures
 
-__all__ = [
-    "bank_entries",
-]
+__all__ = ["bank_entries"]
 
 logger = logging.getLogger(__name__)
 

@@ -1,19 +1,19 @@
 """All errors that the package raises on its own account.
 
-    ValueError
-    |-- ImageFileError        an image file cannot be used
-    |   `-- NotAnImageError   a DICOM object is not an image
-    |-- DatasetError          a folder or table does not hold what is expected
-    |-- BackboneError         a backbone cannot be found, downloaded or read
-    |-- MemoryBankError       a memory bank is damaged or belongs to another backbone
-    |-- HeadError             a head is damaged or belongs to another backbone or bank
-    `-- ExportError           a network cannot be exported
-    RuntimeError
-    |-- FailedCasesError      some cases of a finished run failed
-    `-- TrainingError         a training cannot start or continue
-    OSError
-    `-- OutputError           results cannot be written to a folder
-        `-- UnfitSourceError  one kind of result cannot be made of a source
+ValueError
+|-- ImageFileError        an image file cannot be used
+|   `-- NotAnImageError   a DICOM object is not an image
+|-- DatasetError          a folder or table does not hold what is expected
+|-- BackboneError         a backbone cannot be found, downloaded or read
+|-- MemoryBankError       a memory bank is damaged or belongs to another backbone
+|-- HeadError             a head is damaged or belongs to another backbone or bank
+`-- ExportError           a network cannot be exported
+RuntimeError
+|-- FailedCasesError      some cases of a finished run failed
+`-- TrainingError         a training cannot start or continue
+OSError
+`-- OutputError           results cannot be written to a folder
+    `-- UnfitSourceError  one kind of result cannot be made of a source
 """
 
 from __future__ import annotations

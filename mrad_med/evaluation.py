@@ -16,25 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from monai.transforms import Compose
 from monai.utils import convert_to_tensor
 
 from mrad_med.catalog import DATASETS
+from mrad_med.distributed import gather_parts, rank_and_world
 from mrad_med.duplicates import find_duplicates
+from mrad_med.files import prepare_output
 from mrad_med.inferers import AnomalyInferer
 from mrad_med.limits import MAX_PIXELS
 from mrad_med.loaders import CaseDataset, CaseLoader, raise_for_failures
 from mrad_med.measurement import SetMeasurement, undefined_metrics
-from mrad_med.metrics import gather_parts
 from mrad_med.networks import MRAD
 from mrad_med.preprocessing import build_preprocessing
 from mrad_med.records import CaseRecord, MapMaker, RecordStore, contents_of, fingerprint, unpack_mask, with_packed_mask
-from mrad_med.results import package_versions, prepare_output
+from mrad_med.results import package_versions
 from mrad_med.sliding import SlidingWindowAnomalyInferer
 from mrad_med.summaries import write_summary
-from mrad_med.transforms import IMAGE_SIZE
-from mrad_med.types import AnomalyKeys, BackboneCard, FailedCase, ImageFeatures
+from mrad_med.types import IMAGE_SIZE, AnomalyKeys, BackboneCard, FailedCase, ImageFeatures
 
 __all__ = ["Evaluation", "evaluate_together"]
 
@@ -220,7 +219,7 @@ class Evaluation:
         measurements = {**joined.summary(), "intervals": self._intervals(joined, share)}
         self.failures = [failure for part in gather_parts(self.failures) for failure in part]
         self.summary = self._described(measurements)
-        if _rank_and_world()[0] == 0:
+        if rank_and_world()[0] == 0:
             write_summary(self.output_dir, self.summary, joined.rows, self.failures)
 
     def _intervals(self, joined: SetMeasurement, share: Sequence[Case]) -> dict[str, Any]:
@@ -249,15 +248,11 @@ class Evaluation:
             **self.provenance,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "seconds": round(time.time() - self._started, 1),
-            "processes": _rank_and_world()[1],
+            "processes": rank_and_world()[1],
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "versions": package_versions(),
             "failures": [asdict(failure) for failure in self.failures],
         }
-
-
-def _rank_and_world() -> tuple[int, int]:
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def evaluate_together(evaluations: Sequence[Evaluation]) -> None:
@@ -276,7 +271,7 @@ def evaluate_together(evaluations: Sequence[Evaluation]) -> None:
         raise ValueError("evaluations that run together need an output_dir each")
     for level, reason in undefined_metrics(first.cases).items():
         logger.warning("%s metrics will be undefined: %s", level, reason)
-    rank, world = _rank_and_world()
+    rank, world = rank_and_world()
     share = first.cases[rank::world]
     copies = find_duplicates([case for case in first.cases if Path(case[AnomalyKeys.IMAGE]).is_file()])
     measured = [SetMeasurement(item.make_map, threshold=item.threshold) for item in evaluations]
@@ -314,7 +309,7 @@ def _scored(evaluations: Sequence[Evaluation], share: Sequence[Case]) -> Iterato
                 todo[name] = case
     logger.info("%d of %d case(s) need to be scored", len(todo), len(share))
     dataset = CaseDataset([{"mask": None, **case} for case in todo.values()], first.preprocessing)
-    progress = first.progress and _rank_and_world()[0] == 0
+    progress = first.progress and rank_and_world()[0] == 0
     loader = CaseLoader(dataset, batch_size=first.batch_size, num_workers=first.num_workers, progress=progress)
     device = next(first.network.parameters()).device
     for batch in loader:

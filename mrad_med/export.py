@@ -26,12 +26,9 @@ from mrad_med.maps import fuse_scores
 from mrad_med.networks import MRAD
 from mrad_med.retrieval import average_neighbors
 from mrad_med.sliding import SlidingWindowAnomalyInferer
-from mrad_med.transforms import IMAGE_SIZE
-from mrad_med.types import AnomalyKeys, ImageFeatures
+from mrad_med.types import IMAGE_SIZE, AnomalyKeys, ImageFeatures
 
-__all__ = [
-    "export_network",
-]
+__all__ = ["export_network"]
 
 logger = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data.distributed import DistributedSampler
 
+from mrad_med.distributed import rank_and_world
 from mrad_med.types import AnomalyKeys, ImageFeatures
 
 __all__ = ["UNKNOWN", "FeatureDataset", "collate_features", "feature_loader"]
@@ -146,7 +146,7 @@ def feature_loader(
     Raises:
         ValueError: there are more processes than images to share out.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = rank_and_world()
     if not shuffle:
         if 0 < len(dataset) < world:  # those without an image would not take part in what is gathered at the end
             raise ValueError(

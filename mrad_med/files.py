@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-__all__ = [
-    "atomic_path",
-    "sha256_of_file",
-]
+from mrad_med.errors import OutputError
+
+__all__ = ["atomic_path", "prepare_output", "safe_relative_path", "sha256_of_file"]
 
 
 @contextmanager
@@ -39,3 +39,31 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def prepare_output(output_dir: str | os.PathLike[str]) -> Path:
+    """Make a folder for results; refuse it before hours of computing, not after.
+
+    Raises:
+        OutputError: the folder cannot be made or written to.
+    """
+    folder = Path(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            stream.write(b"writable")
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder} ({error.strerror}); choose another folder") from error
+    return folder
+
+
+def safe_relative_path(case_id: str) -> str:
+    """Return the path below the output folder that a name stands for.
+
+    Raises:
+        ValueError: it would lead out of it.
+    """
+    path = PurePosixPath(case_id)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in case_id:
+        raise ValueError(f"case name {case_id!r} cannot become a file below the output folder; rename the case")
+    return str(path)

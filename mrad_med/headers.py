@@ -21,15 +21,7 @@ from mrad_med.errors import ImageFileError
 from mrad_med.limits import MAX_VOXELS
 from mrad_med.planes import Planes, plane_normal
 
-__all__ = [
-    "count_frames",
-    "frame_group",
-    "looks_like_dicom",
-    "pixel_spacing",
-    "planes_of",
-    "quiet",
-    "read_header",
-]
+__all__ = ["count_frames", "frame_group", "looks_like_dicom", "pixel_spacing", "planes_of", "quiet", "read_header"]
 
 # All that an image needs of a DICOM file: with these, patient tags never enter the process.
 _TAGS = [

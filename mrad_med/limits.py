@@ -6,12 +6,7 @@ import math
 
 from mrad_med.errors import ImageFileError
 
-__all__ = [
-    "MAX_PIXELS",
-    "MAX_VOXELS",
-    "check_pixels",
-    "check_voxels",
-]
+__all__ = ["MAX_PIXELS", "MAX_VOXELS", "check_pixels", "check_voxels"]
 
 MAX_PIXELS = 100_000_000  # 10000 x 10000; a decoded RGB image of that size takes 300 MB
 MAX_VOXELS = 500_000_000  # 512 x 512 x 1900; a float32 volume of that size takes 2 GB

@@ -14,10 +14,7 @@ from tqdm.auto import tqdm
 from mrad_med.errors import FailedCasesError, ImageFileError
 from mrad_med.types import AnomalyKeys, FailedCase
 
-__all__ = [
-    "CaseDataset",
-    "CaseLoader",
-]
+__all__ = ["CaseDataset", "CaseLoader"]
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mrad_med.distributed import gather_parts
 from mrad_med.histograms import MAX_BINS
 from mrad_med.intervals import (
     Interval,
@@ -22,7 +23,7 @@ from mrad_med.intervals import (
     weighted_average_precision,
 )
 from mrad_med.lesions import LesionMetrics, OverlapMetrics
-from mrad_med.metrics import PixelMetrics, gather_parts, image_metrics
+from mrad_med.metrics import PixelMetrics, image_metrics
 from mrad_med.records import CaseRecord, MapMaker
 from mrad_med.resampling import bin_edges, count_case, pixel_intervals
 from mrad_med.types import AnomalyKeys

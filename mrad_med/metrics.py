@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from monai.metrics import Metric
 from numpy.typing import NDArray
 from scipy.ndimage import label as label_regions
@@ -23,9 +21,10 @@ from mrad_med.curves import (
     pro_200,
     sensitivity_at,
 )
+from mrad_med.distributed import gather_parts
 from mrad_med.histograms import MAX_BINS, ScoreCounts, ScoreHistogram, count_scores
 
-__all__ = ["AnomalyMapMetric", "AnomalyScoreMetric", "PixelMetrics", "gather_parts", "image_metrics"]
+__all__ = ["AnomalyMapMetric", "AnomalyScoreMetric", "PixelMetrics", "image_metrics"]
 
 PRO_LIMIT = 0.3  # largest false positive rate of the PRO curve, as the literature has it
 FALSE_POSITIVE_RATES = (0.01, 0.05)  # at which the sensitivity to pixels is told
@@ -200,15 +199,6 @@ def image_metrics(
 
 def _values(bounded: dict[str, Bounded]) -> dict[str, float]:
     return {name: float(item.value) for name, item in bounded.items()}
-
-
-def gather_parts(part: Any) -> list[Any]:
-    """Return what every process has: a list of one where there is only one process."""
-    if not dist.is_initialized():
-        return [part]
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, part)
-    return parts
 
 
 class _SetMetric(Metric):

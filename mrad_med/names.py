@@ -6,14 +6,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from itertools import combinations, product
-from pathlib import PurePosixPath
 
-__all__ = [
-    "Identifiers",
-    "UniqueNames",
-    "printable",
-    "safe_relative_path",
-]
+__all__ = ["Identifiers", "UniqueNames", "printable"]
 
 HIDDEN = "anonymous"
 # UTF-8 bytes that make a name, number or date worth hiding: "1" and "MR" are in half of all names, but one Chinese
@@ -62,18 +56,6 @@ def printable(name: str) -> str:
     """
     text = name.encode("utf-8", "replace").decode("utf-8").replace("\\", "_")
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", "_", text)
-
-
-def safe_relative_path(case_id: str) -> str:
-    """Return the path below the output folder that a name stands for.
-
-    Raises:
-        ValueError: it would lead out of it.
-    """
-    path = PurePosixPath(case_id)
-    if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in case_id:
-        raise ValueError(f"case name {case_id!r} cannot become a file below the output folder; rename the case")
-    return str(path)
 
 
 class Identifiers:

@@ -16,7 +16,6 @@ from mrad_med.limits import MAX_PIXELS
 from mrad_med.orientation import SliceLayout, ToDisplayOrientation, ToDisplayOrientationd, slice_layout
 from mrad_med.readers import ImageSource
 from mrad_med.transforms import (
-    IMAGE_SIZE,
     LoadMaskd,
     LoadMedicalImage,
     LoadMedicalImaged,
@@ -25,7 +24,7 @@ from mrad_med.transforms import (
     ToRGB,
     ToRGBd,
 )
-from mrad_med.types import AnomalyKeys, BackboneCard
+from mrad_med.types import IMAGE_SIZE, AnomalyKeys, BackboneCard
 from mrad_med.windows import ApplyWindow, ApplyWindowd, Window
 
 __all__ = ["PictureLoader", "build_postprocessing", "build_preprocessing", "load_picture"]

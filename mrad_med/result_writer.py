@@ -16,10 +16,9 @@ from typing import Any
 
 from mrad_med.dicom_sources import burned_in_warning
 from mrad_med.errors import ImageFileError, OutputError, UnfitSourceError
-from mrad_med.files import atomic_path
+from mrad_med.files import atomic_path, prepare_output, safe_relative_path
 from mrad_med.frames import Frame
 from mrad_med.journal import Entry, Journal
-from mrad_med.names import safe_relative_path
 from mrad_med.outputs import DEFAULT_OUTPUTS, OUTPUTS, Output, OutputSettings, check_outputs, is_dicom
 from mrad_med.preprocessing import PictureLoader
 from mrad_med.result_tables import (
@@ -31,7 +30,7 @@ from mrad_med.result_tables import (
     study_rows,
     write_table,
 )
-from mrad_med.results import CaseResult, package_versions, prepare_output
+from mrad_med.results import CaseResult, package_versions
 from mrad_med.types import AnomalyKeys, FailedCase
 from mrad_med.video_output import VideoCollector
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -16,7 +15,6 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from mrad_med.clip import CLIP
-from mrad_med.errors import OutputError
 from mrad_med.frames import Frame
 from mrad_med.memory import MemoryBank
 from mrad_med.preprocessing import PictureLoader
@@ -24,7 +22,7 @@ from mrad_med.readers import ImageSource
 from mrad_med.report import most_suspicious_slice
 from mrad_med.types import AnomalyKeys
 
-__all__ = ["CaseResult", "describe_run", "package_versions", "prepare_output"]
+__all__ = ["CaseResult", "describe_run", "package_versions"]
 
 _RECORDED_PACKAGES = ("mrad-med", "monai", "torch", "open_clip_torch", "numpy")
 
@@ -127,19 +125,3 @@ class CaseResult:
         upright = pictures.upright(self.anomaly_map, self.affine)
         index = most_suspicious_slice(upright)
         return picture[:, :, index], upright[..., index], f", slice {index + 1} of {upright.shape[-1]}"
-
-
-def prepare_output(output_dir: str | os.PathLike[str]) -> Path:
-    """Make a folder for results; refuse it before hours of computing, not after.
-
-    Raises:
-        OutputError: the folder cannot be made or written to.
-    """
-    folder = Path(output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as stream:
-            stream.write(b"writable")
-    except OSError as error:
-        raise OutputError(f"cannot write to {folder} ({error.strerror}); choose another folder") from error
-    return folder

@@ -15,8 +15,7 @@ from torch import Tensor
 from mrad_med.inferers import AnomalyInferer
 from mrad_med.maps import IMAGE_WEIGHT, TOP_FRACTION
 from mrad_med.networks import MRAD
-from mrad_med.transforms import IMAGE_SIZE
-from mrad_med.types import BackboneCard
+from mrad_med.types import IMAGE_SIZE, BackboneCard
 
 __all__ = ["NonBlack", "SlidingWindowAnomalyInferer"]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator, Trainer
 from monai.handlers import IgniteMetricHandler
 from torch import Tensor
 
+from mrad_med.distributed import rank_and_world
 from mrad_med.errors import TrainingError
 from mrad_med.head_files import best_epoch, copy_weights, load_weights, save_tensors, sha256_of_text_tower
 from mrad_med.heads import FineTunedHead, PromptedHead
@@ -173,7 +173,7 @@ class TrainingCheckpoint:
         is_best = self.evaluator is not None and best_epoch(self.evaluator) == engine.state.epoch
         if is_best:
             self._best = head
-        if dist.is_initialized() and dist.get_rank() > 0:
+        if rank_and_world()[0] > 0:
             return
         if is_best:
             save_tensors(head, self.best_path)
@@ -199,7 +199,7 @@ class TrainingCheckpoint:
             "optimizer": f"{type(self.optimizer).__name__} {self.optimizer.defaults}",
             "lr_scheduler": None if self.lr_scheduler is None else type(self.lr_scheduler).__name__,
             "epoch_length": engine.state.epoch_length,
-            "processes": dist.get_world_size() if dist.is_initialized() else 1,
+            "processes": rank_and_world()[1],
         }
 
 

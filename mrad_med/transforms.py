@@ -22,7 +22,7 @@ from mrad_med.each import Eachd, InvertibleEachd
 from mrad_med.errors import ImageFileError
 from mrad_med.limits import MAX_PIXELS
 from mrad_med.readers import ImageSource, read_image, read_image_file
-from mrad_med.types import AnomalyKeys
+from mrad_med.types import IMAGE_SIZE, AnomalyKeys
 
 __all__ = [
     "LoadMaskd",
@@ -38,7 +38,6 @@ __all__ = [
     "ToRGBd",
 ]
 
-IMAGE_SIZE = 518  # side of the network's input as published: 37 patches of 14 pixels
 INTENSITY_PERCENTILES = (0.5, 99.5)  # of images deeper than 8 bits: the range that becomes black to white
 MASK_THRESHOLD = 127  # JPEG compression leaves small values beside a mask's 0 and 255
 

@@ -12,6 +12,9 @@ from torch import Tensor
 __all__ = ["AnomalyKeys", "BackboneCard", "BankCard", "FailedCase", "HeadCard", "ImageFeatures"]
 
 
+IMAGE_SIZE = 518  # side of the network's input as published: 37 patches of 14 pixels
+
+
 class AnomalyKeys(str, Enum):
     """Keys of the dictionaries that travel through datalists, transforms, inferers and results."""
 

@@ -569,7 +569,7 @@ def test_every_process_knows_all_failures(two_processes):
 
 def test_error_in_one_process_reaches_the_other(two_processes):
     assert [found["error"] for found in two_processes] == [
-        "RuntimeError: process 1 of 2 could not cache its features: MemoryError: the device is full",
+        "RuntimeError: process 1 of 2 failed: MemoryError: the device is full",
         "MemoryError: the device is full",
     ]
 

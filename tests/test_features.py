@@ -46,7 +46,7 @@ def names_in(loader) -> list[list[str]]:
 def act_as(monkeypatch: pytest.MonkeyPatch, rank: int, world: int) -> None:
     """Stand for one of several processes."""
     for name, value in (("is_initialized", True), ("get_rank", rank), ("get_world_size", world)):
-        monkeypatch.setattr(f"mrad_med.features.dist.{name}", lambda value=value: value)
+        monkeypatch.setattr(f"mrad_med.distributed.dist.{name}", lambda value=value: value)
 
 
 # items
