@@ -19,9 +19,6 @@ from mrad_med.datasets import (
     load_visa,
 )
 from mrad_med.detector import AnomalyDetector, Results
-from mrad_med.dicom import DicomReader
-from mrad_med.dicom_output import write_overlay_captures, write_parametric_map, write_segmentation
-from mrad_med.dicom_sources import SourceSeries, read_source_series, warn_burned_in
 from mrad_med.duplicates import find_duplicates
 from mrad_med.endoscopy import RemoveArtifacts, RemoveArtifactsd
 from mrad_med.engines import FineTuneTrainer, PrepareFeatures, PromptTrainer, select_trainable
@@ -38,13 +35,21 @@ from mrad_med.errors import (
 from mrad_med.evaluation import Evaluation, evaluate_together
 from mrad_med.export import export_network
 from mrad_med.features import FeatureDataset, collate_features, feature_loader
-from mrad_med.frames import Frame, list_frames, read_frame
 from mrad_med.handlers import ResultCollector, ResultSaver
 from mrad_med.head_files import describe_head, load_head, save_head
 from mrad_med.heads import FineTunedHead, PromptedHead, TrainFreeHead
 from mrad_med.inferers import AnomalyInferer, FeatureInferer, SliceAnomalyInferer
 from mrad_med.intervals import bootstrap, delong, delong_difference, weighted_auroc, weighted_average_precision
 from mrad_med.inventory import InventoryRow, list_datasets, load_datalist
+from mrad_med.io.dicom.reader import DicomReader
+from mrad_med.io.dicom.series import DicomSeries, find_series, read_series
+from mrad_med.io.dicom.source import SourceSeries, read_source_series, warn_burned_in
+from mrad_med.io.dicom.writer import write_overlay_captures, write_parametric_map, write_segmentation
+from mrad_med.io.frames import Frame, list_frames, read_frame
+from mrad_med.io.image import read_image
+from mrad_med.io.photographs import PhotographReader
+from mrad_med.io.volume_reader import VolumeReader
+from mrad_med.io.volume_writer import slice_positions, slice_rows, write_volume
 from mrad_med.lesions import LesionMetrics, OverlapMetrics
 from mrad_med.loaders import CaseDataset, CaseLoader
 from mrad_med.losses import FineTuneLoss, PromptLoss
@@ -63,23 +68,18 @@ from mrad_med.networks import MRAD, build_mrad_clip, build_mrad_ft, build_mrad_t
 from mrad_med.official import load_official_bank, load_official_checkpoint
 from mrad_med.orientation import ToDisplayOrientation, ToDisplayOrientationd
 from mrad_med.pairs import check_masks
-from mrad_med.photographs import PhotographReader
 from mrad_med.preprocessing import PictureLoader, build_postprocessing, build_preprocessing
-from mrad_med.readers import read_image
 from mrad_med.records import CaseRecord, MapMaker
 from mrad_med.result_writer import ResultWriter
 from mrad_med.results import CaseResult, describe_run
 from mrad_med.retrieval import average_neighbors, retrieve
 from mrad_med.sample_volumes import make_chest_phantom, write_sample_series, write_sample_study
 from mrad_med.samples import make_phantom, write_sample_dataset, write_sample_images
-from mrad_med.series import DicomSeries, find_series, read_series
 from mrad_med.sliding import NonBlack, SlidingWindowAnomalyInferer
 from mrad_med.surfaces import DEFECTS, SURFACES, make_surface, write_surface_dataset
 from mrad_med.training_handlers import EarlyStop, PixelMetric, ScoreMetric, TrainingCheckpoint
 from mrad_med.transforms import LoadMedicalImage, LoadMedicalImaged
 from mrad_med.types import AnomalyKeys, BackboneCard, BankCard, FailedCase, HeadCard, ImageFeatures
-from mrad_med.volume_input import VolumeReader
-from mrad_med.volume_output import slice_positions, slice_rows, write_volume
 from mrad_med.windows import WINDOWS, ApplyWindow, ApplyWindowd, apply_window
 from mrad_med.workflow import BundleWorkflow, find_bundle
 

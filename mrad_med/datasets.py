@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mrad_med.errors import DatasetError
-from mrad_med.kinds import kind_of
+from mrad_med.io.file_types import kind_of
 from mrad_med.listings import cases_of_rows, read_table
 from mrad_med.names import printable
 from mrad_med.pairs import Datalist, Report, name_cases, reporter, shorten

@@ -24,7 +24,7 @@ from mrad_med.distributed import gather_parts, rank_and_world
 from mrad_med.duplicates import find_duplicates
 from mrad_med.files import prepare_output
 from mrad_med.inferers import AnomalyInferer
-from mrad_med.limits import MAX_PIXELS
+from mrad_med.io.limits import MAX_PIXELS
 from mrad_med.loaders import CaseDataset, CaseLoader, raise_for_failures
 from mrad_med.measurement import SetMeasurement, undefined_metrics
 from mrad_med.networks import MRAD

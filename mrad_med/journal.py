@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mrad_med.files import atomic_path
-from mrad_med.frames import Frame
+from mrad_med.io.frames import Frame
 
 __all__ = ["Entry", "Journal"]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mrad_med.each import InvertibleEachd
 from mrad_med.errors import ImageFileError
-from mrad_med.readers import MIN_SIDE
+from mrad_med.io.image import MIN_SIDE
 
 __all__ = ["PLANES", "SliceLayout", "ToDisplayOrientation", "ToDisplayOrientationd", "slice_layout"]
 

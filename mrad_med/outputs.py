@@ -12,17 +12,17 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from mrad_med.dicom_output import require_highdicom, write_overlay_captures, write_parametric_map, write_segmentation
-from mrad_med.dicom_sources import SourceSeries, frames_on_source, read_source_series
 from mrad_med.files import atomic_path
-from mrad_med.kinds import DICOM, kind_of
+from mrad_med.io.dicom.source import SourceSeries, frames_on_source, read_source_series
+from mrad_med.io.dicom.writer import require_highdicom, write_overlay_captures, write_parametric_map, write_segmentation
+from mrad_med.io.file_types import DICOM, kind_of
+from mrad_med.io.videos import import_av
+from mrad_med.io.volume_writer import require_nrrd, write_volume
 from mrad_med.maps import TOP_FRACTION
 from mrad_med.montage import draw_montage
 from mrad_med.preprocessing import PictureLoader
 from mrad_med.report import blend_overlay, draw_overlay, save_overlay
 from mrad_med.results import CaseResult
-from mrad_med.videos import import_av
-from mrad_med.volume_output import require_nrrd, write_volume
 
 __all__ = ["DEFAULT_OUTPUTS", "OUTPUTS", "Output", "OutputSettings", "check_outputs", "is_dicom"]
 

@@ -12,9 +12,9 @@ from monai.utils import CommonKeys
 from numpy.typing import NDArray
 
 from mrad_med.endoscopy import RemoveArtifactsd
-from mrad_med.limits import MAX_PIXELS
+from mrad_med.io.image import ImageSource
+from mrad_med.io.limits import MAX_PIXELS
 from mrad_med.orientation import SliceLayout, ToDisplayOrientation, ToDisplayOrientationd, slice_layout
-from mrad_med.readers import ImageSource
 from mrad_med.transforms import (
     LoadMaskd,
     LoadMedicalImage,

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mrad_med.files import atomic_path
-from mrad_med.frames import Frame
+from mrad_med.io.frames import Frame
+from mrad_med.io.volume_writer import slice_rows
 from mrad_med.results import CaseResult
 from mrad_med.types import FailedCase
-from mrad_med.volume_output import slice_rows
 
 __all__ = ["SCORE_COLUMNS", "SLICE_COLUMNS", "STUDY_COLUMNS", "score_row", "slices_of", "study_rows", "write_table"]
 

@@ -14,10 +14,10 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
-from mrad_med.dicom_sources import burned_in_warning
 from mrad_med.errors import ImageFileError, OutputError, UnfitSourceError
 from mrad_med.files import atomic_path, prepare_output, safe_relative_path
-from mrad_med.frames import Frame
+from mrad_med.io.dicom.source import burned_in_warning
+from mrad_med.io.frames import Frame
 from mrad_med.journal import Entry, Journal
 from mrad_med.outputs import DEFAULT_OUTPUTS, OUTPUTS, Output, OutputSettings, check_outputs, is_dicom
 from mrad_med.preprocessing import PictureLoader

@@ -14,8 +14,8 @@ from pydicom.valuerep import DSfloat
 from scipy.ndimage import gaussian_filter
 
 from mrad_med.files import atomic_path
-from mrad_med.planes import LPS_TO_RAS
-from mrad_med.volume_output import write_volume
+from mrad_med.io.geometry import LPS_TO_RAS
+from mrad_med.io.volume_writer import write_volume
 
 __all__ = ["make_chest_phantom", "write_sample_series", "write_sample_study"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mrad_med.frames import Frame, OverlayVideo, read_frame
+from mrad_med.io.frames import Frame, OverlayVideo, read_frame
 from mrad_med.report import blend_overlay, fit_picture
 from mrad_med.results import CaseResult
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from mrad_med.each import Eachd
 from mrad_med.errors import ImageFileError
+from mrad_med.io.dicom.windows import VOIKeys
 from mrad_med.transforms import INTENSITY_PERCENTILES, ScaleToBytes
-from mrad_med.voi import VOIKeys
 
 __all__ = ["WINDOWS", "ApplyWindow", "ApplyWindowd", "Window", "apply_lookup_table", "apply_window"]
 

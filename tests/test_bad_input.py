@@ -24,10 +24,10 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from mrad_med import CLIP, AnomalyDetector, CaseDataset, FailedCase, MemoryBank, build_mrad_tf, build_preprocessing
 from mrad_med.cases import find_cases
 from mrad_med.errors import ImageFileError
+from mrad_med.io.dicom.windows import VOIKeys
+from mrad_med.io.image import read_image
 from mrad_med.preprocessing import load_picture
-from mrad_med.readers import read_image
 from mrad_med.sample_volumes import make_chest_phantom, write_sample_series
-from mrad_med.voi import VOIKeys
 from tests.conftest import TINY_SIZE
 from tests.small_dicom import COLUMNS, ROWS, make_image, write_image, write_series
 
@@ -432,7 +432,7 @@ def test_deflated_dicom_is_read_unless_it_would_fill_the_memory(tmp_path, monkey
     image.PixelData = bytes(50_000_000)
     image.save_as(tmp_path / "bad.dcm", enforce_file_format=True)
     assert (tmp_path / "bad.dcm").stat().st_size < 100_000
-    monkeypatch.setattr("mrad_med.headers._MAX_INFLATED", 10_000_000)
+    monkeypatch.setattr("mrad_med.io.dicom.headers._MAX_INFLATED", 10_000_000)
     tracemalloc.start()
     with pytest.raises(ImageFileError, match="would inflate to more than the limit of 10000000 bytes; export it unc"):
         read_image(tmp_path / "bad.dcm")

@@ -17,8 +17,8 @@ from pydicom.uid import EnhancedSRStorage, RTStructureSetStorage
 
 from mrad_med.cases import find_cases, survey
 from mrad_med.errors import DatasetError, ImageFileError
-from mrad_med.frames import OverlayVideo, list_frames
-from mrad_med.readers import read_image
+from mrad_med.io.frames import OverlayVideo, list_frames
+from mrad_med.io.image import read_image
 from tests.small_dicom import COLUMNS, ROWS, make_image, write_image, write_series
 
 

@@ -19,10 +19,10 @@ from monai.transforms import LoadImage
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut, convert_color_space
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
-from mrad_med.dicom import DicomReader
 from mrad_med.errors import ImageFileError
-from mrad_med.readers import read_image_file
-from mrad_med.voi import VOIKeys
+from mrad_med.io.dicom.reader import DicomReader
+from mrad_med.io.dicom.windows import VOIKeys
+from mrad_med.io.image import read_image_file
 from mrad_med.windows import apply_lookup_table, apply_window
 from tests.small_dicom import COLUMNS, ROWS, item, lookup_table, make_image, write_image
 
@@ -555,7 +555,7 @@ def test_missing_decoder_is_named_with_what_brings_it(monkeypatch):
 
 @pytest.mark.parametrize("installed", [None, "pylibjpeg"])
 def test_more_decoders_are_offered_where_there_are_more(monkeypatch, installed):
-    monkeypatch.setattr("mrad_med.dicom.find_spec", lambda _: installed)
+    monkeypatch.setattr("mrad_med.io.dicom.reader.find_spec", lambda _: installed)
     with pytest.raises(ImageFileError, match="cannot be decoded") as refusal:
         load(TEST_FILES / "JPEG-lossy.dcm")
     assert ("mrad-med[dicom]" in str(refusal.value)) is (installed is None)

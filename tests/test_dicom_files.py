@@ -11,7 +11,7 @@ import pydicom.data
 import pytest
 
 from mrad_med.errors import ImageFileError
-from mrad_med.readers import read_image
+from mrad_med.io.image import read_image
 
 PYDICOM = "3.0.2"  # whose files are listed; of others only the kind of error is checked
 BUNDLED = Path(pydicom.data.__file__).parent / "test_files"

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, ImageSequence
 
-from mrad_med import frames as frames_module
-from mrad_med import videos
 from mrad_med.errors import ImageFileError
-from mrad_med.frames import (
+from mrad_med.io import frames as frames_module
+from mrad_med.io import videos
+from mrad_med.io.file_types import VIDEO_SUFFIXES
+from mrad_med.io.frames import (
     Frame,
     OverlayVideo,
     as_frames,
@@ -28,7 +29,6 @@ from mrad_med.frames import (
     list_frames,
     read_frame,
 )
-from mrad_med.kinds import VIDEO_SUFFIXES
 from mrad_med.preprocessing import load_picture
 
 av = pytest.importorskip("av")

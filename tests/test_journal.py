@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from mrad_med import CaseResult, FailedCase, ResultWriter
-from mrad_med.frames import Frame, list_frames
+from mrad_med.io.frames import Frame, list_frames
 from mrad_med.journal import Entry, Journal
 
 SETTINGS = {"memory_bank": {"sha256": "ab" * 32}, "settings": {"image_size": 518, "window": "auto"}, "write": None}

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from mrad_med.kinds import (
+from mrad_med.io.file_types import (
     DICOM,
     DICOM_SUFFIXES,
     IMAGE_SUFFIXES,

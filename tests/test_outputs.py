@@ -18,10 +18,10 @@ from scipy import ndimage
 
 from mrad_med import CaseResult, OutputError, outputs
 from mrad_med.errors import ImageFileError
-from mrad_med.frames import Frame
+from mrad_med.io.frames import Frame
+from mrad_med.io.image import read_image
 from mrad_med.outputs import DEFAULT_OUTPUTS, OUTPUTS, OutputSettings, check_outputs, is_dicom
 from mrad_med.preprocessing import PictureLoader
-from mrad_med.readers import read_image
 
 from .dicom_phantoms import (
     AXIAL,

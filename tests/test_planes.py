@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mrad_med.planes import Planes, plane_name, plane_normal, stack_planes, upright_affine
+from mrad_med.io.geometry import Planes, plane_name, plane_normal, stack_planes, upright_affine
 
 AXIAL = np.asarray([[1.0, 0, 0], [0, 1, 0]])
 

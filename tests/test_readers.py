@@ -21,11 +21,11 @@ from pydicom.pixels import pixel_array
 from pydicom.pixels.processing import apply_color_lut
 
 from mrad_med.errors import ImageFileError
-from mrad_med.kinds import DICOM, kind_of
+from mrad_med.io.dicom.windows import VOIKeys
+from mrad_med.io.file_types import DICOM, kind_of
+from mrad_med.io.image import read_image_file
+from mrad_med.io.photographs import PhotographReader
 from mrad_med.orientation import ToDisplayOrientation
-from mrad_med.photographs import PhotographReader
-from mrad_med.readers import read_image_file
-from mrad_med.voi import VOIKeys
 
 ROWS, COLUMNS = 20, 30
 ORIENTATION_TAG = 0x0112  # of EXIF

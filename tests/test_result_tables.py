@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mrad_med import CaseResult, FailedCase
-from mrad_med.frames import Frame
+from mrad_med.io.frames import Frame
 from mrad_med.result_tables import (
     SCORE_COLUMNS,
     SLICE_COLUMNS,

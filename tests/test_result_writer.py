@@ -19,8 +19,8 @@ from PIL import Image
 from pydicom import dcmread
 
 from mrad_med import CaseResult, FailedCase, OutputError, Results, ResultWriter, outputs
-from mrad_med import frames as frames_module
-from mrad_med.frames import Frame, list_frames
+from mrad_med.io import frames as frames_module
+from mrad_med.io.frames import Frame, list_frames
 from mrad_med.outputs import OUTPUTS
 from mrad_med.preprocessing import PictureLoader
 

@@ -15,8 +15,8 @@ import torch
 from pydicom.uid import generate_uid
 
 from mrad_med.errors import DatasetError, ImageFileError
-from mrad_med.series import DicomSeries, find_series, read_series
-from mrad_med.voi import VOIKeys
+from mrad_med.io.dicom.series import DicomSeries, find_series, read_series
+from mrad_med.io.dicom.windows import VOIKeys
 from tests.small_dicom import item, make_image, write_image, write_series
 
 ROWS, COLUMNS, SLICES = 6, 8, 5

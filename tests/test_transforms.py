@@ -562,6 +562,6 @@ def test_picture_of_a_grey_image_has_three_equal_channels(tmp_path):
 
 
 def test_picture_of_a_scored_image_has_no_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr("mrad_med.readers.MAX_PIXELS", 100)
+    monkeypatch.setattr("mrad_med.io.image.MAX_PIXELS", 100)
     path = write_picture(tmp_path / "a.png", corner_pixels())
     assert load_picture(path).shape == (ROWS, COLUMNS, 3)

@@ -12,9 +12,9 @@ from matplotlib import colormaps
 from PIL import Image
 
 from mrad_med import CaseResult
-from mrad_med import frames as frames_module
 from mrad_med.errors import ImageFileError
-from mrad_med.frames import Frame, as_frames, list_frames
+from mrad_med.io import frames as frames_module
+from mrad_med.io.frames import Frame, as_frames, list_frames
 from mrad_med.video_output import VideoCollector
 
 av = pytest.importorskip("av")

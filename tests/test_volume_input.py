@@ -18,8 +18,8 @@ from monai.data import NibabelReader
 from monai.transforms import LoadImage
 
 from mrad_med.errors import ImageFileError
-from mrad_med.volume_input import VOLUME_SUFFIXES, VolumeReader
-from mrad_med.volume_output import write_volume
+from mrad_med.io.volume_reader import VOLUME_SUFFIXES, VolumeReader
+from mrad_med.io.volume_writer import write_volume
 
 OBLIQUE = np.array([[0.8, 0.1, 0.0, -10.3], [-0.1, 0.8, 0.2, 5.1], [0.0, -0.05, 2.0, 7.7], [0.0, 0.0, 0.0, 1.0]])
 FLIPPED = np.array([[-0.7, 0.0, 0.0, 90.1], [0.0, -0.7, 0.0, 120.5], [0.0, 0.0, -3.0, 44.2], [0.0, 0.0, 0.0, 1.0]])
@@ -598,7 +598,7 @@ def test_huge_announcement_with_little_behind_it_takes_little(tmp_path, encoding
 
 
 def test_endless_header_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("mrad_med.volume_input._MAX_HEADER", MEBIBYTE)
+    monkeypatch.setattr("mrad_med.io.volume_reader._MAX_HEADER", MEBIBYTE)
     for line in (b"#" * 2 * MEBIBYTE, b"# one\n" * MEBIBYTE):
         (tmp_path / "a.nrrd").write_bytes(b"NRRD0004\n" + line)
         with pytest.raises(ImageFileError, match="its header does not end"):

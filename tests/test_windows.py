@@ -9,9 +9,9 @@ from monai.data import MetaTensor
 from pydicom.pixels.processing import apply_windowing
 
 from mrad_med.errors import ImageFileError
-from mrad_med.readers import read_image_file
+from mrad_med.io.dicom.windows import VOIKeys
+from mrad_med.io.image import read_image_file
 from mrad_med.transforms import ScaleToBytes
-from mrad_med.voi import VOIKeys
 from mrad_med.windows import WINDOWS, ApplyWindow, ApplyWindowd, apply_lookup_table, apply_window
 from tests.small_dicom import COLUMNS, ROWS, lookup_table, make_image, write_image
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pydicom
 
-from mrad_med.dicom_classes import check_is_image
 from mrad_med.errors import ImageFileError
-from mrad_med.headers import count_frames, planes_of, quiet, read_header
-from mrad_med.planes import Planes, Stack, stack_planes
+from mrad_med.io.dicom.headers import count_frames, planes_of, quiet, read_header
+from mrad_med.io.dicom.object_classes import check_is_image
+from mrad_med.io.geometry import Planes, Stack, stack_planes
 
 __all__ = [
     "IDENTIFIERS",

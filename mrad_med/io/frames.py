@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from mrad_med.errors import ImageFileError
-from mrad_med.limits import MAX_PIXELS, check_pixels
-from mrad_med.videos import OverlayVideo, VideoReader, check_count, check_rate, identity_of, video_times
+from mrad_med.io.limits import MAX_PIXELS, check_pixels
+from mrad_med.io.videos import OverlayVideo, VideoReader, check_count, check_rate, identity_of, video_times
 
 __all__ = [
     "Frame",

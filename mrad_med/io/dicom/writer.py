@@ -23,9 +23,9 @@ from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
-from mrad_med.dicom_sources import SourceSeries, frames_on_source, warn_burned_in
 from mrad_med.errors import OutputError, UnfitSourceError
 from mrad_med.files import atomic_path
+from mrad_med.io.dicom.source import SourceSeries, frames_on_source, warn_burned_in
 
 __all__ = ["require_highdicom", "write_overlay_captures", "write_parametric_map", "write_segmentation"]
 

@@ -20,9 +20,9 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from mrad_med.errors import ImageFileError
-from mrad_med.kinds import VOLUME_SUFFIXES
-from mrad_med.limits import MAX_VOXELS, check_voxels
-from mrad_med.planes import LPS_TO_RAS, plane_normal
+from mrad_med.io.file_types import VOLUME_SUFFIXES
+from mrad_med.io.geometry import LPS_TO_RAS, plane_normal
+from mrad_med.io.limits import MAX_VOXELS, check_voxels
 
 __all__ = ["VOLUME_SUFFIXES", "VolumeReader"]
 

@@ -18,8 +18,8 @@ from pydicom import config
 from pydicom.errors import InvalidDicomError
 
 from mrad_med.errors import ImageFileError
-from mrad_med.limits import MAX_VOXELS
-from mrad_med.planes import Planes, plane_normal
+from mrad_med.io.geometry import Planes, plane_normal
+from mrad_med.io.limits import MAX_VOXELS
 
 __all__ = ["count_frames", "frame_group", "looks_like_dicom", "pixel_spacing", "planes_of", "quiet", "read_header"]
 

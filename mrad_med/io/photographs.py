@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mrad_med.errors import ImageFileError
-from mrad_med.kinds import PHOTOGRAPH_SUFFIXES
-from mrad_med.limits import MAX_PIXELS, check_pixels
+from mrad_med.io.file_types import PHOTOGRAPH_SUFFIXES
+from mrad_med.io.limits import MAX_PIXELS, check_pixels
 
 __all__ = ["ORIENTATION_TAG", "PhotographReader", "upright_picture"]
 

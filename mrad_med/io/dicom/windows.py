@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from mrad_med.headers import frame_group
+from mrad_med.io.dicom.headers import frame_group
 
 __all__ = ["VOIKeys", "stored_windows"]
 

@@ -17,13 +17,13 @@ from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.uid import JPEG2000TransferSyntaxes
 
-from mrad_med.dicom_classes import check_is_image
 from mrad_med.errors import ImageFileError
-from mrad_med.headers import count_frames, frame_group, pixel_spacing, planes_of, quiet, read_header
-from mrad_med.kinds import DICOM_SUFFIXES
-from mrad_med.limits import MAX_PIXELS, MAX_VOXELS, check_pixels, check_voxels
-from mrad_med.planes import stack_planes, upright_affine
-from mrad_med.voi import stored_windows
+from mrad_med.io.dicom.headers import count_frames, frame_group, pixel_spacing, planes_of, quiet, read_header
+from mrad_med.io.dicom.object_classes import check_is_image
+from mrad_med.io.dicom.windows import stored_windows
+from mrad_med.io.file_types import DICOM_SUFFIXES
+from mrad_med.io.geometry import stack_planes, upright_affine
+from mrad_med.io.limits import MAX_PIXELS, MAX_VOXELS, check_pixels, check_voxels
 
 __all__ = ["DicomReader"]
 

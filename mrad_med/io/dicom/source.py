@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 
 from mrad_med.errors import ImageFileError, UnfitSourceError
-from mrad_med.headers import read_header
+from mrad_med.io.dicom.headers import read_header
 
 __all__ = ["SourceSeries", "burned_in_warning", "frames_on_source", "read_source_series", "warn_burned_in"]
 

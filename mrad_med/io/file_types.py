@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from pathlib import Path
 
-from mrad_med.headers import looks_like_dicom
+from mrad_med.io.dicom.headers import looks_like_dicom
 
 __all__ = [
     "DICOM",

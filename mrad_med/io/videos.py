@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mrad_med.errors import ImageFileError
 from mrad_med.files import atomic_path
-from mrad_med.limits import check_pixels
+from mrad_med.io.limits import check_pixels
 
 __all__ = ["OverlayVideo", "VideoReader", "check_count", "check_rate", "identity_of", "import_av", "video_times"]
 

@@ -15,15 +15,15 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 from PIL import Image
 
-from mrad_med.dicom import DicomReader
 from mrad_med.errors import ImageFileError
-from mrad_med.frames import Frame, list_frames, read_frame
-from mrad_med.kinds import DICOM, IMAGE_SUFFIXES, PHOTOGRAPH, VIDEO, VOLUME, kind_of
-from mrad_med.limits import MAX_PIXELS, check_pixels
-from mrad_med.photographs import PhotographReader, upright_picture
-from mrad_med.series import read_series
-from mrad_med.voi import VOIKeys
-from mrad_med.volume_input import VolumeReader
+from mrad_med.io.dicom.reader import DicomReader
+from mrad_med.io.dicom.series import read_series
+from mrad_med.io.dicom.windows import VOIKeys
+from mrad_med.io.file_types import DICOM, IMAGE_SUFFIXES, PHOTOGRAPH, VIDEO, VOLUME, kind_of
+from mrad_med.io.frames import Frame, list_frames, read_frame
+from mrad_med.io.limits import MAX_PIXELS, check_pixels
+from mrad_med.io.photographs import PhotographReader, upright_picture
+from mrad_med.io.volume_reader import VolumeReader
 
 __all__ = ["ImageSource", "read_image", "read_image_file"]
 

@@ -16,14 +16,21 @@ from monai.data import MetaTensor
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
-from mrad_med.dicom import DicomReader
 from mrad_med.errors import DatasetError, ImageFileError
-from mrad_med.kinds import DICOM, kind_of
-from mrad_med.limits import MAX_PIXELS, MAX_VOXELS, check_voxels
+from mrad_med.io.dicom.reader import DicomReader
+from mrad_med.io.dicom.slices import (
+    Slice,
+    common_planes,
+    have_one_spacing,
+    read_slice,
+    split_into_volumes,
+    stack_slices,
+)
+from mrad_med.io.dicom.windows import VOIKeys
+from mrad_med.io.file_types import DICOM, kind_of
+from mrad_med.io.geometry import Stack, plane_name, stack_planes
+from mrad_med.io.limits import MAX_PIXELS, MAX_VOXELS, check_voxels
 from mrad_med.names import UniqueNames, printable
-from mrad_med.planes import Stack, plane_name, stack_planes
-from mrad_med.slices import Slice, common_planes, have_one_spacing, read_slice, split_into_volumes, stack_slices
-from mrad_med.voi import VOIKeys
 
 __all__ = ["DicomSeries", "find_series", "group_series", "read_series"]
 
