@@ -20,7 +20,6 @@ from mrad_med.datasets import (
 )
 from mrad_med.detector import AnomalyDetector, Results
 from mrad_med.duplicates import find_duplicates
-from mrad_med.endoscopy import RemoveArtifacts, RemoveArtifactsd
 from mrad_med.engines import FineTuneTrainer, PrepareFeatures, PromptTrainer, select_trainable
 from mrad_med.errors import (
     BackboneError,
@@ -66,9 +65,7 @@ from mrad_med.metrics import AnomalyMapMetric, AnomalyScoreMetric, PixelMetrics,
 from mrad_med.montage import draw_montage
 from mrad_med.networks import MRAD, build_mrad_clip, build_mrad_ft, build_mrad_tf
 from mrad_med.official import load_official_bank, load_official_checkpoint
-from mrad_med.orientation import ToDisplayOrientation, ToDisplayOrientationd
 from mrad_med.pairs import check_masks
-from mrad_med.preprocessing import PictureLoader, build_postprocessing, build_preprocessing
 from mrad_med.records import CaseRecord, MapMaker
 from mrad_med.result_writer import ResultWriter
 from mrad_med.results import CaseResult, describe_run
@@ -78,9 +75,12 @@ from mrad_med.samples import make_phantom, write_sample_dataset, write_sample_im
 from mrad_med.sliding import NonBlack, SlidingWindowAnomalyInferer
 from mrad_med.surfaces import DEFECTS, SURFACES, make_surface, write_surface_dataset
 from mrad_med.training_handlers import EarlyStop, PixelMetric, ScoreMetric, TrainingCheckpoint
-from mrad_med.transforms import LoadMedicalImage, LoadMedicalImaged
+from mrad_med.transforms.artifacts import RemoveArtifacts, RemoveArtifactsd
+from mrad_med.transforms.intensity import WINDOWS, ApplyWindow, ApplyWindowd, apply_window
+from mrad_med.transforms.load import LoadMedicalImage, LoadMedicalImaged
+from mrad_med.transforms.preprocessing import PictureLoader, build_postprocessing, build_preprocessing
+from mrad_med.transforms.spatial import ToDisplayOrientation, ToDisplayOrientationd
 from mrad_med.types import AnomalyKeys, BackboneCard, BankCard, FailedCase, HeadCard, ImageFeatures
-from mrad_med.windows import WINDOWS, ApplyWindow, ApplyWindowd, apply_window
 from mrad_med.workflow import BundleWorkflow, find_bundle
 
 __version__ = version("mrad-med")

@@ -25,7 +25,7 @@ from mrad_med.features import UNKNOWN, FeatureDataset
 from mrad_med.files import atomic_path, sha256_of_file
 from mrad_med.io.limits import MAX_PIXELS
 from mrad_med.loaders import CaseDataset, CaseLoader, raise_for_failures
-from mrad_med.preprocessing import build_preprocessing
+from mrad_med.transforms.preprocessing import build_preprocessing
 from mrad_med.types import IMAGE_SIZE, AnomalyKeys, FailedCase
 
 __all__ = ["FeatureCache"]

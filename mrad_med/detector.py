@@ -21,9 +21,9 @@ from mrad_med.io.limits import MAX_PIXELS
 from mrad_med.loaders import CaseDataset, CaseLoader
 from mrad_med.memory import MemoryBank
 from mrad_med.networks import MRAD
-from mrad_med.preprocessing import PictureLoader, build_postprocessing, build_preprocessing
 from mrad_med.result_writer import ResultWriter
 from mrad_med.results import CaseResult, describe_run
+from mrad_med.transforms.preprocessing import PictureLoader, build_postprocessing, build_preprocessing
 from mrad_med.types import IMAGE_SIZE, AnomalyKeys, FailedCase
 from mrad_med.workflow import find_bundle, plain_errors, read_bundle
 

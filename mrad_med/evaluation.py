@@ -28,11 +28,11 @@ from mrad_med.io.limits import MAX_PIXELS
 from mrad_med.loaders import CaseDataset, CaseLoader, raise_for_failures
 from mrad_med.measurement import SetMeasurement, undefined_metrics
 from mrad_med.networks import MRAD
-from mrad_med.preprocessing import build_preprocessing
 from mrad_med.records import CaseRecord, MapMaker, RecordStore, contents_of, fingerprint, unpack_mask, with_packed_mask
 from mrad_med.results import package_versions
 from mrad_med.sliding import SlidingWindowAnomalyInferer
 from mrad_med.summaries import write_summary
+from mrad_med.transforms.preprocessing import build_preprocessing
 from mrad_med.types import IMAGE_SIZE, AnomalyKeys, BackboneCard, FailedCase, ImageFeatures
 
 __all__ = ["Evaluation", "evaluate_together"]

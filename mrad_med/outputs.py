@@ -20,9 +20,9 @@ from mrad_med.io.videos import import_av
 from mrad_med.io.volume_writer import require_nrrd, write_volume
 from mrad_med.maps import TOP_FRACTION
 from mrad_med.montage import draw_montage
-from mrad_med.preprocessing import PictureLoader
 from mrad_med.report import blend_overlay, draw_overlay, save_overlay
 from mrad_med.results import CaseResult
+from mrad_med.transforms.preprocessing import PictureLoader
 
 __all__ = ["DEFAULT_OUTPUTS", "OUTPUTS", "Output", "OutputSettings", "check_outputs", "is_dicom"]
 

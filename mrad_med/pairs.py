@@ -17,7 +17,7 @@ from mrad_med.io.file_types import IMAGE_SUFFIXES, PHOTOGRAPH_SUFFIXES, VIDEO_SU
 from mrad_med.io.image import read_image_file
 from mrad_med.io.photographs import ORIENTATION_TAG
 from mrad_med.names import printable
-from mrad_med.transforms import MASK_THRESHOLD
+from mrad_med.transforms.load import MASK_THRESHOLD
 from mrad_med.types import AnomalyKeys
 
 __all__ = [

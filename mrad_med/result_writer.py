@@ -20,7 +20,6 @@ from mrad_med.io.dicom.source import burned_in_warning
 from mrad_med.io.frames import Frame
 from mrad_med.journal import Entry, Journal
 from mrad_med.outputs import DEFAULT_OUTPUTS, OUTPUTS, Output, OutputSettings, check_outputs, is_dicom
-from mrad_med.preprocessing import PictureLoader
 from mrad_med.result_tables import (
     SCORE_COLUMNS,
     SLICE_COLUMNS,
@@ -31,6 +30,7 @@ from mrad_med.result_tables import (
     write_table,
 )
 from mrad_med.results import CaseResult, package_versions
+from mrad_med.transforms.preprocessing import PictureLoader
 from mrad_med.types import AnomalyKeys, FailedCase
 from mrad_med.video_output import VideoCollector
 

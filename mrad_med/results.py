@@ -18,8 +18,8 @@ from mrad_med.clip import CLIP
 from mrad_med.io.frames import Frame
 from mrad_med.io.image import ImageSource
 from mrad_med.memory import MemoryBank
-from mrad_med.preprocessing import PictureLoader
 from mrad_med.report import most_suspicious_slice
+from mrad_med.transforms.preprocessing import PictureLoader
 from mrad_med.types import AnomalyKeys
 
 __all__ = ["CaseResult", "describe_run", "package_versions"]

@@ -23,7 +23,7 @@ from mrad_med.errors import ImageFileError
 from mrad_med.io.dicom.reader import DicomReader
 from mrad_med.io.dicom.windows import VOIKeys
 from mrad_med.io.image import read_image_file
-from mrad_med.windows import apply_lookup_table, apply_window
+from mrad_med.transforms.intensity import apply_lookup_table, apply_window
 from tests.small_dicom import COLUMNS, ROWS, item, lookup_table, make_image, write_image
 
 TEST_FILES = Path(pydicom.data.__file__).parent / "test_files"

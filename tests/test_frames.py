@@ -29,7 +29,7 @@ from mrad_med.io.frames import (
     list_frames,
     read_frame,
 )
-from mrad_med.preprocessing import load_picture
+from mrad_med.transforms.preprocessing import load_picture
 
 av = pytest.importorskip("av")
 

@@ -13,7 +13,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from mrad_med.errors import ImageFileError
 from mrad_med.io.dicom.series import read_series
-from mrad_med.orientation import PLANES, ToDisplayOrientation, ToDisplayOrientationd, slice_layout
+from mrad_med.transforms.spatial import PLANES, ToDisplayOrientation, ToDisplayOrientationd, slice_layout
 from tests.small_dicom import write_series
 
 SHAPE = (17, 18, 19)  # to the right, front and head

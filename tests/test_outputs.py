@@ -21,7 +21,7 @@ from mrad_med.errors import ImageFileError
 from mrad_med.io.frames import Frame
 from mrad_med.io.image import read_image
 from mrad_med.outputs import DEFAULT_OUTPUTS, OUTPUTS, OutputSettings, check_outputs, is_dicom
-from mrad_med.preprocessing import PictureLoader
+from mrad_med.transforms.preprocessing import PictureLoader
 
 from .dicom_phantoms import (
     AXIAL,

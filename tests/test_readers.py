@@ -25,7 +25,7 @@ from mrad_med.io.dicom.windows import VOIKeys
 from mrad_med.io.file_types import DICOM, kind_of
 from mrad_med.io.image import read_image_file
 from mrad_med.io.photographs import PhotographReader
-from mrad_med.orientation import ToDisplayOrientation
+from mrad_med.transforms.spatial import ToDisplayOrientation
 
 ROWS, COLUMNS = 20, 30
 ORIENTATION_TAG = 0x0112  # of EXIF

@@ -22,7 +22,7 @@ from mrad_med import CaseResult, FailedCase, OutputError, Results, ResultWriter,
 from mrad_med.io import frames as frames_module
 from mrad_med.io.frames import Frame, list_frames
 from mrad_med.outputs import OUTPUTS
-from mrad_med.preprocessing import PictureLoader
+from mrad_med.transforms.preprocessing import PictureLoader
 
 from .dicom_phantoms import OBLIQUE, PRIVATE, SLICES, affine_of, write_multiframe, write_series, write_ultrasound
 

@@ -14,9 +14,7 @@ from nibabel.orientations import axcodes2ornt, ornt_transform
 from PIL import Image
 
 from mrad_med import BackboneCard, ImageFileError, build_preprocessing
-from mrad_med.orientation import ToDisplayOrientation, ToDisplayOrientationd
-from mrad_med.preprocessing import load_picture
-from mrad_med.transforms import (
+from mrad_med.transforms.load import (
     LoadMaskd,
     LoadMedicalImage,
     LoadMedicalImaged,
@@ -29,6 +27,8 @@ from mrad_med.transforms import (
     ToRGB,
     ToRGBd,
 )
+from mrad_med.transforms.preprocessing import load_picture
+from mrad_med.transforms.spatial import ToDisplayOrientation, ToDisplayOrientationd
 
 ROWS, COLUMNS, SLICES = 40, 60, 7
 CARD = BackboneCard(

@@ -11,8 +11,8 @@ from pydicom.pixels.processing import apply_windowing
 from mrad_med.errors import ImageFileError
 from mrad_med.io.dicom.windows import VOIKeys
 from mrad_med.io.image import read_image_file
-from mrad_med.transforms import ScaleToBytes
-from mrad_med.windows import WINDOWS, ApplyWindow, ApplyWindowd, apply_lookup_table, apply_window
+from mrad_med.transforms.intensity import WINDOWS, ApplyWindow, ApplyWindowd, apply_lookup_table, apply_window
+from mrad_med.transforms.load import ScaleToBytes
 from tests.small_dicom import COLUMNS, ROWS, lookup_table, make_image, write_image
 
 
@@ -59,7 +59,7 @@ def test_what_is_no_number_is_black_and_infinity_is_an_end():
 def test_window_of_many_values_is_that_of_each(monkeypatch):
     values = np.random.RandomState(1).randint(-100, 100, (7, 5, 3))
     whole = apply_window(values, 10, 50)
-    monkeypatch.setattr("mrad_med.windows._CHUNK", 4)
+    monkeypatch.setattr("mrad_med.transforms.intensity._CHUNK", 4)
     np.testing.assert_array_equal(apply_window(values, 10, 50), whole)
     assert apply_window(np.zeros((0, 3)), 1, 2).shape == (0, 3)
 

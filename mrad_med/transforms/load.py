@@ -18,10 +18,10 @@ from monai.transforms import (
 from monai.utils import TraceKeys
 from PIL import Image
 
-from mrad_med.each import Eachd, InvertibleEachd
 from mrad_med.errors import ImageFileError
 from mrad_med.io.image import ImageSource, read_image, read_image_file
 from mrad_med.io.limits import MAX_PIXELS
+from mrad_med.transforms.dictionary import Eachd, InvertibleEachd
 from mrad_med.types import IMAGE_SIZE, AnomalyKeys
 
 __all__ = [

@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import ConvexHull
 from torch import Tensor
 
-from mrad_med.each import InvertibleEachd
+from mrad_med.transforms.dictionary import InvertibleEachd
 
 __all__ = ["ARTIFACTS", "RemoveArtifacts", "RemoveArtifactsd", "find_field", "find_highlights", "find_text"]
 

@@ -11,11 +11,11 @@ from monai.transforms import Compose, FlattenSubKeysd, Invertd, NormalizeIntensi
 from monai.utils import CommonKeys
 from numpy.typing import NDArray
 
-from mrad_med.endoscopy import RemoveArtifactsd
 from mrad_med.io.image import ImageSource
 from mrad_med.io.limits import MAX_PIXELS
-from mrad_med.orientation import SliceLayout, ToDisplayOrientation, ToDisplayOrientationd, slice_layout
-from mrad_med.transforms import (
+from mrad_med.transforms.artifacts import RemoveArtifactsd
+from mrad_med.transforms.intensity import ApplyWindow, ApplyWindowd, Window
+from mrad_med.transforms.load import (
     LoadMaskd,
     LoadMedicalImage,
     LoadMedicalImaged,
@@ -24,8 +24,8 @@ from mrad_med.transforms import (
     ToRGB,
     ToRGBd,
 )
+from mrad_med.transforms.spatial import SliceLayout, ToDisplayOrientation, ToDisplayOrientationd, slice_layout
 from mrad_med.types import IMAGE_SIZE, AnomalyKeys, BackboneCard
-from mrad_med.windows import ApplyWindow, ApplyWindowd, Window
 
 __all__ = ["PictureLoader", "build_postprocessing", "build_preprocessing", "load_picture"]
 

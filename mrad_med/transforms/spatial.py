@@ -12,9 +12,9 @@ from monai.transforms import InvertibleTransform, Orientation
 from monai.utils import TraceKeys
 from numpy.typing import NDArray
 
-from mrad_med.each import InvertibleEachd
 from mrad_med.errors import ImageFileError
 from mrad_med.io.image import MIN_SIDE
+from mrad_med.transforms.dictionary import InvertibleEachd
 
 __all__ = ["PLANES", "SliceLayout", "ToDisplayOrientation", "ToDisplayOrientationd", "slice_layout"]
 

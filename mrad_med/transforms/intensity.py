@@ -13,10 +13,10 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from numpy.typing import NDArray
 
-from mrad_med.each import Eachd
 from mrad_med.errors import ImageFileError
 from mrad_med.io.dicom.windows import VOIKeys
-from mrad_med.transforms import INTENSITY_PERCENTILES, ScaleToBytes
+from mrad_med.transforms.dictionary import Eachd
+from mrad_med.transforms.load import INTENSITY_PERCENTILES, ScaleToBytes
 
 __all__ = ["WINDOWS", "ApplyWindow", "ApplyWindowd", "Window", "apply_lookup_table", "apply_window"]
 

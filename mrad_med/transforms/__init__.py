@@ -1,0 +1,1 @@
+"""What MONAI lacks, as `X` / `Xd` pairs."""
