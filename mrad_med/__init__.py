@@ -9,17 +9,23 @@ from importlib.metadata import version
 from mrad_med.backbones import load_clip
 from mrad_med.benchmark import run_benchmark
 from mrad_med.cache import FeatureCache
-from mrad_med.cases import FoundCases, find_cases, survey
-from mrad_med.catalog import DATASETS, PublicDataset
 from mrad_med.clip import CLIP, CLIPImageEncoder, CLIPTextEncoder
-from mrad_med.datasets import (
+from mrad_med.data.catalog import DATASETS, PublicDataset
+from mrad_med.data.duplicates import find_duplicates
+from mrad_med.data.folders import (
     choose_held_out,
     load_labelled_folder,
     load_training_set,
     load_visa,
 )
+from mrad_med.data.loader import CaseDataset, CaseLoader
+from mrad_med.data.masks import check_masks
+from mrad_med.data.phantoms import make_phantom, write_sample_dataset, write_sample_images
+from mrad_med.data.public_sets import InventoryRow, list_datasets, load_datalist
+from mrad_med.data.sample_volumes import make_chest_phantom, write_sample_series, write_sample_study
+from mrad_med.data.search import FoundCases, find_cases, survey
+from mrad_med.data.surfaces import DEFECTS, SURFACES, make_surface, write_surface_dataset
 from mrad_med.detector import AnomalyDetector, Results
-from mrad_med.duplicates import find_duplicates
 from mrad_med.engines import FineTuneTrainer, PrepareFeatures, PromptTrainer, select_trainable
 from mrad_med.errors import (
     BackboneError,
@@ -39,7 +45,6 @@ from mrad_med.head_files import describe_head, load_head, save_head
 from mrad_med.heads import FineTunedHead, PromptedHead, TrainFreeHead
 from mrad_med.inferers import AnomalyInferer, FeatureInferer, SliceAnomalyInferer
 from mrad_med.intervals import bootstrap, delong, delong_difference, weighted_auroc, weighted_average_precision
-from mrad_med.inventory import InventoryRow, list_datasets, load_datalist
 from mrad_med.io.dicom.reader import DicomReader
 from mrad_med.io.dicom.series import DicomSeries, find_series, read_series
 from mrad_med.io.dicom.source import SourceSeries, read_source_series, warn_burned_in
@@ -50,7 +55,6 @@ from mrad_med.io.photographs import PhotographReader
 from mrad_med.io.volume_reader import VolumeReader
 from mrad_med.io.volume_writer import slice_positions, slice_rows, write_volume
 from mrad_med.lesions import LesionMetrics, OverlapMetrics
-from mrad_med.loaders import CaseDataset, CaseLoader
 from mrad_med.losses import FineTuneLoss, PromptLoss
 from mrad_med.maps import fuse_scores, top_fraction_mean, upsample_and_blur
 from mrad_med.measurement import SetMeasurement, undefined_metrics
@@ -65,15 +69,11 @@ from mrad_med.metrics import AnomalyMapMetric, AnomalyScoreMetric, PixelMetrics,
 from mrad_med.montage import draw_montage
 from mrad_med.networks import MRAD, build_mrad_clip, build_mrad_ft, build_mrad_tf
 from mrad_med.official import load_official_bank, load_official_checkpoint
-from mrad_med.pairs import check_masks
 from mrad_med.records import CaseRecord, MapMaker
 from mrad_med.result_writer import ResultWriter
 from mrad_med.results import CaseResult, describe_run
 from mrad_med.retrieval import average_neighbors, retrieve
-from mrad_med.sample_volumes import make_chest_phantom, write_sample_series, write_sample_study
-from mrad_med.samples import make_phantom, write_sample_dataset, write_sample_images
 from mrad_med.sliding import NonBlack, SlidingWindowAnomalyInferer
-from mrad_med.surfaces import DEFECTS, SURFACES, make_surface, write_surface_dataset
 from mrad_med.training_handlers import EarlyStop, PixelMetric, ScoreMetric, TrainingCheckpoint
 from mrad_med.transforms.artifacts import RemoveArtifacts, RemoveArtifactsd
 from mrad_med.transforms.intensity import WINDOWS, ApplyWindow, ApplyWindowd, apply_window

@@ -8,13 +8,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrad_med.catalog import DATASETS
+from mrad_med.data.catalog import DATASETS
+from mrad_med.data.masks import Datalist
+from mrad_med.data.public_sets import load_datalist
 from mrad_med.detector import AnomalyDetector
 from mrad_med.errors import FailedCasesError, OutputError
 from mrad_med.evaluation import Evaluation, evaluate_together
 from mrad_med.files import atomic_path
-from mrad_med.inventory import load_datalist
-from mrad_med.pairs import Datalist
 from mrad_med.summaries import Summary, as_json, benchmark_tables, latex_tables
 
 __all__ = ["run_benchmark"]

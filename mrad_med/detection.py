@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mrad_med.cases import FoundCases, survey
 from mrad_med.console import ALL_WELL, SOME_FAILED, say, say_table
+from mrad_med.data.search import FoundCases, survey
 from mrad_med.detector import AnomalyDetector
 from mrad_med.outputs import DEFAULT_OUTPUTS, OUTPUTS
 from mrad_med.result_writer import ResultWriter

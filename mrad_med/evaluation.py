@@ -19,13 +19,13 @@ import torch
 from monai.transforms import Compose
 from monai.utils import convert_to_tensor
 
-from mrad_med.catalog import DATASETS
+from mrad_med.data.catalog import DATASETS
+from mrad_med.data.duplicates import find_duplicates
+from mrad_med.data.loader import CaseDataset, CaseLoader, raise_for_failures
 from mrad_med.distributed import gather_parts, rank_and_world
-from mrad_med.duplicates import find_duplicates
 from mrad_med.files import prepare_output
 from mrad_med.inferers import AnomalyInferer
 from mrad_med.io.limits import MAX_PIXELS
-from mrad_med.loaders import CaseDataset, CaseLoader, raise_for_failures
 from mrad_med.measurement import SetMeasurement, undefined_metrics
 from mrad_med.networks import MRAD
 from mrad_med.records import CaseRecord, MapMaker, RecordStore, contents_of, fingerprint, unpack_mask, with_packed_mask

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mrad_med.archives import ARCHIVES, find_archive, load_archive, load_folder
+from mrad_med.data.archives import ARCHIVES, find_archive, load_archive, load_folder
 from mrad_med.errors import DatasetError
 from tests.small_archives import DTD, MAKERS, MVTEC, litter, make_archive, make_polyps, picture, pictures, text
 
@@ -406,7 +406,7 @@ def test_folder_that_cannot_be_listed_is_passed_over_unless_it_is_the_root(tmp_p
 
     root = make_archive("cvc-300", tmp_path / "open")
     (tmp_path / "closed").mkdir()
-    monkeypatch.setattr("mrad_med.archives.list_folders", list_all_but_closed)
+    monkeypatch.setattr("mrad_med.data.archives.list_folders", list_all_but_closed)
     assert find_archive("cvc-300", tmp_path) == root
     with pytest.raises(DatasetError, match="cannot list closed"):
         find_archive("cvc-300", tmp_path / "closed")

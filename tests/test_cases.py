@@ -15,7 +15,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.uid import EnhancedSRStorage, RTStructureSetStorage
 
-from mrad_med.cases import find_cases, survey
+from mrad_med.data.search import find_cases, survey
 from mrad_med.errors import DatasetError, ImageFileError
 from mrad_med.io.frames import OverlayVideo, list_frames
 from mrad_med.io.image import read_image

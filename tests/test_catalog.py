@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from mrad_med.archives import ARCHIVES
-from mrad_med.catalog import DATASETS, METRICS
+from mrad_med.data.archives import ARCHIVES
+from mrad_med.data.catalog import DATASETS, METRICS
 
 
 def test_catalog_has_every_archive_by_its_name():

@@ -10,9 +10,9 @@ import shutil
 
 import pytest
 
-from mrad_med.catalog import DATASETS
+from mrad_med.data.catalog import DATASETS
+from mrad_med.data.public_sets import list_datasets, load_datalist
 from mrad_med.errors import DatasetError
-from mrad_med.inventory import list_datasets, load_datalist
 from tests.small_archives import MAKERS, make_archive, make_polyps, picture, pictures, text
 
 
@@ -22,7 +22,7 @@ def publish(monkeypatch):
 
     def change(name: str, **changes) -> None:
         entry = dataclasses.replace(DATASETS[name], **changes)
-        monkeypatch.setattr("mrad_med.inventory.DATASETS", {**DATASETS, name: entry})
+        monkeypatch.setattr("mrad_med.data.public_sets.DATASETS", {**DATASETS, name: entry})
 
     return change
 

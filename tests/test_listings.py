@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mrad_med.data.tables import load_csv, load_datalist_json, load_meta_json, read_table
 from mrad_med.errors import DatasetError
-from mrad_med.listings import load_csv, load_datalist_json, load_meta_json, read_table
 from tests.small_archives import pictures, text
 
 

@@ -171,7 +171,7 @@ def test_failures_are_those_of_the_last_pass_in_one_list():
 
 def test_failures_are_logged_as_they_come(caplog):
     loader = make_loader(make_cases(2, bad=(0,)))
-    with caplog.at_level(logging.WARNING, logger="mrad_med.loaders"):
+    with caplog.at_level(logging.WARNING, logger="mrad_med.data.loader"):
         next(iter(loader))
     assert caplog.messages == [f"0: left out: {REASON}"]
 

@@ -11,7 +11,7 @@ from monai.data import load_net_with_metadata
 
 import mrad_med
 from mrad_med.__main__ import main
-from mrad_med.catalog import DATASETS
+from mrad_med.data.catalog import DATASETS
 from tests.small_archives import make_archive
 
 SMALL = ["--image_size", "126", "--device", "cpu"]

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from mrad_med.pairs import (
+from mrad_med.data.masks import (
     DatasetError,
     cases_by_masks,
     check_masks,

@@ -11,8 +11,8 @@ from PIL import Image
 from scipy.ndimage import label
 
 from mrad_med import find_cases, load_labelled_folder, make_phantom, write_sample_images
+from mrad_med.data.phantoms import write_sample_dataset
 from mrad_med.io.image import read_image_file
-from mrad_med.samples import write_sample_dataset
 
 CHANNELS = {
     "ct_slice.dcm": 1,

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation, gaussian_filter
 
 from mrad_med import DEFECTS, SURFACES, load_labelled_folder, make_surface, write_surface_dataset
-from mrad_med.surfaces import SIDE, blob, line
+from mrad_med.data.surfaces import SIDE, blob, line
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def small(monkeypatch):
     side = 96
     rows, columns = (axis / side for axis in np.mgrid[:side, :side].astype(float))
     for name, value in (("SIDE", side), ("ROWS", rows), ("COLUMNS", columns)):
-        monkeypatch.setattr(f"mrad_med.surfaces.{name}", value)
+        monkeypatch.setattr(f"mrad_med.data.surfaces.{name}", value)
 
 
 def grow(region: np.ndarray, pixels: int) -> np.ndarray:
@@ -69,8 +69,8 @@ def test_random_numbers_of_others_are_neither_used_nor_moved():
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_mask_marks_where_the_defect_was_painted(defect, monkeypatch):
     """Under constant light, without gloss, and but for the camera's noise."""
-    monkeypatch.setattr("mrad_med.surfaces.light", lambda _: np.ones((SIDE, SIDE)))
-    monkeypatch.setattr("mrad_med.surfaces.gloss", lambda _, image: image)
+    monkeypatch.setattr("mrad_med.data.surfaces.light", lambda _: np.ones((SIDE, SIDE)))
+    monkeypatch.setattr("mrad_med.data.surfaces.gloss", lambda _, image: image)
     whole, _ = make_surface("granite", seed=4)
     damaged, mask = make_surface("granite", defect=defect, count=3, seed=4)
     change = np.abs(gaussian_filter(damaged.astype(float) - whole, (2, 2, 0))).max(-1)  # of 255

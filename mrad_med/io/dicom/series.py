@@ -16,6 +16,7 @@ from monai.data import MetaTensor
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
+from mrad_med.data.names import UniqueNames, printable
 from mrad_med.errors import DatasetError, ImageFileError
 from mrad_med.io.dicom.reader import DicomReader
 from mrad_med.io.dicom.slices import (
@@ -30,7 +31,6 @@ from mrad_med.io.dicom.windows import VOIKeys
 from mrad_med.io.file_types import DICOM, kind_of
 from mrad_med.io.geometry import Stack, plane_name, stack_planes
 from mrad_med.io.limits import MAX_PIXELS, MAX_VOXELS, check_voxels
-from mrad_med.names import UniqueNames, printable
 
 __all__ = ["DicomSeries", "find_series", "group_series", "read_series"]
 

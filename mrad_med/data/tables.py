@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mrad_med.data.masks import Datalist, Report, name_cases, path_below, reporter, shorten
+from mrad_med.data.names import printable
 from mrad_med.errors import DatasetError
-from mrad_med.names import printable
-from mrad_med.pairs import Datalist, Report, name_cases, path_below, reporter, shorten
 from mrad_med.types import AnomalyKeys
 
 __all__ = ["cases_of_rows", "load_csv", "load_datalist_json", "load_meta_json", "read_table"]

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mrad_med.data.masks import Datalist, Report, name_cases, reporter, shorten
+from mrad_med.data.names import printable
+from mrad_med.data.tables import cases_of_rows, read_table
 from mrad_med.errors import DatasetError
 from mrad_med.io.file_types import kind_of
-from mrad_med.listings import cases_of_rows, read_table
-from mrad_med.names import printable
-from mrad_med.pairs import Datalist, Report, name_cases, reporter, shorten
 from mrad_med.types import AnomalyKeys
 
 __all__ = ["DatasetError", "choose_held_out", "find_files", "load_labelled_folder", "load_training_set", "load_visa"]

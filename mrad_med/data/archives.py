@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrad_med.datasets import load_labelled_folder, visa_cases
+from mrad_med.data.folders import load_labelled_folder, visa_cases
+from mrad_med.data.layouts import BesideLayout, ClassLayout, FolderLayout, Group, Layout
+from mrad_med.data.masks import Datalist, Report, list_folders, list_images, reporter, shorten, stem_of
+from mrad_med.data.tables import cases_of_rows, read_table
 from mrad_med.errors import DatasetError
-from mrad_med.layouts import BesideLayout, ClassLayout, FolderLayout, Group, Layout
-from mrad_med.listings import cases_of_rows, read_table
-from mrad_med.pairs import Datalist, Report, list_folders, list_images, reporter, shorten, stem_of
 
 __all__ = ["ARCHIVES", "Archive", "TableLayout", "VisaLayout", "find_archive", "load_archive", "load_folder"]
 

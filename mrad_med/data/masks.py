@@ -12,11 +12,11 @@ from typing import Any
 import tifffile
 from PIL import Image
 
+from mrad_med.data.names import printable
 from mrad_med.errors import DatasetError, ImageFileError
 from mrad_med.io.file_types import IMAGE_SUFFIXES, PHOTOGRAPH_SUFFIXES, VIDEO_SUFFIXES
 from mrad_med.io.image import read_image_file
 from mrad_med.io.photographs import ORIENTATION_TAG
-from mrad_med.names import printable
 from mrad_med.transforms.load import MASK_THRESHOLD
 from mrad_med.types import AnomalyKeys
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mrad_med.archives import ARCHIVES, find_archive, load_archive, load_folder
-from mrad_med.catalog import DATASETS, Counts, PublicDataset
+from mrad_med.data.archives import ARCHIVES, find_archive, load_archive, load_folder
+from mrad_med.data.catalog import DATASETS, Counts, PublicDataset
+from mrad_med.data.masks import Datalist, Report, reporter
+from mrad_med.data.tables import load_csv, load_datalist_json, load_meta_json
 from mrad_med.errors import DatasetError
-from mrad_med.listings import load_csv, load_datalist_json, load_meta_json
-from mrad_med.pairs import Datalist, Report, reporter
 
 __all__ = ["InventoryRow", "list_datasets", "load_datalist"]
 

@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from mrad_med.names import printable
-from mrad_med.pairs import (
+from mrad_med.data.masks import (
     Datalist,
     Report,
     cases_by_masks,
@@ -21,6 +20,7 @@ from mrad_med.pairs import (
     shorten,
     stem_of,
 )
+from mrad_med.data.names import printable
 
 __all__ = ["BesideLayout", "ClassLayout", "FolderLayout", "Group", "Layout"]
 

@@ -1,0 +1,1 @@
+"""Folders, tables and public sets to datalists and batches."""
