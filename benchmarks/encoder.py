@@ -31,7 +31,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from mrad_med import CLIP, MRAD, CLIPImageEncoder, MemoryBank, build_memory_bank, build_mrad_tf, load_clip
-from mrad_med.maps import fuse_scores
+from mrad_med.networks.maps import fuse_scores
 from mrad_med.types import BackboneCard, ImageFeatures
 
 MODEL = "ViT-L-14-336-quickgelu"

@@ -32,7 +32,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from mrad_med import PixelMetrics
-from mrad_med.maps import upsample_and_blur
+from mrad_med.networks.maps import upsample_and_blur
 
 PATCH = 14
 RANGES = {"retrieval": (0.36, 0.37), "unit": (0.0, 1.0)}

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrad_med.retrieval import retrieve
+from mrad_med.networks.retrieval import retrieve
 
 MEBIBYTE = 2**20
 STATUS = Path("/proc/self/status")

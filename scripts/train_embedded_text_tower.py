@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import mrad_med
-from mrad_med.clip import CLIPTextEncoder
 from mrad_med.files import atomic_path
-from mrad_med.retrieval import average_neighbors
+from mrad_med.networks.clip import CLIPTextEncoder
+from mrad_med.networks.retrieval import average_neighbors
 
 TEXT_CONFIG = {"context_length": 77, "vocab_size": 49408, "width": 192, "heads": 3, "layers": 6}
 HELD_OUT = ("leather", "marble")
@@ -173,7 +173,7 @@ def measure(model: TextTower, regions: list[Region]) -> dict[str, float]:
 
 def main() -> None:
     """Make the surfaces, train, measure, write."""
-    default = Path(__file__).resolve().parents[1] / "mrad_med" / "weights"
+    default = Path(__file__).resolve().parents[1] / "mrad_med" / "networks" / "weights"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="folder for cached features")
     parser.add_argument("--surfaces", type=Path, help="a folder that write_surface_dataset has filled; made if absent")

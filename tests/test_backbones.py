@@ -29,10 +29,10 @@ from mrad_med import (
     CLIPImageEncoder,
     ImageFeatures,
     MemoryBankError,
-    backbones,
     build_memory_bank,
     load_clip,
 )
+from mrad_med.networks import backbones
 from tests.conftest import make_labelled_batches
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -18,7 +18,7 @@ from PIL import Image
 
 import mrad_med
 from mrad_med.files import sha256_of_file
-from mrad_med.head_files import sha256_of_text_tower
+from mrad_med.networks.head_files import sha256_of_text_tower
 
 ROOT = Path(__file__).parent.parent
 BUNDLES = {name: ROOT / "bundles" / name for name in ("mrad_tf", "mrad_ft", "mrad_clip")}

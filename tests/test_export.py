@@ -167,7 +167,7 @@ def test_temperature_sigma_and_weights_of_the_score_are_in_the_file(
 def test_bank_larger_than_a_chunk_gives_the_same(
     networks: dict[str, MRAD], provenance: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("mrad_med.export._KEYS_PER_CHUNK", 2)  # the bank has 3 anomalous and 6 normal patches
+    monkeypatch.setattr("mrad_med.networks.export._KEYS_PER_CHUNK", 2)  # the bank has 3 anomalous and 6 normal patches
     _, differences = save(networks["ft"], tmp_path, provenance)
     assert max(differences.values()) < 1e-6
 
@@ -200,7 +200,7 @@ def test_a_file_that_disagrees_is_not_left_and_the_old_one_stays(
     monkeypatch: pytest.MonkeyPatch,
     wrong: float,
 ):
-    monkeypatch.setattr("mrad_med.export.fuse_scores", lambda image, *_, **__: image + wrong)
+    monkeypatch.setattr("mrad_med.networks.export.fuse_scores", lambda image, *_, **__: image + wrong)
     (tmp_path / "mrad.ts").write_bytes(b"old")
     with pytest.raises(ExportError, match=r"mrad\.ts does not give what the network gives: .*anomaly_score"):
         save(networks["tf"], tmp_path, provenance)
@@ -216,7 +216,7 @@ def test_other_suffixes_are_refused(networks: dict[str, MRAD], provenance: dict[
 def test_onnx_without_its_packages_is_refused(
     networks: dict[str, MRAD], provenance: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("mrad_med.export.find_spec", lambda name: None if name == "onnxscript" else object())
+    monkeypatch.setattr("mrad_med.networks.export.find_spec", lambda name: None if name == "onnxscript" else object())
     with pytest.raises(ExportError, match=r"ONNX needs onnxscript: pip install 'mrad-med\[onnx\]'"):
         export_network(networks["tf"], tmp_path / "mrad.onnx", provenance=provenance)
 
@@ -224,7 +224,7 @@ def test_onnx_without_its_packages_is_refused(
 def test_onnx_larger_than_its_format_allows_is_refused(
     networks: dict[str, MRAD], provenance: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("mrad_med.export._ONNX_BYTES", 1000)
+    monkeypatch.setattr("mrad_med.networks.export._ONNX_BYTES", 1000)
     with pytest.raises(ExportError, match=r"an ONNX file holds 2: export it to \.pt2 or \.ts"):
         export_network(networks["tf"], tmp_path / "mrad.onnx", provenance=provenance, image_size=TINY_SIZE)
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import mrad_med
-from mrad_med.retrieval import average_neighbors
+from mrad_med.networks.retrieval import average_neighbors
 from tests.reference_weights import CLIP_MEAN, CLIP_STD, normalize, openai_state_dict
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -26,8 +26,8 @@ from mrad_med import (
     save_head,
 )
 from mrad_med.files import sha256_of_file
-from mrad_med.head_files import check_head, sha256_of_text_tower
-from mrad_med.prompts import RegionPrompts
+from mrad_med.networks.head_files import check_head, sha256_of_text_tower
+from mrad_med.networks.prompts import RegionPrompts
 from tests.conftest import make_labelled_batches, make_tiny_clip, make_tiny_text_encoder
 
 VARIANTS = {"MRAD-FT": build_mrad_ft, "MRAD-CLIP": build_mrad_clip}

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from mrad_med import BankCard, ImageFeatures, MemoryBank
-from mrad_med.heads import FineTunedHead, TrainFreeHead
-from mrad_med.retrieval import average_neighbors
+from mrad_med.networks.heads import FineTunedHead, TrainFreeHead
+from mrad_med.networks.retrieval import average_neighbors
 
 CARD = BankCard(backbone="by hand", backbone_sha256=None, image_size=None)
 

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from mrad_med import MRAD, AnomalyInferer, MemoryBank, SliceAnomalyInferer, build_mrad_tf
-from mrad_med.maps import fuse_scores
+from mrad_med.networks.maps import fuse_scores
 from tests.conftest import make_tiny_clip
 
 SHARES = {"image_weight": 0.4, "top_fraction": 0.2}

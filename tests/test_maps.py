@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from mrad_med.maps import fuse_scores, top_fraction_mean, upsample_and_blur
+from mrad_med.networks.maps import fuse_scores, top_fraction_mean, upsample_and_blur
 
 
 def make_patch_maps(batch: int, rows: int, columns: int) -> Tensor:

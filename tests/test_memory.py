@@ -28,7 +28,7 @@ from mrad_med import (
     load_memory_bank,
     merge_memory_banks,
 )
-from mrad_med.retrieval import average_neighbors
+from mrad_med.networks.retrieval import average_neighbors
 from tests.conftest import make_labelled_batches, make_tiny_clip
 
 TENSORS = ("image_keys", "image_labels", "patch_keys", "patch_labels")
@@ -354,7 +354,7 @@ def test_failed_save_leaves_the_old_file_and_no_partial_one(
         partial.write_bytes(b"half of")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("mrad_med.memory.save_file", fill_the_disk)
+    monkeypatch.setattr("mrad_med.networks.memory_bank.save_file", fill_the_disk)
     with pytest.raises(OSError, match="no space left"):
         make_small_bank().save(path)
     assert path.read_bytes() == before

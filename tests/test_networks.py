@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mrad_med import CLIP, MRAD, MemoryBank, MemoryBankError, build_mrad_ft, build_mrad_tf
-from mrad_med.maps import upsample_and_blur
+from mrad_med.networks.maps import upsample_and_blur
 from tests.conftest import TINY_SIZE, make_labelled_batches, make_tiny_clip
 
 

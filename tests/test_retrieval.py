@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrad_med.retrieval import average_neighbors, retrieve
+from mrad_med.networks.retrieval import average_neighbors, retrieve
 
 
 def make_memory(count: int = 41, width: int = 16, queries: int = 9) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,14 +69,14 @@ def test_probability_agrees_with_softmax_at_onehot(chunk_size: int | None, tempe
 
 def test_chunks_of_the_default_size_agree_with_one_chunk(monkeypatch: pytest.MonkeyPatch):
     queries, keys, labels = make_memory()
-    monkeypatch.setattr("mrad_med.retrieval._SCORES_PER_CHUNK", 4 * len(queries))  # chunks of four keys
+    monkeypatch.setattr("mrad_med.networks.retrieval._SCORES_PER_CHUNK", 4 * len(queries))  # chunks of four keys
     expected = softmax_at_onehot(queries, keys, labels)
     torch.testing.assert_close(retrieve(queries, keys, labels).double(), expected, atol=1e-6, rtol=0)
 
 
 def test_more_queries_than_scores_in_a_chunk_still_work(monkeypatch: pytest.MonkeyPatch):
     queries, keys, labels = make_memory()
-    monkeypatch.setattr("mrad_med.retrieval._SCORES_PER_CHUNK", 1)
+    monkeypatch.setattr("mrad_med.networks.retrieval._SCORES_PER_CHUNK", 1)
     expected = softmax_at_onehot(queries, keys, labels)
     torch.testing.assert_close(retrieve(queries, keys, labels).double(), expected, atol=1e-6, rtol=0)
 

@@ -13,7 +13,7 @@ from scipy.ndimage import center_of_mass
 from torch import Tensor, nn
 
 from mrad_med import MRAD, AnomalyInferer, ImageFeatures, MemoryBank, SliceAnomalyInferer, build_mrad_tf
-from mrad_med.sliding import NonBlack, SlidingWindowAnomalyInferer
+from mrad_med.networks.sliding_window import NonBlack, SlidingWindowAnomalyInferer
 from tests.conftest import make_tiny_clip
 
 ROI = 56  # pixels: the tiny backbone's own size
@@ -291,7 +291,9 @@ def test_windows_go_to_the_device_of_the_network_or_to_the_chosen_one(brightness
         asked.append((str(sw_device), device))
         return torch.ones(len(inputs), 2, *inputs.shape[2:], device=device)
 
-    monkeypatch.setattr("mrad_med.sliding.sliding_window_inference", record)  # there is but one device with values
+    monkeypatch.setattr(
+        "mrad_med.networks.sliding_window.sliding_window_inference", record
+    )  # there is but one device with values
     images = make_images(1, 60, 99)
     sliding(device="meta").examine(images, brightness)
     sliding(device="meta", sw_device="meta").examine(images, brightness)

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mrad_med.clip import CLIP, CLIPImageEncoder, CLIPTextEncoder
 from mrad_med.errors import HeadError
-from mrad_med.head_files import check_head, load_head, load_weights
-from mrad_med.heads import FineTunedHead, Head, PromptedHead, TrainFreeHead
-from mrad_med.maps import GAUSSIAN_SIGMA, upsample_and_blur
-from mrad_med.memory import MemoryBank
-from mrad_med.prompts import CONTEXT_LENGTH, DEEP_LENGTH, DEPTH, RegionPrompts
+from mrad_med.networks.clip import CLIP, CLIPImageEncoder, CLIPTextEncoder
+from mrad_med.networks.head_files import check_head, load_head, load_weights
+from mrad_med.networks.heads import FineTunedHead, Head, PromptedHead, TrainFreeHead
+from mrad_med.networks.maps import GAUSSIAN_SIGMA, upsample_and_blur
+from mrad_med.networks.memory_bank import MemoryBank
+from mrad_med.networks.prompts import CONTEXT_LENGTH, DEEP_LENGTH, DEPTH, RegionPrompts
 from mrad_med.types import ImageFeatures
 
 __all__ = ["MRAD", "build_mrad_clip", "build_mrad_ft", "build_mrad_tf"]

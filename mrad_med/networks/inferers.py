@@ -11,8 +11,8 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from mrad_med.maps import IMAGE_WEIGHT, TOP_FRACTION, fuse_scores, upsample_and_blur
-from mrad_med.networks import MRAD
+from mrad_med.networks.maps import IMAGE_WEIGHT, TOP_FRACTION, fuse_scores, upsample_and_blur
+from mrad_med.networks.mrad import MRAD
 from mrad_med.types import AnomalyKeys, ImageFeatures
 
 __all__ = ["AnomalyInferer", "FeatureInferer", "SliceAnomalyInferer"]

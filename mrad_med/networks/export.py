@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from mrad_med.errors import ExportError
 from mrad_med.files import atomic_path
-from mrad_med.heads import FineTunedHead, Head, PromptedHead, TrainFreeHead
-from mrad_med.inferers import AnomalyInferer
-from mrad_med.maps import fuse_scores
-from mrad_med.networks import MRAD
-from mrad_med.retrieval import average_neighbors
-from mrad_med.sliding import SlidingWindowAnomalyInferer
+from mrad_med.networks.heads import FineTunedHead, Head, PromptedHead, TrainFreeHead
+from mrad_med.networks.inferers import AnomalyInferer
+from mrad_med.networks.maps import fuse_scores
+from mrad_med.networks.mrad import MRAD
+from mrad_med.networks.retrieval import average_neighbors
+from mrad_med.networks.sliding_window import SlidingWindowAnomalyInferer
 from mrad_med.types import IMAGE_SIZE, AnomalyKeys, ImageFeatures
 
 __all__ = ["export_network"]

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from mrad_med.clip import CLIP
 from mrad_med.errors import MemoryBankError
-from mrad_med.retrieval import average_neighbors
+from mrad_med.networks.clip import CLIP
+from mrad_med.networks.retrieval import average_neighbors
 from mrad_med.types import AnomalyKeys, ImageFeatures
 
 __all__ = ["bank_entries"]

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrad_med.memory import MemoryBank
-from mrad_med.prompts import RegionPrompts
-from mrad_med.retrieval import average_neighbors, exclude_nearest, nearest_threshold, region_tokens, retrieve
+from mrad_med.networks.memory_bank import MemoryBank
+from mrad_med.networks.prompts import RegionPrompts
+from mrad_med.networks.retrieval import average_neighbors, exclude_nearest, nearest_threshold, region_tokens, retrieve
 from mrad_med.types import ImageFeatures
 
 __all__ = ["FineTunedHead", "Head", "PromptedHead", "TrainFreeHead"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mrad_med.clip import CLIPTextEncoder
+from mrad_med.networks.clip import CLIPTextEncoder
 
 __all__ = ["RegionPrompts"]
 

@@ -12,9 +12,9 @@ from monai.inferers import sliding_window_inference
 from monai.utils import ensure_tuple_rep
 from torch import Tensor
 
-from mrad_med.inferers import AnomalyInferer
-from mrad_med.maps import IMAGE_WEIGHT, TOP_FRACTION
-from mrad_med.networks import MRAD
+from mrad_med.networks.inferers import AnomalyInferer
+from mrad_med.networks.maps import IMAGE_WEIGHT, TOP_FRACTION
+from mrad_med.networks.mrad import MRAD
 from mrad_med.types import IMAGE_SIZE, BackboneCard
 
 __all__ = ["NonBlack", "SlidingWindowAnomalyInferer"]

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mrad_med.checkpoints import infer_model_config, is_text_key, read_model_description, read_state_dict
-from mrad_med.clip import CLIP, CLIPImageEncoder, CLIPTextEncoder
 from mrad_med.errors import BackboneError
 from mrad_med.files import sha256_of_file
+from mrad_med.networks.clip import CLIP, CLIPImageEncoder, CLIPTextEncoder
+from mrad_med.networks.weight_files import infer_model_config, is_text_key, read_model_description, read_state_dict
 from mrad_med.types import BackboneCard
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mrad_med.memory import MemoryBank, MemoryBankError
+from mrad_med.networks.memory_bank import MemoryBank, MemoryBankError
 from mrad_med.types import BankCard
 
 __all__ = ["load_official_bank", "load_official_checkpoint"]

@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mrad_med.clip import CLIP
-from mrad_med.entries import bank_entries
 from mrad_med.errors import MemoryBankError
 from mrad_med.files import atomic_path
+from mrad_med.networks.clip import CLIP
+from mrad_med.networks.entries import bank_entries
 from mrad_med.types import BackboneCard, BankCard
 
 __all__ = ["MemoryBank", "MemoryBankError", "build_memory_bank", "load_memory_bank", "merge_memory_banks"]

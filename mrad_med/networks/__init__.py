@@ -1,0 +1,1 @@
+"""Backbone, memory bank, heads, and how images pass through them."""
