@@ -38,7 +38,6 @@ from mrad_med.errors import (
 from mrad_med.evaluation import Evaluation, evaluate_together
 from mrad_med.features import FeatureDataset, collate_features, feature_loader
 from mrad_med.handlers import ResultCollector, ResultSaver
-from mrad_med.intervals import bootstrap, delong, delong_difference, weighted_auroc, weighted_average_precision
 from mrad_med.io.dicom.reader import DicomReader
 from mrad_med.io.dicom.series import DicomSeries, find_series, read_series
 from mrad_med.io.dicom.source import SourceSeries, read_source_series, warn_burned_in
@@ -48,10 +47,11 @@ from mrad_med.io.image import read_image
 from mrad_med.io.photographs import PhotographReader
 from mrad_med.io.volume_reader import VolumeReader
 from mrad_med.io.volume_writer import slice_positions, slice_rows, write_volume
-from mrad_med.lesions import LesionMetrics, OverlapMetrics
 from mrad_med.losses import FineTuneLoss, PromptLoss
 from mrad_med.measurement import SetMeasurement, undefined_metrics
-from mrad_med.metrics import AnomalyMapMetric, AnomalyScoreMetric, PixelMetrics, image_metrics
+from mrad_med.metrics.intervals import bootstrap, delong, delong_difference, weighted_auroc, weighted_average_precision
+from mrad_med.metrics.lesions import LesionMetrics, OverlapMetrics
+from mrad_med.metrics.pixel import AnomalyMapMetric, AnomalyScoreMetric, PixelMetrics, image_metrics
 from mrad_med.montage import draw_montage
 from mrad_med.networks.backbones import load_clip
 from mrad_med.networks.clip import CLIP, CLIPImageEncoder, CLIPTextEncoder

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from mrad_med.distributed import gather_parts
-from mrad_med.histograms import MAX_BINS
-from mrad_med.intervals import (
+from mrad_med.metrics.histogram import MAX_BINS
+from mrad_med.metrics.intervals import (
     Interval,
     bootstrap,
     bootstrap_weights,
@@ -22,10 +22,10 @@ from mrad_med.intervals import (
     weighted_auroc,
     weighted_average_precision,
 )
-from mrad_med.lesions import LesionMetrics, OverlapMetrics
-from mrad_med.metrics import PixelMetrics, image_metrics
+from mrad_med.metrics.lesions import LesionMetrics, OverlapMetrics
+from mrad_med.metrics.pixel import PixelMetrics, image_metrics
+from mrad_med.metrics.resampling import bin_edges, count_case, pixel_intervals
 from mrad_med.records import CaseRecord, MapMaker
-from mrad_med.resampling import bin_edges, count_case, pixel_intervals
 from mrad_med.types import AnomalyKeys
 
 __all__ = ["SetMeasurement", "undefined_metrics"]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from mrad_med import histograms
-from mrad_med.curves import (
+from mrad_med.metrics import histogram as histograms
+from mrad_med.metrics.curves import (
     Bounded,
     area_under_pro,
     area_under_roc,
@@ -18,7 +18,7 @@ from mrad_med.curves import (
     pro_200,
     sensitivity_at,
 )
-from mrad_med.histograms import ScoreCounts, count_scores
+from mrad_med.metrics.histogram import ScoreCounts, count_scores
 from tests.test_histograms import RANGES, histogram_of, split
 
 ROUNDING = 1e-9

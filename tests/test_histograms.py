@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from mrad_med import histograms
-from mrad_med.histograms import ScoreCounts, ScoreHistogram, count_scores
+from mrad_med.metrics import histogram as histograms
+from mrad_med.metrics.histogram import ScoreCounts, ScoreHistogram, count_scores
 
 HUGE = float(np.finfo(np.float32).max)
 DENORMAL = float(np.finfo(np.float32).smallest_subnormal)

@@ -10,8 +10,8 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from mrad_med import intervals
-from mrad_med.intervals import (
+from mrad_med.metrics import intervals
+from mrad_med.metrics.intervals import (
     Interval,
     bootstrap,
     bootstrap_weights,

@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter, label
 from sklearn.metrics import f1_score, jaccard_score
 
 from mrad_med import PixelMetrics
-from mrad_med.lesions import FROC_RATES, LesionMetrics, OverlapMetrics, find_candidates
+from mrad_med.metrics.lesions import FROC_RATES, LesionMetrics, OverlapMetrics, find_candidates
 
 
 def tensors(*arrays: np.ndarray) -> tuple[torch.Tensor, ...]:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from mrad_med import PixelMetrics, histograms, measurement
-from mrad_med.intervals import bootstrap_weights, delong
-from mrad_med.lesions import LesionMetrics, OverlapMetrics
+from mrad_med import PixelMetrics, measurement
 from mrad_med.measurement import ERROR_BOUND, SetMeasurement, undefined_metrics
+from mrad_med.metrics import histogram as histograms
+from mrad_med.metrics.intervals import bootstrap_weights, delong
+from mrad_med.metrics.lesions import LesionMetrics, OverlapMetrics
 from mrad_med.records import CaseRecord, MapMaker
 
 SIDE = 16

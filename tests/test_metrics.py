@@ -15,9 +15,10 @@ from monai.data import MetaTensor
 from scipy.ndimage import label
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from mrad_med import AnomalyMapMetric, AnomalyScoreMetric, PixelMetrics, histograms, image_metrics
+from mrad_med import AnomalyMapMetric, AnomalyScoreMetric, PixelMetrics, image_metrics
 from mrad_med.distributed import gather_parts
-from mrad_med.metrics import region_weights
+from mrad_med.metrics import histogram as histograms
+from mrad_med.metrics.pixel import region_weights
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics.npz"
 BOUNDED = ("auroc", "ap", "f1_max", "pro", "tpr_at_fpr_0.01", "tpr_at_fpr_0.05")

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from mrad_med import histograms, resampling
-from mrad_med.histograms import ScoreCounts
-from mrad_med.intervals import bootstrap_weights
-from mrad_med.resampling import bin_edges, count_case, pixel_intervals
+from mrad_med.metrics import histogram as histograms
+from mrad_med.metrics import resampling
+from mrad_med.metrics.histogram import ScoreCounts
+from mrad_med.metrics.intervals import bootstrap_weights
+from mrad_med.metrics.resampling import bin_edges, count_case, pixel_intervals
 from tests.test_metrics import PixelMetrics, add, blobs, brute_force_pro, compute
 
 

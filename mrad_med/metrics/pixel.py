@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import label as label_regions
 from torch import Tensor
 
-from mrad_med.curves import (
+from mrad_med.distributed import gather_parts
+from mrad_med.metrics.curves import (
     Bounded,
     area_under_pro,
     area_under_roc,
@@ -21,8 +22,7 @@ from mrad_med.curves import (
     pro_200,
     sensitivity_at,
 )
-from mrad_med.distributed import gather_parts
-from mrad_med.histograms import MAX_BINS, ScoreCounts, ScoreHistogram, count_scores
+from mrad_med.metrics.histogram import MAX_BINS, ScoreCounts, ScoreHistogram, count_scores
 
 __all__ = ["AnomalyMapMetric", "AnomalyScoreMetric", "PixelMetrics", "image_metrics"]
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mrad_med.histograms import ScoreCounts
+from mrad_med.metrics.histogram import ScoreCounts
 
 __all__ = ["Bounded", "area_under_pro", "area_under_roc", "average_precision", "best_f1", "pro_200", "sensitivity_at"]
 

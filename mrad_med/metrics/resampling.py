@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mrad_med.curves import area_under_pro, area_under_roc, average_precision
-from mrad_med.histograms import ScoreCounts
-from mrad_med.intervals import Interval, percentile_interval
-from mrad_med.metrics import PRO_LIMIT, region_weights
+from mrad_med.metrics.curves import area_under_pro, area_under_roc, average_precision
+from mrad_med.metrics.histogram import ScoreCounts
+from mrad_med.metrics.intervals import Interval, percentile_interval
+from mrad_med.metrics.pixel import PRO_LIMIT, region_weights
 
 __all__ = ["bin_edges", "count_case", "pixel_intervals"]
 
