@@ -37,7 +37,6 @@ from mrad_med.errors import (
 )
 from mrad_med.evaluation import Evaluation, evaluate_together
 from mrad_med.features import FeatureDataset, collate_features, feature_loader
-from mrad_med.handlers import ResultCollector, ResultSaver
 from mrad_med.io.dicom.reader import DicomReader
 from mrad_med.io.dicom.series import DicomSeries, find_series, read_series
 from mrad_med.io.dicom.source import SourceSeries, read_source_series, warn_burned_in
@@ -52,7 +51,6 @@ from mrad_med.measurement import SetMeasurement, undefined_metrics
 from mrad_med.metrics.intervals import bootstrap, delong, delong_difference, weighted_auroc, weighted_average_precision
 from mrad_med.metrics.lesions import LesionMetrics, OverlapMetrics
 from mrad_med.metrics.pixel import AnomalyMapMetric, AnomalyScoreMetric, PixelMetrics, image_metrics
-from mrad_med.montage import draw_montage
 from mrad_med.networks.backbones import load_clip
 from mrad_med.networks.clip import CLIP, CLIPImageEncoder, CLIPTextEncoder
 from mrad_med.networks.export import export_network
@@ -72,8 +70,10 @@ from mrad_med.networks.official import load_official_bank, load_official_checkpo
 from mrad_med.networks.retrieval import average_neighbors, retrieve
 from mrad_med.networks.sliding_window import NonBlack, SlidingWindowAnomalyInferer
 from mrad_med.records import CaseRecord, MapMaker
-from mrad_med.result_writer import ResultWriter
-from mrad_med.results import CaseResult, describe_run
+from mrad_med.results.case_result import CaseResult, describe_run
+from mrad_med.results.handlers import ResultCollector, ResultSaver
+from mrad_med.results.montage import draw_montage
+from mrad_med.results.writer import ResultWriter
 from mrad_med.training_handlers import EarlyStop, PixelMetric, ScoreMetric, TrainingCheckpoint
 from mrad_med.transforms.artifacts import RemoveArtifacts, RemoveArtifactsd
 from mrad_med.transforms.intensity import WINDOWS, ApplyWindow, ApplyWindowd, apply_window

@@ -9,8 +9,8 @@ from typing import Any
 from mrad_med.console import ALL_WELL, SOME_FAILED, say, say_table
 from mrad_med.data.search import FoundCases, survey
 from mrad_med.detector import AnomalyDetector
-from mrad_med.outputs import DEFAULT_OUTPUTS, OUTPUTS
-from mrad_med.result_writer import ResultWriter
+from mrad_med.results.outputs import DEFAULT_OUTPUTS, OUTPUTS
+from mrad_med.results.writer import ResultWriter
 from mrad_med.types import AnomalyKeys
 from mrad_med.workflow import read_bundle
 

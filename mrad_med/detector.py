@@ -12,7 +12,6 @@ from monai.inferers import Inferer
 
 from mrad_med.data.loader import CaseDataset, CaseLoader
 from mrad_med.data.search import find_cases
-from mrad_med.handlers import ResultCollector
 from mrad_med.io.frames import close_frames
 from mrad_med.io.image import ImageSource
 from mrad_med.io.limits import MAX_PIXELS
@@ -21,8 +20,9 @@ from mrad_med.networks.head_files import load_head
 from mrad_med.networks.inferers import SliceAnomalyInferer
 from mrad_med.networks.memory_bank import MemoryBank
 from mrad_med.networks.mrad import MRAD
-from mrad_med.result_writer import ResultWriter
-from mrad_med.results import CaseResult, describe_run
+from mrad_med.results.case_result import CaseResult, describe_run
+from mrad_med.results.handlers import ResultCollector
+from mrad_med.results.writer import ResultWriter
 from mrad_med.transforms.preprocessing import PictureLoader, build_postprocessing, build_preprocessing
 from mrad_med.types import IMAGE_SIZE, AnomalyKeys, FailedCase
 from mrad_med.workflow import find_bundle, plain_errors, read_bundle

@@ -30,7 +30,7 @@ from mrad_med.networks.inferers import AnomalyInferer
 from mrad_med.networks.mrad import MRAD
 from mrad_med.networks.sliding_window import SlidingWindowAnomalyInferer
 from mrad_med.records import CaseRecord, MapMaker, RecordStore, contents_of, fingerprint, unpack_mask, with_packed_mask
-from mrad_med.results import package_versions
+from mrad_med.results.case_result import package_versions
 from mrad_med.summaries import write_summary
 from mrad_med.transforms.preprocessing import build_preprocessing
 from mrad_med.types import IMAGE_SIZE, AnomalyKeys, BackboneCard, FailedCase, ImageFeatures

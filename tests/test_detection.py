@@ -22,7 +22,7 @@ from pydicom.uid import EnhancedSRStorage
 from mrad_med import AnomalyDetector, ResultWriter, make_chest_phantom, write_sample_series
 from mrad_med.__main__ import main
 from mrad_med.io.frames import OverlayVideo
-from mrad_med.outputs import OUTPUTS
+from mrad_med.results.outputs import OUTPUTS
 from tests.dicom_phantoms import OBLIQUE, PRIVATE, write_multiframe, write_series, write_ultrasound
 
 SMALL = ["--bundle", "mrad_tf", "--image_size", "70", "--device", "cpu"]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mrad_med import CaseResult, FailedCase, ResultWriter
 from mrad_med.io.frames import Frame, list_frames
-from mrad_med.journal import Entry, Journal
+from mrad_med.results.journal import Entry, Journal
 
 SETTINGS = {"memory_bank": {"sha256": "ab" * 32}, "settings": {"image_size": 518, "window": "auto"}, "write": None}
 RESULTS = ("maps/a.tiff", "overlays/a.png")
@@ -338,7 +338,7 @@ def test_settings_that_results_depend_on_begin_anew(tmp_path, options, is_done):
 def test_other_versions_of_what_numbers_depend_on_begin_anew(tmp_path, monkeypatch):
     out, results = tmp_path / "out", photographs(tmp_path, "ab")
     run(out, results)
-    monkeypatch.setattr("mrad_med.result_writer.package_versions", lambda: {"torch": "99"})
+    monkeypatch.setattr("mrad_med.results.writer.package_versions", lambda: {"torch": "99"})
     assert resume(out, results)[1] == ["a", "b"]
 
 

@@ -16,11 +16,12 @@ from PIL import Image
 from pydicom import dcmread
 from scipy import ndimage
 
-from mrad_med import CaseResult, OutputError, outputs
+from mrad_med import CaseResult, OutputError
 from mrad_med.errors import ImageFileError
 from mrad_med.io.frames import Frame
 from mrad_med.io.image import read_image
-from mrad_med.outputs import DEFAULT_OUTPUTS, OUTPUTS, OutputSettings, check_outputs, is_dicom
+from mrad_med.results import outputs
+from mrad_med.results.outputs import DEFAULT_OUTPUTS, OUTPUTS, OutputSettings, check_outputs, is_dicom
 from mrad_med.transforms.preprocessing import PictureLoader
 
 from .dicom_phantoms import (

@@ -10,7 +10,7 @@ from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mrad_med.report import CONTOUR_FRACTION, MAX_SIDE, draw_overlay, most_suspicious_slice, save_overlay
+from mrad_med.results.overlays import CONTOUR_FRACTION, MAX_SIDE, draw_overlay, most_suspicious_slice, save_overlay
 
 ROWS, COLUMNS = 40, 60
 

@@ -10,7 +10,7 @@ import pytest
 
 from mrad_med import CaseResult, FailedCase
 from mrad_med.io.frames import Frame
-from mrad_med.result_tables import (
+from mrad_med.results.tables import (
     SCORE_COLUMNS,
     SLICE_COLUMNS,
     STUDY_COLUMNS,

@@ -18,10 +18,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from pydicom import dcmread
 
-from mrad_med import CaseResult, FailedCase, OutputError, Results, ResultWriter, outputs
+from mrad_med import CaseResult, FailedCase, OutputError, Results, ResultWriter
 from mrad_med.io import frames as frames_module
 from mrad_med.io.frames import Frame, list_frames
-from mrad_med.outputs import OUTPUTS
+from mrad_med.results import outputs
+from mrad_med.results.outputs import OUTPUTS
 from mrad_med.transforms.preprocessing import PictureLoader
 
 from .dicom_phantoms import OBLIQUE, PRIVATE, SLICES, affine_of, write_multiframe, write_series, write_ultrasound
@@ -241,7 +242,7 @@ def test_output_that_cannot_be_made_now_is_none_of_an_earlier_run(tmp_path, out,
         raise RuntimeError
 
     monkeypatch.setattr(outputs, "draw_overlay", fail)
-    monkeypatch.setattr("mrad_med.video_output.blend_overlay", fail)
+    monkeypatch.setattr("mrad_med.results.overlay_video.blend_overlay", fail)
     run(out, make(tmp_path), write=["overlay", "video"])
     assert written(out) == []
 

@@ -15,7 +15,7 @@ from mrad_med import CaseResult
 from mrad_med.errors import ImageFileError
 from mrad_med.io import frames as frames_module
 from mrad_med.io.frames import Frame, as_frames, list_frames
-from mrad_med.video_output import VideoCollector
+from mrad_med.results.overlay_video import VideoCollector
 
 av = pytest.importorskip("av")
 

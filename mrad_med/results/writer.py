@@ -18,9 +18,11 @@ from mrad_med.errors import ImageFileError, OutputError, UnfitSourceError
 from mrad_med.files import atomic_path, prepare_output, safe_relative_path
 from mrad_med.io.dicom.source import burned_in_warning
 from mrad_med.io.frames import Frame
-from mrad_med.journal import Entry, Journal
-from mrad_med.outputs import DEFAULT_OUTPUTS, OUTPUTS, Output, OutputSettings, check_outputs, is_dicom
-from mrad_med.result_tables import (
+from mrad_med.results.case_result import CaseResult, package_versions
+from mrad_med.results.journal import Entry, Journal
+from mrad_med.results.outputs import DEFAULT_OUTPUTS, OUTPUTS, Output, OutputSettings, check_outputs, is_dicom
+from mrad_med.results.overlay_video import VideoCollector
+from mrad_med.results.tables import (
     SCORE_COLUMNS,
     SLICE_COLUMNS,
     STUDY_COLUMNS,
@@ -29,10 +31,8 @@ from mrad_med.result_tables import (
     study_rows,
     write_table,
 )
-from mrad_med.results import CaseResult, package_versions
 from mrad_med.transforms.preprocessing import PictureLoader
 from mrad_med.types import AnomalyKeys, FailedCase
-from mrad_med.video_output import VideoCollector
 
 __all__ = ["ResultWriter"]
 

@@ -11,7 +11,7 @@ from typing import Any
 from mrad_med.files import atomic_path
 from mrad_med.io.frames import Frame
 from mrad_med.io.volume_writer import slice_rows
-from mrad_med.results import CaseResult
+from mrad_med.results.case_result import CaseResult
 from mrad_med.types import FailedCase
 
 __all__ = ["SCORE_COLUMNS", "SLICE_COLUMNS", "STUDY_COLUMNS", "score_row", "slices_of", "study_rows", "write_table"]

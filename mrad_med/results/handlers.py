@@ -9,8 +9,8 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.utils import ImageMetaKey
 
-from mrad_med.result_writer import ResultWriter
-from mrad_med.results import CaseResult
+from mrad_med.results.case_result import CaseResult
+from mrad_med.results.writer import ResultWriter
 from mrad_med.transforms.preprocessing import PictureLoader
 from mrad_med.types import AnomalyKeys, FailedCase
 

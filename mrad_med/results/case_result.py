@@ -18,7 +18,7 @@ from mrad_med.io.frames import Frame
 from mrad_med.io.image import ImageSource
 from mrad_med.networks.clip import CLIP
 from mrad_med.networks.memory_bank import MemoryBank
-from mrad_med.report import most_suspicious_slice
+from mrad_med.results.overlays import most_suspicious_slice
 from mrad_med.transforms.preprocessing import PictureLoader
 from mrad_med.types import AnomalyKeys
 

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from mrad_med.io.frames import Frame, OverlayVideo, read_frame
-from mrad_med.report import blend_overlay, fit_picture
-from mrad_med.results import CaseResult
+from mrad_med.results.case_result import CaseResult
+from mrad_med.results.overlays import blend_overlay, fit_picture
 
 __all__ = ["VideoCollector"]
 

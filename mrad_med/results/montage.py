@@ -10,7 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mrad_med.report import CLEAREST, CONTOUR_FRACTION, DENSEST
+from mrad_med.results.overlays import CLEAREST, CONTOUR_FRACTION, DENSEST
 
 __all__ = ["draw_montage"]
 

@@ -1,0 +1,1 @@
+"""The answer for a case, and every file it becomes."""
