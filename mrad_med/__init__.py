@@ -7,7 +7,6 @@ bank and scores medical images nobody labelled by retrieving from it.
 from importlib.metadata import version
 
 from mrad_med.benchmark import run_benchmark
-from mrad_med.cache import FeatureCache
 from mrad_med.data.catalog import DATASETS, PublicDataset
 from mrad_med.data.duplicates import find_duplicates
 from mrad_med.data.folders import (
@@ -24,7 +23,6 @@ from mrad_med.data.sample_volumes import make_chest_phantom, write_sample_series
 from mrad_med.data.search import FoundCases, find_cases, survey
 from mrad_med.data.surfaces import DEFECTS, SURFACES, make_surface, write_surface_dataset
 from mrad_med.detector import AnomalyDetector, Results
-from mrad_med.engines import FineTuneTrainer, PrepareFeatures, PromptTrainer, select_trainable
 from mrad_med.errors import (
     BackboneError,
     DatasetError,
@@ -36,7 +34,6 @@ from mrad_med.errors import (
     TrainingError,
 )
 from mrad_med.evaluation import Evaluation, evaluate_together
-from mrad_med.features import FeatureDataset, collate_features, feature_loader
 from mrad_med.io.dicom.reader import DicomReader
 from mrad_med.io.dicom.series import DicomSeries, find_series, read_series
 from mrad_med.io.dicom.source import SourceSeries, read_source_series, warn_burned_in
@@ -46,7 +43,6 @@ from mrad_med.io.image import read_image
 from mrad_med.io.photographs import PhotographReader
 from mrad_med.io.volume_reader import VolumeReader
 from mrad_med.io.volume_writer import slice_positions, slice_rows, write_volume
-from mrad_med.losses import FineTuneLoss, PromptLoss
 from mrad_med.measurement import SetMeasurement, undefined_metrics
 from mrad_med.metrics.intervals import bootstrap, delong, delong_difference, weighted_auroc, weighted_average_precision
 from mrad_med.metrics.lesions import LesionMetrics, OverlapMetrics
@@ -74,7 +70,11 @@ from mrad_med.results.case_result import CaseResult, describe_run
 from mrad_med.results.handlers import ResultCollector, ResultSaver
 from mrad_med.results.montage import draw_montage
 from mrad_med.results.writer import ResultWriter
-from mrad_med.training_handlers import EarlyStop, PixelMetric, ScoreMetric, TrainingCheckpoint
+from mrad_med.training.feature_cache import FeatureCache
+from mrad_med.training.features import FeatureDataset, collate_features, feature_loader
+from mrad_med.training.handlers import EarlyStop, PixelMetric, ScoreMetric, TrainingCheckpoint
+from mrad_med.training.losses import FineTuneLoss, PromptLoss
+from mrad_med.training.trainers import FineTuneTrainer, PrepareFeatures, PromptTrainer, select_trainable
 from mrad_med.transforms.artifacts import RemoveArtifacts, RemoveArtifactsd
 from mrad_med.transforms.intensity import WINDOWS, ApplyWindow, ApplyWindowd, apply_window
 from mrad_med.transforms.load import LoadMedicalImage, LoadMedicalImaged

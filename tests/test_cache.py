@@ -266,7 +266,7 @@ def test_all_is_encoded_again_where_its_making_changes(tiny_clip, tmp_path, chan
 def test_all_is_encoded_again_by_another_version(tiny_clip, tmp_path, encoded, monkeypatch):
     cases = make_cases(tmp_path)
     fill(make_cache(tiny_clip, tmp_path), cases)
-    monkeypatch.setattr("mrad_med.cache.version", lambda _: "9.9.9")
+    monkeypatch.setattr("mrad_med.training.feature_cache.version", lambda _: "9.9.9")
     fill(make_cache(tiny_clip, tmp_path), cases)
     assert encoded == [4, 4]
 
@@ -363,7 +363,7 @@ BYTES = 16 * 32 * 2 + TINY_SIZE**2  # of one image: patches in fp16, mask
 
 @pytest.mark.parametrize("free", [2**26 + 4 * BYTES - 1, 2**26, 0])
 def test_too_small_disk_is_refused_before_anything_is_encoded(tiny_clip, tmp_path, encoded, free, monkeypatch):
-    monkeypatch.setattr("mrad_med.cache.shutil.disk_usage", lambda _: Usage(free))
+    monkeypatch.setattr("mrad_med.training.feature_cache.shutil.disk_usage", lambda _: Usage(free))
     with pytest.raises(
         OSError, match=r"features of 4 image\(s\) take 0\.0 GB, but 0\.0 GB can be used in .*cache: choose"
     ):
@@ -374,10 +374,10 @@ def test_too_small_disk_is_refused_before_anything_is_encoded(tiny_clip, tmp_pat
 
 def test_only_what_is_missing_needs_space(tiny_clip, tmp_path, encoded, monkeypatch):
     cases = make_cases(tmp_path)
-    monkeypatch.setattr("mrad_med.cache.shutil.disk_usage", lambda _: Usage(2**26 + 3 * BYTES))
+    monkeypatch.setattr("mrad_med.training.feature_cache.shutil.disk_usage", lambda _: Usage(2**26 + 3 * BYTES))
     fill(make_cache(tiny_clip, tmp_path), cases[:3])
     fill(make_cache(tiny_clip, tmp_path), cases)
-    monkeypatch.setattr("mrad_med.cache.shutil.disk_usage", lambda _: Usage(0))
+    monkeypatch.setattr("mrad_med.training.feature_cache.shutil.disk_usage", lambda _: Usage(0))
     assert names(fill(make_cache(tiny_clip, tmp_path), cases)) == ["c0", "c1", "c2", "c3"]
     assert encoded == [3, 1]
 
@@ -393,7 +393,7 @@ def test_disk_that_fills_all_the_same_loses_nothing(tiny_clip, tmp_path, encoded
         save_file(tensors, partial)
         written.append(partial)
 
-    monkeypatch.setattr("mrad_med.cache.save_file", fill_the_disk)
+    monkeypatch.setattr("mrad_med.training.feature_cache.save_file", fill_the_disk)
     with pytest.raises(
         OSError,
         match=r"cannot write features to .*cache \(.*No space left on device\): free some space or choose another",

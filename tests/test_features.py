@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mrad_med import FeatureDataset, collate_features, feature_loader
-from mrad_med.features import UNKNOWN
+from mrad_med.training.features import UNKNOWN
 
 CLASSES = ("tile", "board", "tile", "wood", "board", "tile", "wood")
 

@@ -31,10 +31,10 @@ from mrad_med import (
     load_clip,
     load_official_checkpoint,
 )
-from mrad_med.losses import dice_loss, probability_focal_loss
 from mrad_med.networks.clip import CLIPTextEncoder
 from mrad_med.networks.heads import FineTunedHead
 from mrad_med.networks.retrieval import exclude_nearest, region_tokens, retrieve
+from mrad_med.training.losses import dice_loss, probability_focal_loss
 from mrad_med.types import BankCard, ImageFeatures
 from tests.reference_weights import head_state, normalize, openai_state_dict
 

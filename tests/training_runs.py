@@ -35,7 +35,7 @@ from mrad_med import (
     collate_features,
     feature_loader,
 )
-from mrad_med.features import UNKNOWN
+from mrad_med.training.features import UNKNOWN
 from tests.conftest import make_labelled_batches, make_tiny_clip
 
 STAGES = ("fine_tune", "prompts")

@@ -18,12 +18,12 @@ from ignite.engine import Engine
 from torch import Tensor
 
 from mrad_med.errors import HeadError
-from mrad_med.features import FeatureDataset
 from mrad_med.files import atomic_path, sha256_of_file
 from mrad_med.networks.clip import CLIPTextEncoder
 from mrad_med.networks.heads import FineTunedHead, PromptedHead
 from mrad_med.networks.memory_bank import MemoryBank
 from mrad_med.networks.official import load_official_checkpoint
+from mrad_med.training.features import FeatureDataset
 from mrad_med.types import BackboneCard, HeadCard
 
 __all__ = [

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from mrad_med.data.loader import CaseDataset, CaseLoader, raise_for_failures
 from mrad_med.distributed import rank_and_world, share_work
-from mrad_med.features import UNKNOWN, FeatureDataset
 from mrad_med.files import atomic_path, sha256_of_file
 from mrad_med.io.limits import MAX_PIXELS
 from mrad_med.networks.clip import CLIP
+from mrad_med.training.features import UNKNOWN, FeatureDataset
 from mrad_med.transforms.preprocessing import build_preprocessing
 from mrad_med.types import IMAGE_SIZE, AnomalyKeys, FailedCase
 

@@ -15,10 +15,10 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from mrad_med.errors import TrainingError
-from mrad_med.features import FeatureDataset
-from mrad_med.losses import FineTuneLoss, PromptLoss
 from mrad_med.networks.clip import CLIPImageEncoder
 from mrad_med.networks.heads import FineTunedHead, PromptedHead
+from mrad_med.training.features import FeatureDataset
+from mrad_med.training.losses import FineTuneLoss, PromptLoss
 from mrad_med.types import AnomalyKeys, ImageFeatures
 
 __all__ = ["FineTuneTrainer", "PrepareFeatures", "PromptTrainer", "select_trainable"]
