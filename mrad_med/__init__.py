@@ -33,7 +33,9 @@ from mrad_med.errors import (
     OutputError,
     TrainingError,
 )
-from mrad_med.evaluation import Evaluation, evaluate_together
+from mrad_med.evaluation.evaluation import Evaluation, evaluate_together
+from mrad_med.evaluation.measurement import SetMeasurement, undefined_metrics
+from mrad_med.evaluation.records import CaseRecord, MapMaker
 from mrad_med.io.dicom.reader import DicomReader
 from mrad_med.io.dicom.series import DicomSeries, find_series, read_series
 from mrad_med.io.dicom.source import SourceSeries, read_source_series, warn_burned_in
@@ -43,7 +45,6 @@ from mrad_med.io.image import read_image
 from mrad_med.io.photographs import PhotographReader
 from mrad_med.io.volume_reader import VolumeReader
 from mrad_med.io.volume_writer import slice_positions, slice_rows, write_volume
-from mrad_med.measurement import SetMeasurement, undefined_metrics
 from mrad_med.metrics.intervals import bootstrap, delong, delong_difference, weighted_auroc, weighted_average_precision
 from mrad_med.metrics.lesions import LesionMetrics, OverlapMetrics
 from mrad_med.metrics.pixel import AnomalyMapMetric, AnomalyScoreMetric, PixelMetrics, image_metrics
@@ -65,7 +66,6 @@ from mrad_med.networks.mrad import MRAD, build_mrad_clip, build_mrad_ft, build_m
 from mrad_med.networks.official import load_official_bank, load_official_checkpoint
 from mrad_med.networks.retrieval import average_neighbors, retrieve
 from mrad_med.networks.sliding_window import NonBlack, SlidingWindowAnomalyInferer
-from mrad_med.records import CaseRecord, MapMaker
 from mrad_med.results.case_result import CaseResult, describe_run
 from mrad_med.results.handlers import ResultCollector, ResultSaver
 from mrad_med.results.montage import draw_montage

@@ -13,9 +13,9 @@ from mrad_med.data.masks import Datalist
 from mrad_med.data.public_sets import load_datalist
 from mrad_med.detector import AnomalyDetector
 from mrad_med.errors import FailedCasesError, OutputError
-from mrad_med.evaluation import Evaluation, evaluate_together
+from mrad_med.evaluation.evaluation import Evaluation, evaluate_together
+from mrad_med.evaluation.summary import Summary, as_json, benchmark_tables, latex_tables
 from mrad_med.files import atomic_path
-from mrad_med.summaries import Summary, as_json, benchmark_tables, latex_tables
 
 __all__ = ["run_benchmark"]
 

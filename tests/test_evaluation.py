@@ -37,8 +37,8 @@ from mrad_med import (
     describe_run,
     evaluate_together,
 )
-from mrad_med import evaluation as module
 from mrad_med.errors import OutputError
+from mrad_med.evaluation import evaluation as module
 from mrad_med.metrics.pixel import image_metrics
 from tests.conftest import TINY_SIZE, make_tiny_clip
 

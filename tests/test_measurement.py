@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from mrad_med import PixelMetrics, measurement
-from mrad_med.measurement import ERROR_BOUND, SetMeasurement, undefined_metrics
+from mrad_med import PixelMetrics
+from mrad_med.evaluation import measurement
+from mrad_med.evaluation.measurement import ERROR_BOUND, SetMeasurement, undefined_metrics
+from mrad_med.evaluation.records import CaseRecord, MapMaker
 from mrad_med.metrics import histogram as histograms
 from mrad_med.metrics.intervals import bootstrap_weights, delong
 from mrad_med.metrics.lesions import LesionMetrics, OverlapMetrics
-from mrad_med.records import CaseRecord, MapMaker
 
 SIDE = 16
 MAKE_MAP = MapMaker((SIDE, SIDE), sigma=0.0)  # the map is the record itself

@@ -12,9 +12,17 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from mrad_med import CLIP, MemoryBank, build_mrad_clip, build_mrad_ft, build_mrad_tf
-from mrad_med import records as module
+from mrad_med.evaluation import records as module
+from mrad_med.evaluation.records import (
+    CaseRecord,
+    MapMaker,
+    RecordStore,
+    contents_of,
+    fingerprint,
+    pack_mask,
+    unpack_mask,
+)
 from mrad_med.networks.maps import upsample_and_blur
-from mrad_med.records import CaseRecord, MapMaker, RecordStore, contents_of, fingerprint, pack_mask, unpack_mask
 
 
 def make_record(*, mask: bool = True, seed: int = 0) -> CaseRecord:

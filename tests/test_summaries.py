@@ -11,7 +11,7 @@ import pytest
 
 from mrad_med.data.catalog import DATASETS
 from mrad_med.errors import OutputError
-from mrad_med.summaries import as_json, benchmark_tables, latex_tables, markdown_summary, write_summary
+from mrad_med.evaluation.summary import as_json, benchmark_tables, latex_tables, markdown_summary, write_summary
 from mrad_med.types import FailedCase
 
 NAN = float("nan")

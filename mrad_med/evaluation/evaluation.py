@@ -23,15 +23,23 @@ from mrad_med.data.catalog import DATASETS
 from mrad_med.data.duplicates import find_duplicates
 from mrad_med.data.loader import CaseDataset, CaseLoader, raise_for_failures
 from mrad_med.distributed import gather_parts, rank_and_world
+from mrad_med.evaluation.measurement import SetMeasurement, undefined_metrics
+from mrad_med.evaluation.records import (
+    CaseRecord,
+    MapMaker,
+    RecordStore,
+    contents_of,
+    fingerprint,
+    unpack_mask,
+    with_packed_mask,
+)
+from mrad_med.evaluation.summary import write_summary
 from mrad_med.files import prepare_output
 from mrad_med.io.limits import MAX_PIXELS
-from mrad_med.measurement import SetMeasurement, undefined_metrics
 from mrad_med.networks.inferers import AnomalyInferer
 from mrad_med.networks.mrad import MRAD
 from mrad_med.networks.sliding_window import SlidingWindowAnomalyInferer
-from mrad_med.records import CaseRecord, MapMaker, RecordStore, contents_of, fingerprint, unpack_mask, with_packed_mask
 from mrad_med.results.case_result import package_versions
-from mrad_med.summaries import write_summary
 from mrad_med.transforms.preprocessing import build_preprocessing
 from mrad_med.types import IMAGE_SIZE, AnomalyKeys, BackboneCard, FailedCase, ImageFeatures
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from mrad_med.distributed import gather_parts
+from mrad_med.evaluation.records import CaseRecord, MapMaker
 from mrad_med.metrics.histogram import MAX_BINS
 from mrad_med.metrics.intervals import (
     Interval,
@@ -25,7 +26,6 @@ from mrad_med.metrics.intervals import (
 from mrad_med.metrics.lesions import LesionMetrics, OverlapMetrics
 from mrad_med.metrics.pixel import PixelMetrics, image_metrics
 from mrad_med.metrics.resampling import bin_edges, count_case, pixel_intervals
-from mrad_med.records import CaseRecord, MapMaker
 from mrad_med.types import AnomalyKeys
 
 __all__ = ["SetMeasurement", "undefined_metrics"]
