@@ -7,6 +7,7 @@ bank and scores medical images nobody labelled by retrieving from it.
 from importlib.metadata import version
 
 from mrad_med.benchmark import run_benchmark
+from mrad_med.bundle import BundleWorkflow, find_bundle
 from mrad_med.data.catalog import DATASETS, PublicDataset
 from mrad_med.data.duplicates import find_duplicates
 from mrad_med.data.folders import (
@@ -81,7 +82,6 @@ from mrad_med.transforms.load import LoadMedicalImage, LoadMedicalImaged
 from mrad_med.transforms.preprocessing import PictureLoader, build_postprocessing, build_preprocessing
 from mrad_med.transforms.spatial import ToDisplayOrientation, ToDisplayOrientationd
 from mrad_med.types import AnomalyKeys, BackboneCard, BankCard, FailedCase, HeadCard, ImageFeatures
-from mrad_med.workflow import BundleWorkflow, find_bundle
 
 __version__ = version("mrad-med")
 

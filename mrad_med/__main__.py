@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import mrad_med
-from mrad_med.console import ALL_WELL, NOTHING_DONE, SOME_FAILED, STOPPED, say, say_table
+from mrad_med.cli.console import ALL_WELL, NOTHING_DONE, SOME_FAILED, STOPPED, say, say_table
+from mrad_med.cli.detect import add_detect
 from mrad_med.data.loader import CaseDataset, CaseLoader
-from mrad_med.detection import add_detect
 from mrad_med.errors import FailedCasesError
 from mrad_med.io.limits import MAX_PIXELS
 from mrad_med.types import IMAGE_SIZE

@@ -10,6 +10,7 @@ from typing import Any
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 
+from mrad_med.bundle import find_bundle, plain_errors, read_bundle
 from mrad_med.data.loader import CaseDataset, CaseLoader
 from mrad_med.data.search import find_cases
 from mrad_med.io.frames import close_frames
@@ -25,7 +26,6 @@ from mrad_med.results.handlers import ResultCollector
 from mrad_med.results.writer import ResultWriter
 from mrad_med.transforms.preprocessing import PictureLoader, build_postprocessing, build_preprocessing
 from mrad_med.types import IMAGE_SIZE, AnomalyKeys, FailedCase
-from mrad_med.workflow import find_bundle, plain_errors, read_bundle
 
 __all__ = ["AnomalyDetector", "Results"]
 

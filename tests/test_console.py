@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mrad_med.console import ALL_WELL, NOTHING_DONE, SOME_FAILED, STOPPED, say, say_table
+from mrad_med.cli.console import ALL_WELL, NOTHING_DONE, SOME_FAILED, STOPPED, say, say_table
 
 
 @pytest.mark.parametrize("to_error", [False, True])

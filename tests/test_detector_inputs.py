@@ -24,9 +24,9 @@ from mrad_med import (
     build_mrad_tf,
     export_network,
 )
+from mrad_med.bundle import read_bundle
 from mrad_med.errors import ExportError
 from mrad_med.io.frames import OverlayVideo, list_frames
-from mrad_med.workflow import read_bundle
 from tests.conftest import TINY_SIZE
 from tests.small_dicom import make_image, write_image, write_series
 

@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mrad_med.console import ALL_WELL, SOME_FAILED, say, say_table
+from mrad_med.bundle import read_bundle
+from mrad_med.cli.console import ALL_WELL, SOME_FAILED, say, say_table
 from mrad_med.data.search import FoundCases, survey
 from mrad_med.detector import AnomalyDetector
 from mrad_med.results.outputs import DEFAULT_OUTPUTS, OUTPUTS
 from mrad_med.results.writer import ResultWriter
 from mrad_med.types import AnomalyKeys
-from mrad_med.workflow import read_bundle
 
 __all__ = ["add_detect"]
 

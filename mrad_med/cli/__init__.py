@@ -1,0 +1,1 @@
+"""The `mrad-med` command."""
