@@ -24,7 +24,7 @@ from mrad_med import benchmark as module
 from mrad_med.benchmark import WITH_MEDICAL, ZERO_SHOT
 from mrad_med.errors import OutputError
 from tests.conftest import TINY_SIZE, make_tiny_clip
-from tests.test_evaluation import make_set
+from tests.evaluation.test_evaluation import make_set
 
 
 @pytest.fixture

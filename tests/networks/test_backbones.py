@@ -35,7 +35,7 @@ from mrad_med import (
 from mrad_med.networks import backbones
 from tests.conftest import make_labelled_batches
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 OPENAI_URL = "https://openaipublic.azureedge.net/clip/models/.*/ViT-L-14-336px.pt"
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)

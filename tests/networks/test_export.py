@@ -34,7 +34,7 @@ from mrad_med import (
 )
 from tests.conftest import TINY_SIZE, make_labelled_batches, make_tiny_clip, make_tiny_text_encoder
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 VARIANTS = {"tf": build_mrad_tf, "ft": build_mrad_ft, "clip": build_mrad_clip}
 FILES = [(variant, suffix) for variant in VARIANTS for suffix in (".ts", ".pt2", ".onnx")]
 FILES.remove(("tf", ".pt2"))  # a part of MRAD-FT's, and seconds less

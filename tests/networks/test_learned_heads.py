@@ -38,8 +38,8 @@ from mrad_med.training.losses import dice_loss, probability_focal_loss
 from mrad_med.types import BankCard, ImageFeatures
 from tests.reference_weights import head_state, normalize, openai_state_dict
 
-GOLDEN = np.load(Path(__file__).parent / "golden" / "mrad.npz")
-HEADS = np.load(Path(__file__).parent / "golden" / "learned_heads.npz")
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "mrad.npz")
+HEADS = np.load(Path(__file__).parents[1] / "golden" / "learned_heads.npz")
 LossPart = Callable[..., Tensor]
 
 
@@ -86,7 +86,7 @@ def bank() -> MemoryBank:
 
 @pytest.fixture(scope="module")
 def features(reference: CLIP) -> ImageFeatures:
-    images = np.load(Path(__file__).parent / "golden" / "images.npz")["query_images"]
+    images = np.load(Path(__file__).parents[1] / "golden" / "images.npz")["query_images"]
     with torch.no_grad():
         return reference.image_encoder(normalize(images))
 

@@ -11,7 +11,7 @@ from mrad_med.metrics import resampling
 from mrad_med.metrics.histogram import ScoreCounts
 from mrad_med.metrics.intervals import bootstrap_weights
 from mrad_med.metrics.resampling import bin_edges, count_case, pixel_intervals
-from tests.test_metrics import PixelMetrics, add, blobs, brute_force_pro, compute
+from tests.metrics.test_pixel import PixelMetrics, add, blobs, brute_force_pro, compute
 
 
 def narrow_blobs(count: int) -> tuple[np.ndarray, np.ndarray]:

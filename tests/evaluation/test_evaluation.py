@@ -42,7 +42,7 @@ from mrad_med.evaluation import evaluation as module
 from mrad_med.metrics.pixel import image_metrics
 from tests.conftest import TINY_SIZE, make_tiny_clip
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SIZES = ((40, 60), (56, 56), (70, 30))  # rows and columns
 Cases = list[dict[str, Any]]
 

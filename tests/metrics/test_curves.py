@@ -19,7 +19,7 @@ from mrad_med.metrics.curves import (
     sensitivity_at,
 )
 from mrad_med.metrics.histogram import ScoreCounts, count_scores
-from tests.test_histograms import RANGES, histogram_of, split
+from tests.metrics.test_histogram import RANGES, histogram_of, split
 
 ROUNDING = 1e-9
 

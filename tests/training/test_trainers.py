@@ -29,7 +29,7 @@ from mrad_med import (
 )
 from tests.training_runs import STAGES, assert_same_training, bank_of, make_run, train_both_stages, write_features
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 both_stages = pytest.mark.parametrize("stage", STAGES)
 
 

@@ -20,7 +20,7 @@ from mrad_med.distributed import gather_parts
 from mrad_med.metrics import histogram as histograms
 from mrad_med.metrics.pixel import region_weights
 
-GOLDEN = Path(__file__).parent / "golden" / "metrics.npz"
+GOLDEN = Path(__file__).parents[1] / "golden" / "metrics.npz"
 BOUNDED = ("auroc", "ap", "f1_max", "pro", "tpr_at_fpr_0.01", "tpr_at_fpr_0.05")
 
 
