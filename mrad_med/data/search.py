@@ -20,8 +20,8 @@ from mrad_med.errors import DatasetError, ImageFileError, NotAnImageError
 from mrad_med.io.dicom.headers import quiet, read_header
 from mrad_med.io.dicom.series import DicomSeries, group_series
 from mrad_med.io.dicom.slices import IDENTIFIERS, Slice, have_one_spacing, read_slice
-from mrad_med.io.file_types import DICOM, PHOTOGRAPH, VIDEO, kind_of
-from mrad_med.io.frames import Frame, as_frames, find_sequences, list_frames, may_have_pages, thin_frames
+from mrad_med.io.file_types import DICOM, PHOTOGRAPH, VIDEO, kind_of, may_have_pages
+from mrad_med.io.frames import Frame, as_frames, find_sequences, list_frames, thin_frames
 from mrad_med.types import AnomalyKeys, FailedCase
 
 __all__ = ["FoundCases", "find_cases", "survey"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from pathlib import Path
 
+from mrad_med.errors import ImageFileError
 from mrad_med.io.dicom.headers import looks_like_dicom
 
 __all__ = [
@@ -17,7 +19,9 @@ __all__ = [
     "VIDEO_SUFFIXES",
     "VOLUME",
     "VOLUME_SUFFIXES",
+    "is_picture",
     "kind_of",
+    "may_have_pages",
 ]
 
 PHOTOGRAPH, DICOM, VOLUME, VIDEO = "photograph", "DICOM", "volume", "video"
@@ -48,6 +52,11 @@ _IN_RIFF = {b"WEBP": PHOTOGRAPH, b"AVI ": VIDEO}
 _NO_VIDEOS = (b"avif", b"heic", b"heim", b"heis", b"heix", b"mif1", b"crx ", b"M4A ", b"M4B ")  # pictures, sound
 _NIFTI_SIZES = {348: (344, (b"n+1\0", b"ni1\0")), 540: (4, (b"n+2\0", b"ni2\0"))}  # header size: place of its magic
 _FIRST = 360  # bytes that tell
+
+
+# How files begin; and WEBP within RIFF.
+_WITH_PAGES = (b"GIF8", b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_WITHOUT_PAGES = (b"\xff\xd8\xff", b"BM", b"P5", b"P6")
 
 
 def kind_of(path: Path) -> str | None:
@@ -94,3 +103,23 @@ def _unzipped(start: bytes) -> bytes:
         return zlib.decompressobj(wbits=31).decompress(start, _FIRST)
     except zlib.error:
         return b""
+
+
+def may_have_pages(path: Path) -> bool:
+    """Tell by its first bytes whether a file is a picture that may be several: GIF, PNG, TIFF, WebP."""
+    return _begins(path, _WITH_PAGES)
+
+
+def is_picture(path: str | os.PathLike[str]) -> bool:
+    """Tell by its first bytes whether a file is a picture, and no video."""
+    if not Path(path).is_file():
+        raise ImageFileError("there is no such file")
+    if Path(path).stat().st_size == 0:
+        raise ImageFileError("the file is empty (0 bytes); copy or export it again")
+    return _begins(Path(path), _WITH_PAGES + _WITHOUT_PAGES)
+
+
+def _begins(path: Path, beginnings: tuple[bytes, ...]) -> bool:
+    with path.open("rb") as stream:
+        start = stream.read(12)
+    return start.startswith(beginnings) or (start[:4] == b"RIFF" and start[8:] == b"WEBP")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from mrad_med.errors import ImageFileError
+from mrad_med.io.file_types import is_picture
 from mrad_med.io.limits import MAX_PIXELS, check_pixels
 from mrad_med.io.videos import OverlayVideo, VideoReader, check_count, check_rate, identity_of, video_times
 
@@ -29,7 +30,6 @@ __all__ = [
     "close_frames",
     "find_sequences",
     "list_frames",
-    "may_have_pages",
     "read_frame",
     "thin_frames",
 ]
@@ -38,9 +38,6 @@ MAX_OPEN = 2  # files, or one twice: what reads ahead and what draws results are
 MAX_ANIMATED_PIXELS = 2_000_000_000  # 1000 frames of full HD; to be listed, an animation must be decoded
 
 _PICTURES = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's names
-# How files begin; and WEBP within RIFF.
-_WITH_PAGES = (b"GIF8", b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_WITHOUT_PAGES = (b"\xff\xd8\xff", b"BM", b"P5", b"P6")
 _NUMBER = re.compile(r"\d+(?=\D*$)")  # the last one of a name
 _ROUNDING = 6e-4  # seconds; Matroska tells times in milliseconds
 
@@ -83,7 +80,7 @@ def list_frames(
     if frames_per_second is not None:
         check_rate(frames_per_second)
     with _refusals():
-        times_of = _page_times if _is_picture(path) else video_times
+        times_of = _page_times if is_picture(path) else video_times
         frames = [Frame(str(path), index, time) for index, time in enumerate(times_of(Path(path), max_pixels))]
     return frames if frames_per_second is None else thin_frames(frames, frames_per_second)
 
@@ -152,7 +149,7 @@ def read_frame(frame: Frame, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint
         if source is None:
             while len(_sources) >= MAX_OPEN:
                 _sources.pop(next(iter(_sources))).close()
-            source = (_PageReader if _is_picture(path) else VideoReader)(path, max_pixels)
+            source = (_PageReader if is_picture(path) else VideoReader)(path, max_pixels)
         try:
             picture = source.read(frame.index)
         except ImageFileError:
@@ -181,26 +178,6 @@ def _refusals() -> Iterator[None]:
         raise ImageFileError(
             f"no video or picture, or damaged ({kind}); is the copy complete? Export it again"
         ) from None
-
-
-def may_have_pages(path: Path) -> bool:
-    """Tell by its first bytes whether a file is a picture that may be several: GIF, PNG, TIFF, WebP."""
-    return _begins(path, _WITH_PAGES)
-
-
-def _is_picture(path: str | os.PathLike[str]) -> bool:
-    """Tell by its first bytes whether a file is a picture, and no video."""
-    if not Path(path).is_file():
-        raise ImageFileError("there is no such file")
-    if Path(path).stat().st_size == 0:
-        raise ImageFileError("the file is empty (0 bytes); copy or export it again")
-    return _begins(Path(path), _WITH_PAGES + _WITHOUT_PAGES)
-
-
-def _begins(path: Path, beginnings: tuple[bytes, ...]) -> bool:
-    with path.open("rb") as stream:
-        start = stream.read(12)
-    return start.startswith(beginnings) or (start[:4] == b"RIFF" and start[8:] == b"WEBP")
 
 
 class _PageReader:

@@ -1,4 +1,4 @@
-"""DICOM headers: where pixels lie and how many there are, and no tag that names a patient unless asked for."""
+"""DICOM headers: where pixels lie, which objects are images, and none of the tags that name a patient."""
 
 from __future__ import annotations
 
@@ -14,14 +14,24 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from pydicom import config
+from pydicom import Dataset, config
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import UID, MediaStorageDirectoryStorage
 
-from mrad_med.errors import ImageFileError
+from mrad_med.errors import ImageFileError, NotAnImageError
 from mrad_med.io.geometry import Planes, plane_normal
 from mrad_med.io.limits import MAX_VOXELS
 
-__all__ = ["count_frames", "frame_group", "looks_like_dicom", "pixel_spacing", "planes_of", "quiet", "read_header"]
+__all__ = [
+    "check_is_image",
+    "count_frames",
+    "frame_group",
+    "looks_like_dicom",
+    "pixel_spacing",
+    "planes_of",
+    "quiet",
+    "read_header",
+]
 
 # All that an image needs of a DICOM file: with these, patient tags never enter the process.
 _TAGS = [
@@ -76,6 +86,46 @@ _PIXEL_TAGS = [
 _MAX_INFLATED = 4 * MAX_VOXELS  # bytes
 _META_START = 144  # bytes before the file meta information whose length a DICOM file tells (PS3.10, 7.1)
 _QUIET = threading.RLock()  # pydicom's switches are one for the whole process
+
+
+_STORAGE = "1.2.840.10008.5.1.4.1.1."  # what SOP classes of stored objects begin with (DICOM PS3.6, table A-1)
+_KINDS = {  # how the classes of objects that are no images go on, the longer before the shorter
+    "88.59": "a selection of key images",
+    "88.": "a structured report",
+    "11.": "a presentation state",
+    "66.4": "a segmentation",
+    "66.5": "a segmentation",
+    "66.7": "a segmentation",
+    "66": "a registration, fiducials or raw data",
+    "67": "a map of real world values",
+    "4.2": "a spectrum",
+    "9.": "a waveform",
+    "104.": "a document",
+    "77.1.6": "a whole slide in tiles",
+    "77.1.1.1": "a video",
+    "77.1.2.1": "a video",
+    "77.1.4.1": "a video",
+}
+_RADIOTHERAPY = {  # how its classes end that are no plan and no record; those of images have no kind
+    "481.1": "",
+    "481.2": "a radiotherapy dose",
+    "481.3": "a radiotherapy structure set",
+    "481.23": "",
+    "481.24": "",
+}
+_MODALITIES = {  # for objects of no known class
+    "SR": "a structured report",
+    "PR": "a presentation state",
+    "KO": "a selection of key images",
+    "SEG": "a segmentation",
+    "REG": "a registration",
+    "DOC": "a document",
+    "RTSTRUCT": "a radiotherapy structure set",
+    "RTPLAN": "a radiotherapy plan",
+    "RTDOSE": "a radiotherapy dose",
+    "RTRECORD": "a radiotherapy record",
+    "ECG": "a waveform",
+}
 
 
 @contextmanager
@@ -261,3 +311,36 @@ def _thickness(header: pydicom.Dataset) -> float:
     """Return the step from a slice to the next in mm, for where no next one tells; 1 where nothing does."""
     source = frame_group(header, 0, "PixelMeasuresSequence") or header
     return abs(float(source.get("SpacingBetweenSlices") or source.get("SliceThickness") or 1.0))
+
+
+def check_is_image(header: Dataset) -> None:
+    """Refuse DICOM objects that are no images, by their kind.
+
+    Raises:
+        NotAnImageError: a report, plan, document, segmentation, ...; or an object of unknown class without picture.
+        ImageFileError: an image of which the size is missing, as where a file is cut off.
+    """
+    kind = _kind(header)
+    if kind:
+        raise NotAnImageError(f"this DICOM object is {kind}, not an image; leave it out")
+    if "Rows" in header and "Columns" in header:
+        return
+    if _class_of(header).name.endswith("Image Storage"):
+        raise ImageFileError("its header does not tell the size of its image: cut off, or stripped; export it again")
+    raise NotAnImageError("this DICOM object holds no image; leave it out")
+
+
+def _class_of(header: Dataset) -> UID:
+    return UID(str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or ""))
+
+
+def _kind(header: Dataset) -> str:
+    """Return what an object that is no image is, in plain words; nothing for an image."""
+    uid = _class_of(header)
+    if uid == MediaStorageDirectoryStorage:
+        return "the index of an export disk (DICOMDIR)"
+    ending = uid.removeprefix(_STORAGE)
+    if ending.startswith("481."):
+        return _RADIOTHERAPY.get(ending, "a radiotherapy plan or record")
+    otherwise = _MODALITIES.get(str(header.get("Modality")), "") if ending == uid or "Rows" not in header else ""
+    return next((kind for start, kind in _KINDS.items() if ending.startswith(start)), otherwise)

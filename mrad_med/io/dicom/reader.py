@@ -18,8 +18,15 @@ from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.uid import JPEG2000TransferSyntaxes
 
 from mrad_med.errors import ImageFileError
-from mrad_med.io.dicom.headers import count_frames, frame_group, pixel_spacing, planes_of, quiet, read_header
-from mrad_med.io.dicom.object_classes import check_is_image
+from mrad_med.io.dicom.headers import (
+    check_is_image,
+    count_frames,
+    frame_group,
+    pixel_spacing,
+    planes_of,
+    quiet,
+    read_header,
+)
 from mrad_med.io.dicom.windows import stored_windows
 from mrad_med.io.file_types import DICOM_SUFFIXES
 from mrad_med.io.geometry import stack_planes, upright_affine

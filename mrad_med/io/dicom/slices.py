@@ -11,8 +11,7 @@ import numpy as np
 import pydicom
 
 from mrad_med.errors import ImageFileError
-from mrad_med.io.dicom.headers import count_frames, planes_of, quiet, read_header
-from mrad_med.io.dicom.object_classes import check_is_image
+from mrad_med.io.dicom.headers import check_is_image, count_frames, planes_of, quiet, read_header
 from mrad_med.io.geometry import Planes, Stack, stack_planes
 
 __all__ = [

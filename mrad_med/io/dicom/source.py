@@ -13,6 +13,7 @@ from pydicom import Dataset, dcmread
 
 from mrad_med.errors import ImageFileError, UnfitSourceError
 from mrad_med.io.dicom.headers import read_header
+from mrad_med.io.geometry import LPS_TO_RAS
 
 __all__ = ["SourceSeries", "burned_in_warning", "frames_on_source", "read_source_series", "warn_burned_in"]
 
@@ -48,7 +49,6 @@ _IDENTIFIERS = (
     "StudyID",
     "ReferringPhysicianName",
 )
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _GRID_TOLERANCE = 0.25  # voxels; positions are written with few digits, and slices are never quite evenly spaced
 _PIXELS_OF_TEXT = ("SC", "OT", "US", "ES", "IVUS", "XC", "GM")  # kinds of images that often show a name or a date
 
@@ -286,7 +286,7 @@ def _take_frames(
 ) -> NDArray[np.float32]:
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
         raise UnfitSourceError("the map's affine cannot be inverted; it must be a (4, 4) voxel to world matrix")
-    to_voxel = (np.linalg.inv(affine) @ _LPS_TO_RAS @ planes)[:, :3]  # (F, 3, 3) of (row, column, 1)
+    to_voxel = (np.linalg.inv(affine) @ LPS_TO_RAS @ planes)[:, :3]  # (F, 3, 3) of (row, column, 1)
     exact = np.rint(to_voxel)
     rows, columns = shape[1:]
     corners = np.array([[0, 0, 1], [rows - 1, 0, 1], [0, columns - 1, 1], [rows - 1, columns - 1, 1]]).T
