@@ -9,6 +9,7 @@ from importlib.metadata import version
 from mrad_med.benchmark import run_benchmark
 from mrad_med.bundle import BundleWorkflow, find_bundle
 from mrad_med.data.catalog import DATASETS, PublicDataset
+from mrad_med.data.dicom_series import find_series
 from mrad_med.data.duplicates import find_duplicates
 from mrad_med.data.folders import (
     choose_held_out,
@@ -38,7 +39,7 @@ from mrad_med.evaluation.evaluation import Evaluation, evaluate_together
 from mrad_med.evaluation.measurement import SetMeasurement, undefined_metrics
 from mrad_med.evaluation.records import CaseRecord, MapMaker
 from mrad_med.io.dicom.reader import DicomReader
-from mrad_med.io.dicom.series import DicomSeries, find_series, read_series
+from mrad_med.io.dicom.series import DicomSeries, read_series
 from mrad_med.io.dicom.source import SourceSeries, read_source_series, warn_burned_in
 from mrad_med.io.dicom.writer import write_overlay_captures, write_parametric_map, write_segmentation
 from mrad_med.io.frames import Frame, list_frames, read_frame

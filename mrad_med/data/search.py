@@ -13,13 +13,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mrad_med.data.dicom_series import group_series
 from mrad_med.data.folders import find_files
 from mrad_med.data.masks import Datalist, name_cases
 from mrad_med.data.names import Identifiers, UniqueNames
 from mrad_med.errors import DatasetError, ImageFileError, NotAnImageError
 from mrad_med.io.dicom.headers import quiet, read_header
-from mrad_med.io.dicom.series import DicomSeries, group_series
-from mrad_med.io.dicom.slices import IDENTIFIERS, Slice, have_one_spacing, read_slice
+from mrad_med.io.dicom.series import IDENTIFIERS, DicomSeries, Slice, have_one_spacing, read_slice
 from mrad_med.io.file_types import DICOM, PHOTOGRAPH, VIDEO, kind_of, may_have_pages
 from mrad_med.io.frames import Frame, as_frames, find_sequences, list_frames, thin_frames
 from mrad_med.types import AnomalyKeys, FailedCase

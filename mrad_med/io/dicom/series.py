@@ -1,40 +1,60 @@
-"""DICOM series: slices scattered over files, found, put in order by position, and read as one volume."""
+"""DICOM series: slices described by their headers, put in order by position, and read as one volume."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import torch
 from monai.data import MetaTensor
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
-from mrad_med.data.names import UniqueNames, printable
-from mrad_med.errors import DatasetError, ImageFileError
+from mrad_med.data.dicom_series import _VOLUME_TAGS
+from mrad_med.errors import ImageFileError
+from mrad_med.io.dicom.headers import check_is_image, count_frames, planes_of, quiet, read_header
 from mrad_med.io.dicom.reader import DicomReader
-from mrad_med.io.dicom.slices import (
-    Slice,
-    common_planes,
-    have_one_spacing,
-    read_slice,
-    split_into_volumes,
-    stack_slices,
-)
 from mrad_med.io.dicom.windows import VOIKeys
-from mrad_med.io.file_types import DICOM, kind_of
-from mrad_med.io.geometry import Stack, plane_name, stack_planes
+from mrad_med.io.geometry import Planes, Stack, stack_planes
 from mrad_med.io.limits import MAX_PIXELS, MAX_VOXELS, check_voxels
 
-__all__ = ["DicomSeries", "find_series", "group_series", "read_series"]
+__all__ = [
+    "IDENTIFIERS",
+    "DicomSeries",
+    "Slice",
+    "common_planes",
+    "have_one_spacing",
+    "read_series",
+    "read_slice",
+    "stack_slices",
+]
 
 logger = logging.getLogger(__name__)
+
+
+_TONES = "PhotometricInterpretation"
+PARALLEL = 1e-3  # largest difference between the directions of slices of one stack
+# What tells who the patient is, and names of cases are freed of.
+IDENTIFIERS = (
+    "PatientName",
+    "PatientID",
+    "OtherPatientIDs",
+    "PatientBirthDate",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "SeriesDate",
+    "AcquisitionDate",
+    "ContentDate",
+)
+_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+_TAGS = (*_UIDS, "SeriesNumber", *IDENTIFIERS, *sorted({tag for tags in _VOLUME_TAGS for tag in tags}))
 
 
 @dataclass(frozen=True)
@@ -59,39 +79,6 @@ class DicomSeries:
     spacing: tuple[float, float, float] | None
     problems: tuple[str, ...] = ()
     is_volume: bool = True
-
-
-def find_series(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[DicomSeries]:
-    """Return the series in a folder and below it, or among files, by their headers alone.
-
-    Files are known as DICOM by their content, whatever their name. Objects that are no images and files that cannot
-    be read are passed over. Hidden files and folders are passed over too, links to folders are not followed. A series
-    is split where its pictures differ in direction or size, and where several volumes lie at the same positions
-    (echoes, times).
-
-    Args:
-        source: a folder, a file, or several files.
-
-    Raises:
-        DatasetError: the folder does not exist or cannot be listed, or there is no DICOM image.
-    """
-    files, root = _list_files(source)
-    slices = [item for item in map(_try_slice, files) if item is not None]
-    if len(slices) < len(files):
-        logger.warning("%d of %d file(s) passed over: no images, or damaged", len(files) - len(slices), len(files))
-    if not slices:
-        raise DatasetError(f"no DICOM image in {root}: slices are looked for by their content, whatever their names")
-    return group_series(slices, root)
-
-
-def group_series(slices: Iterable[Slice], root: Path) -> list[DicomSeries]:
-    """Return the series that slices make, named after their folders below ``root``."""
-    by_series: dict[str, list[Slice]] = defaultdict(list)
-    for item in slices:
-        by_series[item.series].append(item)
-    groups = [(group, notes) for members in by_series.values() for group, notes in split_into_volumes(members)]
-    groups.sort(key=lambda item: (item[0][0].path.parent, item[0][0].number or 0, item[0][0].path))
-    return _name([_describe(group, notes) for group, notes in groups], [group[0] for group, _ in groups], root)
 
 
 def read_series(
@@ -166,74 +153,103 @@ def _report(faults: Sequence[str], *, strict: bool) -> None:
         logger.warning("a series is read although its slices make no even stack: %s", "; ".join(faults))
 
 
-def _try_slice(path: Path) -> Slice | None:
+@dataclass(frozen=True)
+class Slice:
+    """What the header of one file tells about its place in a series.
+
+    UIDs and identifiers are there to be compared; they are in no name, message or picture of the object.
+    """
+
+    path: Path
+    study: str = field(repr=False)
+    series: str = field(repr=False)
+    instance: str = field(repr=False)
+    identifiers: frozenset[str] = field(repr=False)
+    is_grey: bool
+    number: int | None
+    modality: str
+    size: tuple[int, int]
+    frames: int
+    planes: Planes | None
+    problem: str | None
+    volume: dict[str, str]
+
+
+def read_slice(path: Path) -> Slice:
+    """Return what the header of a file tells.
+
+    Raises:
+        ImageFileError: no DICOM image, or damaged.
+    """
+    if not path.is_file():
+        raise ImageFileError("there is no such file")
+    header = read_header(path, more=_TAGS)
+    with quiet("the DICOM header"):
+        check_is_image(header)
+        planes, problem = _try_planes(header)
+        number = header.get("SeriesNumber")
+        return Slice(
+            path=path,
+            study=str(header.get("StudyInstanceUID") or ""),
+            series=str(header.get("SeriesInstanceUID") or path),
+            instance=str(header.get("SOPInstanceUID") or path),
+            identifiers=frozenset(str(header.get(tag) or "") for tag in IDENTIFIERS) - {""},
+            is_grey=int(header.get("SamplesPerPixel") or 1) == 1 and "PALETTE" not in str(header.get(_TONES)),
+            number=None if number is None else int(number),
+            modality=str(header.get("Modality") or ""),
+            size=(int(header.Columns), int(header.Rows)),
+            frames=count_frames(header),
+            planes=planes,
+            problem=problem,
+            volume={tag: str(header.get(tag, "")) for tags in _VOLUME_TAGS for tag in tags},
+        )
+
+
+def _try_planes(header: pydicom.Dataset) -> tuple[Planes | None, str | None]:
     try:
-        return read_slice(path)
-    except ImageFileError:
+        return planes_of(header), None
+    except ImageFileError as error:
+        return None, str(error)
+
+
+def common_planes(slices: Sequence[Slice]) -> Planes:
+    """Return the planes of slices that make one stack.
+
+    Raises:
+        ImageFileError: they do not.
+    """
+    for item in slices:
+        if item.problem is not None:
+            raise ImageFileError(item.problem)
+        if item.frames > 1:
+            raise ImageFileError("a file of several frames among slices; read it by itself")
+    planes = [item.planes for item in slices if item.planes is not None]
+    if len(planes) < len(slices):
+        raise ImageFileError(f"{len(slices) - len(planes)} slice(s) do not tell their position; read them as images")
+    if len({item.size for item in slices}) > 1:
+        raise ImageFileError("slices of different sizes; read each size by itself, as find_series tells them apart")
+    first = planes[0]
+    if any(not _are_parallel(first, other) for other in planes):
+        raise ImageFileError("slices of different directions; read each by itself, as find_series tells them apart")
+    if not have_one_spacing(slices):
+        raise ImageFileError("slices of different pixel spacings make no single volume; read each by itself")
+    return replace(first, positions=np.concatenate([item.positions for item in planes]))
+
+
+def have_one_spacing(slices: Sequence[Slice]) -> bool:
+    """Tell whether the pixels of slices are as far apart in all that tell it."""
+    spacings = [item.planes.spacing for item in slices if item.planes is not None]
+    return not spacings or np.allclose(spacings, spacings[0], rtol=1e-3)
+
+
+def _are_parallel(first: Planes, second: Planes) -> bool:
+    return bool(np.abs(first.orientation - second.orientation).max() < PARALLEL)
+
+
+def stack_slices(group: Sequence[Slice]) -> Stack | None:
+    """Return the stack of parallel slices, or of the frames of one file; None where they do not tell their position."""
+    first = group[0].planes
+    if first is None:
         return None
-
-
-def _list_files(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> tuple[list[Path], Path]:
-    """Return the DICOM files that are meant, sorted, and the folder that their names are told from."""
-    if not isinstance(source, (str, os.PathLike)):
-        files = sorted(Path(path).absolute() for path in source)
-        return files, Path(os.path.commonpath([path.parent for path in files])) if files else Path()
-    root = Path(source)
-    if root.is_file():
-        return [root], root.parent
-    if not root.is_dir():
-        raise DatasetError(f"there is no file or folder {root}")
-    files = []
-    for folder, subfolders, names in os.walk(root, onerror=_refuse):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        candidates = [Path(folder) / name for name in sorted(names) if not name.startswith(".")]
-        files += [path for path in candidates if kind_of(path) == DICOM]
-    return files, root
-
-
-def _refuse(error: OSError) -> None:
-    raise DatasetError(f"cannot list {error.filename} ({error.strerror}); grant access or leave it out") from error
-
-
-def _describe(group: list[Slice], notes: list[str]) -> DicomSeries:
-    """Return a series, not yet named."""
-    group, stack, notes = _without_copies(group, stack_slices(group), notes)
-    first = group[0]
-    problems = [*notes, *dict.fromkeys(item.problem for item in group if item.problem is not None)]
-    files, spacing, plane = [item.path for item in group], None, "unknown"
-    is_volume = first.is_grey and stack is not None and not stack.faults and have_one_spacing(group)
-    if stack is None or first.planes is None:
-        if len(group) > 1:
-            problems.append(f"{len(group)} slice(s) do not tell their position")
-    else:
-        files = files if first.frames > 1 else [files[index] for index in stack.order]
-        problems += [*stack.faults, *stack.remarks]
-        lengths = np.linalg.norm(stack.affine[:3, :3], axis=0)
-        spacing, plane = (float(lengths[0]), float(lengths[1]), float(lengths[2])), plane_name(first.planes.orientation)
-        if not have_one_spacing(group):
-            problems.append("different pixel spacings in one series")
-    return DicomSeries("", tuple(files), first.modality, plane, spacing, tuple(problems), is_volume)
-
-
-def _without_copies(
-    group: list[Slice], stack: Stack | None, notes: list[str]
-) -> tuple[list[Slice], Stack | None, list[str]]:
-    """Return a group without files that hold the same slice again, where nothing else keeps it from being a volume."""
-    if stack is None or not stack.repeated:
-        return group, stack, notes
-    originals = list({item.instance: item for item in reversed(group)}.values())[::-1]
-    reduced = stack_slices(originals)
-    if reduced is None or reduced.faults or len(originals) < 2:
-        return group, stack, notes
-    return originals, reduced, [*notes, f"{len(group) - len(originals)} copies of slices passed over"]
-
-
-def _name(found: list[DicomSeries], firsts: list[Slice], root: Path) -> list[DicomSeries]:
-    """Return the series with their names: folder, number, and a count where these are the same."""
-    unique = UniqueNames()
-    named = []
-    for series, first in zip(found, firsts, strict=True):
-        number = "" if first.number is None else f"_{first.number}"
-        name = printable((first.path.parent.relative_to(root) / f"series{number}").as_posix())
-        named.append(replace(series, case_id=unique(name)))
-    return named
+    positions = [item.planes.positions for item in group if item.planes is not None]
+    return stack_planes(replace(first, positions=np.concatenate(positions)))

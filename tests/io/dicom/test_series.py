@@ -14,8 +14,9 @@ import pytest
 import torch
 from pydicom.uid import generate_uid
 
+from mrad_med.data.dicom_series import find_series
 from mrad_med.errors import DatasetError, ImageFileError
-from mrad_med.io.dicom.series import DicomSeries, find_series, read_series
+from mrad_med.io.dicom.series import DicomSeries, read_series
 from mrad_med.io.dicom.windows import VOIKeys
 from tests.small_dicom import item, make_image, write_image, write_series
 

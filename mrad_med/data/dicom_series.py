@@ -1,0 +1,180 @@
+"""DICOM series: slices scattered over files, found by their headers and put together."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mrad_med.data.names import UniqueNames, printable
+from mrad_med.errors import DatasetError, ImageFileError
+from mrad_med.io.dicom.series import DicomSeries, Slice, _are_parallel, have_one_spacing, read_slice, stack_slices
+from mrad_med.io.file_types import DICOM, kind_of
+from mrad_med.io.geometry import Stack, plane_name
+
+__all__ = ["find_series", "group_series", "split_into_volumes"]
+
+logger = logging.getLogger(__name__)
+
+
+# What tells the volumes of one series apart whose slices lie at the same positions: the first that does is taken.
+_VOLUME_TAGS = (
+    ("EchoTime",),
+    ("TemporalPositionIdentifier",),
+    ("DiffusionBValue",),
+    ("TriggerTime",),
+    ("AcquisitionNumber",),
+    ("EchoTime", "TemporalPositionIdentifier"),
+    ("DiffusionBValue", "AcquisitionNumber"),
+)
+
+
+def find_series(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[DicomSeries]:
+    """Return the series in a folder and below it, or among files, by their headers alone.
+
+    Files are known as DICOM by their content, whatever their name. Objects that are no images and files that cannot
+    be read are passed over. Hidden files and folders are passed over too, links to folders are not followed. A series
+    is split where its pictures differ in direction or size, and where several volumes lie at the same positions
+    (echoes, times).
+
+    Args:
+        source: a folder, a file, or several files.
+
+    Raises:
+        DatasetError: the folder does not exist or cannot be listed, or there is no DICOM image.
+    """
+    files, root = _list_files(source)
+    slices = [item for item in map(_try_slice, files) if item is not None]
+    if len(slices) < len(files):
+        logger.warning("%d of %d file(s) passed over: no images, or damaged", len(files) - len(slices), len(files))
+    if not slices:
+        raise DatasetError(f"no DICOM image in {root}: slices are looked for by their content, whatever their names")
+    return group_series(slices, root)
+
+
+def group_series(slices: Iterable[Slice], root: Path) -> list[DicomSeries]:
+    """Return the series that slices make, named after their folders below ``root``."""
+    by_series: dict[str, list[Slice]] = defaultdict(list)
+    for item in slices:
+        by_series[item.series].append(item)
+    groups = [(group, notes) for members in by_series.values() for group, notes in split_into_volumes(members)]
+    groups.sort(key=lambda item: (item[0][0].path.parent, item[0][0].number or 0, item[0][0].path))
+    return _name([_describe(group, notes) for group, notes in groups], [group[0] for group, _ in groups], root)
+
+
+def _try_slice(path: Path) -> Slice | None:
+    try:
+        return read_slice(path)
+    except ImageFileError:
+        return None
+
+
+def _list_files(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> tuple[list[Path], Path]:
+    """Return the DICOM files that are meant, sorted, and the folder that their names are told from."""
+    if not isinstance(source, (str, os.PathLike)):
+        files = sorted(Path(path).absolute() for path in source)
+        return files, Path(os.path.commonpath([path.parent for path in files])) if files else Path()
+    root = Path(source)
+    if root.is_file():
+        return [root], root.parent
+    if not root.is_dir():
+        raise DatasetError(f"there is no file or folder {root}")
+    files = []
+    for folder, subfolders, names in os.walk(root, onerror=_refuse):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        candidates = [Path(folder) / name for name in sorted(names) if not name.startswith(".")]
+        files += [path for path in candidates if kind_of(path) == DICOM]
+    return files, root
+
+
+def _refuse(error: OSError) -> None:
+    raise DatasetError(f"cannot list {error.filename} ({error.strerror}); grant access or leave it out") from error
+
+
+def _describe(group: list[Slice], notes: list[str]) -> DicomSeries:
+    """Return a series, not yet named."""
+    group, stack, notes = _without_copies(group, stack_slices(group), notes)
+    first = group[0]
+    problems = [*notes, *dict.fromkeys(item.problem for item in group if item.problem is not None)]
+    files, spacing, plane = [item.path for item in group], None, "unknown"
+    is_volume = first.is_grey and stack is not None and not stack.faults and have_one_spacing(group)
+    if stack is None or first.planes is None:
+        if len(group) > 1:
+            problems.append(f"{len(group)} slice(s) do not tell their position")
+    else:
+        files = files if first.frames > 1 else [files[index] for index in stack.order]
+        problems += [*stack.faults, *stack.remarks]
+        lengths = np.linalg.norm(stack.affine[:3, :3], axis=0)
+        spacing, plane = (float(lengths[0]), float(lengths[1]), float(lengths[2])), plane_name(first.planes.orientation)
+        if not have_one_spacing(group):
+            problems.append("different pixel spacings in one series")
+    return DicomSeries("", tuple(files), first.modality, plane, spacing, tuple(problems), is_volume)
+
+
+def _without_copies(
+    group: list[Slice], stack: Stack | None, notes: list[str]
+) -> tuple[list[Slice], Stack | None, list[str]]:
+    """Return a group without files that hold the same slice again, where nothing else keeps it from being a volume."""
+    if stack is None or not stack.repeated:
+        return group, stack, notes
+    originals = list({item.instance: item for item in reversed(group)}.values())[::-1]
+    reduced = stack_slices(originals)
+    if reduced is None or reduced.faults or len(originals) < 2:
+        return group, stack, notes
+    return originals, reduced, [*notes, f"{len(group) - len(originals)} copies of slices passed over"]
+
+
+def _name(found: list[DicomSeries], firsts: list[Slice], root: Path) -> list[DicomSeries]:
+    """Return the series with their names: folder, number, and a count where these are the same."""
+    unique = UniqueNames()
+    named = []
+    for series, first in zip(found, firsts, strict=True):
+        number = "" if first.number is None else f"_{first.number}"
+        name = printable((first.path.parent.relative_to(root) / f"series{number}").as_posix())
+        named.append(replace(series, case_id=unique(name)))
+    return named
+
+
+def split_into_volumes(members: list[Slice]) -> list[tuple[list[Slice], list[str]]]:
+    """Return the volumes of one series, each with what is to be told of the split."""
+    sizes = {item.size for item in members}
+    notes = [f"pictures of {len(sizes)} sizes in one series, told apart"] if len(sizes) > 1 else []
+    groups: list[list[Slice]] = []
+    for item in members:
+        group = next((group for group in groups if _belongs(item, group[0])), None)
+        if group is None:
+            groups.append([item])
+        else:
+            group.append(item)
+    return [(volume, notes) for group in groups for volume in _split_repeated(group)]
+
+
+def _belongs(item: Slice, first: Slice) -> bool:
+    if item.size != first.size or item.frames > 1 or first.frames > 1:
+        return False
+    if item.planes is None or first.planes is None:
+        return item.planes is first.planes
+    return _are_parallel(item.planes, first.planes)
+
+
+def _split_repeated(group: list[Slice]) -> list[list[Slice]]:
+    """Return the volumes of a group whose positions repeat, by the first tags that leave none repeated."""
+    if not _repeats(group):
+        return [group]
+    for tags in _VOLUME_TAGS:
+        volumes: dict[tuple[str, ...], list[Slice]] = defaultdict(list)
+        for item in group:
+            volumes[tuple(item.volume[tag] for tag in tags)].append(item)
+        if not any(_repeats(volume) for volume in volumes.values()):
+            return list(volumes.values())
+    return [group]
+
+
+def _repeats(group: list[Slice]) -> bool:
+    stack = stack_slices(group) if group[0].frames == 1 else None
+    return stack is not None and bool(stack.repeated)
