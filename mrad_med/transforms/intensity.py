@@ -1,4 +1,4 @@
-"""Windows: which range of an image's units is shown from black to white."""
+"""Transforms of intensities: windows, scaling to bytes, gray and color images to RGB."""
 
 from __future__ import annotations
 
@@ -16,9 +16,19 @@ from numpy.typing import NDArray
 from mrad_med.errors import ImageFileError
 from mrad_med.io.dicom.windows import VOIKeys
 from mrad_med.transforms.dictionary import Eachd
-from mrad_med.transforms.load import INTENSITY_PERCENTILES, ScaleToBytes
 
-__all__ = ["WINDOWS", "ApplyWindow", "ApplyWindowd", "Window", "apply_lookup_table", "apply_window"]
+__all__ = [
+    "WINDOWS",
+    "ApplyWindow",
+    "ApplyWindowd",
+    "ScaleToBytes",
+    "ScaleToBytesd",
+    "ToRGB",
+    "ToRGBd",
+    "Window",
+    "apply_lookup_table",
+    "apply_window",
+]
 
 Window = str | Sequence[float]  # "auto", "stored", "percentile", the name of a preset, or center and width
 
@@ -37,6 +47,9 @@ WINDOWS: dict[str, tuple[float, float]] = {
 
 _MODES = ("auto", "stored", "percentile")
 _CHUNK = 1 << 22  # values windowed at a time, so that a volume is never held in double precision
+
+
+INTENSITY_PERCENTILES = (0.5, 99.5)  # of images deeper than 8 bits: the range that becomes black to white
 
 
 def apply_window(values: NDArray[Any], center: float, width: float, *, function: str = "LINEAR") -> NDArray[np.uint8]:
@@ -192,3 +205,64 @@ class ApplyWindowd(Eachd):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.transform = ApplyWindow(window, percentiles)
+
+
+class ScaleToBytes(Transform):
+    """Bring intensities to uint8: 8-bit images as they are, deeper ones from black to white between two percentiles.
+
+    The percentiles are taken over the whole image or volume. A constant deep image becomes black.
+    """
+
+    def __init__(self, percentiles: tuple[float, float] = INTENSITY_PERCENTILES) -> None:
+        self.percentiles = percentiles
+
+    def __call__(self, image: MetaTensor) -> MetaTensor:
+        """Return the scaled image.
+
+        Raises:
+            ImageFileError: no value is finite.
+        """
+        if image.dtype == torch.uint8:
+            return image
+        values = image.numpy()
+        finite = values[np.isfinite(values)]
+        if finite.size == 0:
+            raise ImageFileError("the image has no finite value (all NaN or infinite); export it again")
+        low, high = (float(value) for value in np.percentile(finite, self.percentiles))
+        scaled = (torch.nan_to_num(image, nan=low, posinf=high, neginf=low) - low) / max(high - low, 1e-12)
+        return (scaled.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+class ToRGB(Transform):
+    """Repeat a grey image in three channels; three channels stay."""
+
+    def __call__(self, image: MetaTensor) -> MetaTensor:
+        """Return (3, ...).
+
+        Raises:
+            ImageFileError: another number of channels.
+        """
+        if image.shape[0] not in (1, 3):
+            raise ImageFileError(f"{image.shape[0]} channels; grey (1) and RGB (3) images can be scored")
+        return image if image.shape[0] == 3 else image.repeat(3, *[1] * (image.ndim - 1))
+
+
+class ScaleToBytesd(Eachd):
+    """Dictionary version of `ScaleToBytes`."""
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        percentiles: tuple[float, float] = INTENSITY_PERCENTILES,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = ScaleToBytes(percentiles)
+
+
+class ToRGBd(Eachd):
+    """Dictionary version of `ToRGB`."""
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = ToRGB()

@@ -14,17 +14,16 @@ from numpy.typing import NDArray
 from mrad_med.io.image import ImageSource
 from mrad_med.io.limits import MAX_PIXELS
 from mrad_med.transforms.artifacts import RemoveArtifactsd
-from mrad_med.transforms.intensity import ApplyWindow, ApplyWindowd, Window
-from mrad_med.transforms.load import (
-    LoadMaskd,
-    LoadMedicalImage,
-    LoadMedicalImaged,
+from mrad_med.transforms.intensity import ApplyWindow, ApplyWindowd, ToRGB, ToRGBd, Window
+from mrad_med.transforms.load import LoadMaskd, LoadMedicalImage, LoadMedicalImaged
+from mrad_med.transforms.spatial import (
     ResizeBicubicd,
     ResizeMaskd,
-    ToRGB,
-    ToRGBd,
+    SliceLayout,
+    ToDisplayOrientation,
+    ToDisplayOrientationd,
+    slice_layout,
 )
-from mrad_med.transforms.spatial import SliceLayout, ToDisplayOrientation, ToDisplayOrientationd, slice_layout
 from mrad_med.types import IMAGE_SIZE, AnomalyKeys, BackboneCard
 
 __all__ = ["PictureLoader", "build_postprocessing", "build_preprocessing", "load_picture"]

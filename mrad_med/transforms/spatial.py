@@ -1,4 +1,4 @@
-"""Upright pictures of images and volumes: which axis of an array is which, and back."""
+"""Transforms of space: upright images, which axis of an array is which, sizes, and back."""
 
 from __future__ import annotations
 
@@ -6,17 +6,32 @@ from typing import NamedTuple
 
 import nibabel
 import numpy as np
+import torch
+import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import InvertibleTransform, Orientation
+from monai.transforms import InvertibleTransform, Orientation, Transform
 from monai.utils import TraceKeys
 from numpy.typing import NDArray
+from PIL import Image
 
 from mrad_med.errors import ImageFileError
 from mrad_med.io.image import MIN_SIDE
-from mrad_med.transforms.dictionary import InvertibleEachd
+from mrad_med.transforms.dictionary import Eachd, InvertibleEachd
+from mrad_med.transforms.load import MASK_THRESHOLD
+from mrad_med.types import IMAGE_SIZE
 
-__all__ = ["PLANES", "SliceLayout", "ToDisplayOrientation", "ToDisplayOrientationd", "slice_layout"]
+__all__ = [
+    "PLANES",
+    "ResizeBicubic",
+    "ResizeBicubicd",
+    "ResizeMask",
+    "ResizeMaskd",
+    "SliceLayout",
+    "ToDisplayOrientation",
+    "ToDisplayOrientationd",
+    "slice_layout",
+]
 
 # Where columns, rows and slices of upright pictures run to.
 PLANES = {"axial": "LPS", "coronal": "LIA", "sagittal": "PIL"}
@@ -118,3 +133,86 @@ class ToDisplayOrientationd(InvertibleEachd):
     def __init__(self, keys: KeysCollection, plane: str = "auto", allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
         self.transform = ToDisplayOrientation(plane)
+
+
+class ResizeBicubic(InvertibleTransform):
+    """Resize rows and columns of bytes with Pillow's antialiased bicubic filter; the aspect ratio is not kept.
+
+    The inverse brings a map back to the size before, bilinearly (or as ``nearest_interp`` of MONAI's `Invertd` says).
+    Slices of a volume are resized one by one.
+
+    Args:
+        size: rows and columns, or one number for both.
+    """
+
+    def __init__(self, size: int | tuple[int, int] = IMAGE_SIZE) -> None:
+        self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    def __call__(self, image: MetaTensor) -> MetaTensor:
+        """Return uint8 (C, rows, columns[, slices]) of uint8 (C, H, W[, slices])."""
+        original = tuple(image.shape[1:])
+        resized = _resize_bytes(image, self.size, Image.Resampling.BICUBIC)
+        return self.push_transform(resized, orig_size=original, extra_info={"mode": "bilinear"})
+
+    def inverse(self, image: MetaTensor) -> MetaTensor:
+        """Return a map (C, rows, columns[, slices]) at the size before."""
+        applied = self.pop_transform(image)
+        size, mode = applied[TraceKeys.ORIG_SIZE][:2], applied[TraceKeys.EXTRA_INFO]["mode"]
+        slices = _slices(image.as_tensor())
+        restored = F.interpolate(slices, size=size, mode=mode, antialias=mode != "nearest")
+        return MetaTensor(_restack(restored, image.ndim)).copy_meta_from(image)
+
+
+class ResizeMask(Transform):
+    """Resize a binary mask with Pillow's antialiased bilinear filter, then cut at one half, as the published code."""
+
+    def __init__(self, size: int | tuple[int, int] = IMAGE_SIZE) -> None:
+        self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    def __call__(self, mask: MetaTensor) -> MetaTensor:
+        """Return float32 (1, rows, columns[, slices]) of 0 and 1; a mask of NaN (not known) stays one."""
+        if mask.isnan().any():
+            return mask.new_full((1, *self.size, *mask.shape[3:]), float("nan"))
+        grey = (mask * 255).to(torch.uint8)
+        return (_resize_bytes(grey, self.size, Image.Resampling.BILINEAR) > MASK_THRESHOLD).float()
+
+
+def _resize_bytes(image: MetaTensor, size: tuple[int, int], resample: Image.Resampling) -> MetaTensor:
+    """Return uint8 (C, rows, columns[, slices]) with each slice resized by Pillow itself: it is its own referee."""
+    slices = _slices(image.as_tensor()).permute(0, 2, 3, 1).numpy()  # (D, H, W, C)
+    resized = [
+        np.asarray(Image.fromarray(item[..., 0] if item.shape[-1] == 1 else item).resize(size[::-1], resample))
+        for item in slices
+    ]
+    stacked = torch.from_numpy(np.stack(resized)).reshape(len(resized), *size, -1).permute(0, 3, 1, 2)
+    return MetaTensor(_restack(stacked, image.ndim)).copy_meta_from(image)
+
+
+def _slices(image: torch.Tensor) -> torch.Tensor:
+    """Return (D, C, H, W) of (C, H, W[, D])."""
+    return image[None] if image.ndim == 3 else image.permute(3, 0, 1, 2)
+
+
+def _restack(slices: torch.Tensor, ndim: int) -> torch.Tensor:
+    """Return (C, H, W[, D]), ``ndim`` axes, of (D, C, H, W)."""
+    return slices[0] if ndim == 3 else slices.permute(1, 2, 3, 0)
+
+
+class ResizeBicubicd(InvertibleEachd):
+    """Dictionary version of `ResizeBicubic`."""
+
+    def __init__(
+        self, keys: KeysCollection, size: int | tuple[int, int] = IMAGE_SIZE, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = ResizeBicubic(size)
+
+
+class ResizeMaskd(Eachd):
+    """Dictionary version of `ResizeMask`."""
+
+    def __init__(
+        self, keys: KeysCollection, size: int | tuple[int, int] = IMAGE_SIZE, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = ResizeMask(size)

@@ -14,13 +14,9 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from mrad_med.transforms.artifacts import RemoveArtifacts, RemoveArtifactsd, find_field, find_highlights, find_text
-from mrad_med.transforms.load import (
-    LoadMedicalImaged,
-    ResizeBicubicd,
-    ScaleToBytesd,
-    ToRGBd,
-)
-from mrad_med.transforms.spatial import ToDisplayOrientationd
+from mrad_med.transforms.intensity import ScaleToBytesd, ToRGBd
+from mrad_med.transforms.load import LoadMedicalImaged
+from mrad_med.transforms.spatial import ResizeBicubicd, ToDisplayOrientationd
 
 ROWS, COLUMNS = 241, 317  # odd, and the fields below lie off their middle
 TISSUE = (190, 90, 70)

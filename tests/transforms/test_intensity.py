@@ -11,8 +11,14 @@ from pydicom.pixels.processing import apply_windowing
 from mrad_med.errors import ImageFileError
 from mrad_med.io.dicom.windows import VOIKeys
 from mrad_med.io.image import read_image_file
-from mrad_med.transforms.intensity import WINDOWS, ApplyWindow, ApplyWindowd, apply_lookup_table, apply_window
-from mrad_med.transforms.load import ScaleToBytes
+from mrad_med.transforms.intensity import (
+    WINDOWS,
+    ApplyWindow,
+    ApplyWindowd,
+    ScaleToBytes,
+    apply_lookup_table,
+    apply_window,
+)
 from tests.small_dicom import COLUMNS, ROWS, lookup_table, make_image, write_image
 
 

@@ -14,21 +14,17 @@ from nibabel.orientations import axcodes2ornt, ornt_transform
 from PIL import Image
 
 from mrad_med import BackboneCard, ImageFileError, build_preprocessing
-from mrad_med.transforms.load import (
-    LoadMaskd,
-    LoadMedicalImage,
-    LoadMedicalImaged,
+from mrad_med.transforms.intensity import ScaleToBytes, ScaleToBytesd, ToRGB, ToRGBd
+from mrad_med.transforms.load import LoadMaskd, LoadMedicalImage, LoadMedicalImaged
+from mrad_med.transforms.preprocessing import load_picture
+from mrad_med.transforms.spatial import (
     ResizeBicubic,
     ResizeBicubicd,
     ResizeMask,
     ResizeMaskd,
-    ScaleToBytes,
-    ScaleToBytesd,
-    ToRGB,
-    ToRGBd,
+    ToDisplayOrientation,
+    ToDisplayOrientationd,
 )
-from mrad_med.transforms.preprocessing import load_picture
-from mrad_med.transforms.spatial import ToDisplayOrientation, ToDisplayOrientationd
 
 ROWS, COLUMNS, SLICES = 40, 60, 7
 CARD = BackboneCard(
