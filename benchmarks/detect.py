@@ -25,7 +25,7 @@ import numpy as np
 from encoder import print_machine
 from PIL import Image
 
-from mrad_med.data.sample_volumes import make_chest_phantom, write_sample_series
+from mrad_med.data.phantoms import make_chest_phantom, write_sample_series
 
 PHOTOGRAPH, CT = (4000, 3000), (512, 512, 120)  # columns, rows and slices
 SMALL_PHOTOGRAPH, SMALL_CT = (1000, 750), (512, 512, 6)

@@ -19,9 +19,15 @@ from mrad_med.data.folders import (
 )
 from mrad_med.data.loader import CaseDataset, CaseLoader
 from mrad_med.data.masks import check_masks
-from mrad_med.data.phantoms import make_phantom, write_sample_dataset, write_sample_images
+from mrad_med.data.phantoms import (
+    make_chest_phantom,
+    make_phantom,
+    write_sample_dataset,
+    write_sample_images,
+    write_sample_series,
+    write_sample_study,
+)
 from mrad_med.data.public_sets import InventoryRow, list_datasets, load_datalist
-from mrad_med.data.sample_volumes import make_chest_phantom, write_sample_series, write_sample_study
 from mrad_med.data.search import FoundCases, find_cases, survey
 from mrad_med.data.surfaces import DEFECTS, SURFACES, make_surface, write_surface_dataset
 from mrad_med.detector import AnomalyDetector, Results

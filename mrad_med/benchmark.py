@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mrad_med.data.catalog import DATASETS
-from mrad_med.data.masks import Datalist
+from mrad_med.data.datalist import Datalist
 from mrad_med.data.public_sets import load_datalist
 from mrad_med.detector import AnomalyDetector
 from mrad_med.errors import FailedCasesError, OutputError

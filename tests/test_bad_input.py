@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from mrad_med import CLIP, AnomalyDetector, CaseDataset, FailedCase, MemoryBank, build_mrad_tf, build_preprocessing
-from mrad_med.data.sample_volumes import make_chest_phantom, write_sample_series
+from mrad_med.data.phantoms import make_chest_phantom, write_sample_series
 from mrad_med.data.search import find_cases
 from mrad_med.errors import ImageFileError
 from mrad_med.io.dicom.windows import VOIKeys

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mrad_med.data.datalist import Datalist, Report, reporter, shorten
 from mrad_med.data.folders import load_labelled_folder, visa_cases
 from mrad_med.data.layouts import BesideLayout, ClassLayout, FolderLayout, Group, Layout
-from mrad_med.data.masks import Datalist, Report, list_folders, list_images, reporter, shorten, stem_of
+from mrad_med.data.paths import list_folders, list_images, stem_of
 from mrad_med.data.tables import cases_of_rows, read_table
 from mrad_med.errors import DatasetError
 

@@ -8,49 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrad_med.data.masks import Datalist, Report, name_cases, reporter, shorten
+from mrad_med.data.datalist import Datalist, Report, reporter, shorten
 from mrad_med.data.names import printable
+from mrad_med.data.paths import find_files, name_cases
 from mrad_med.data.tables import cases_of_rows, read_table
 from mrad_med.errors import DatasetError
-from mrad_med.io.file_types import kind_of
 from mrad_med.types import AnomalyKeys
 
-__all__ = ["DatasetError", "choose_held_out", "find_files", "load_labelled_folder", "load_training_set", "load_visa"]
-
-
-def find_files(root: str | os.PathLike[str], *, exclude: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Return every file below a folder that is meant to be an image, or the one file given, sorted by name.
-
-    Hidden files and folders are passed over, links to folders are not followed.
-
-    Args:
-        root: a folder, searched recursively, or a file.
-        exclude: a folder that is passed over, such as the one results are written to.
-
-    Raises:
-        DatasetError: the path does not exist, cannot be listed, holds no image, or is itself the excluded folder.
-    """
-    root = Path(root)
-    if root.is_file():
-        return [root]
-    if not root.is_dir():
-        raise DatasetError(f"there is no file or folder {root}")
-    excluded = None if exclude is None else Path(exclude).resolve()
-    if excluded == root.resolve():
-        raise DatasetError(f"{root} would hold both images and results; choose another output folder")
-    files: list[Path] = []
-    for folder, subfolders, names in os.walk(root, onerror=_refuse):
-        subfolders[:] = sorted(
-            name for name in subfolders if not name.startswith(".") and (Path(folder) / name).resolve() != excluded
-        )
-        candidates = (Path(folder) / name for name in sorted(names) if not name.startswith("."))
-        files.extend(path for path in candidates if path.is_file() and kind_of(path) is not None)
-    if not files:
-        raise DatasetError(
-            f"no image below {root}: photographs (png, jpg, tif, ...), DICOM files, NIfTI and NRRD volumes and videos "
-            "are looked for"
-        )
-    return files
+__all__ = ["DatasetError", "choose_held_out", "load_labelled_folder", "load_training_set", "load_visa"]
 
 
 def _refuse(error: OSError) -> None:

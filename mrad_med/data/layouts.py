@@ -9,18 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from mrad_med.data.masks import (
-    Datalist,
-    Report,
-    cases_by_masks,
-    list_folders,
-    list_images,
-    make_cases,
-    pair_masks,
-    shorten,
-    stem_of,
-)
+from mrad_med.data.datalist import Datalist, Report, make_cases, shorten
+from mrad_med.data.masks import cases_by_masks, pair_masks
 from mrad_med.data.names import printable
+from mrad_med.data.paths import list_folders, list_images, stem_of
 
 __all__ = ["BesideLayout", "ClassLayout", "FolderLayout", "Group", "Layout"]
 

@@ -4,130 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import tifffile
 from PIL import Image
 
-from mrad_med.data.names import printable
-from mrad_med.errors import DatasetError, ImageFileError
-from mrad_med.io.file_types import IMAGE_SUFFIXES, PHOTOGRAPH_SUFFIXES, VIDEO_SUFFIXES
+from mrad_med.data.datalist import Datalist, Report, make_cases, shorten
+from mrad_med.data.paths import stem_of
+from mrad_med.errors import ImageFileError
+from mrad_med.io.file_types import PHOTOGRAPH_SUFFIXES
 from mrad_med.io.image import read_image_file
 from mrad_med.io.photographs import ORIENTATION_TAG
 from mrad_med.transforms.load import MASK_THRESHOLD
 from mrad_med.types import AnomalyKeys
 
-__all__ = [
-    "Datalist",
-    "Report",
-    "cases_by_masks",
-    "check_masks",
-    "list_folders",
-    "list_images",
-    "make_cases",
-    "name_cases",
-    "pair_masks",
-    "path_below",
-    "reporter",
-    "shorten",
-    "stem_of",
-]
+__all__ = ["cases_by_masks", "check_masks", "pair_masks"]
 
 logger = logging.getLogger(__name__)
-
-Datalist = list[dict[str, Any]]
-Report = Callable[[str], None]  # takes what is wrong with a set, and what to do about it
-
-SHOWN = 5  # names in a message; the number of all is told before
-
-
-def reporter(*, strict: bool) -> Report:
-    """Return what is to be done with a problem of a set: raise `DatasetError` where strict, else log a warning."""
-    return _refuse if strict else _warn
-
-
-def _refuse(problem: str) -> None:
-    raise DatasetError(problem)
-
-
-def _warn(problem: str) -> None:
-    logger.warning("%s", problem)
-
-
-def shorten(names: Iterable[object]) -> str:
-    """Return the first few names as one text, with dots where there are more."""
-    texts = [str(name) for name in names]
-    return ", ".join(texts[:SHOWN]) + (", ..." if len(texts) > SHOWN else "")
-
-
-def path_below(root: Path, name: str) -> Path:
-    r"""Return the path that a table of a set names; ``\`` is taken as ``/``, for tables are written on Windows too.
-
-    Raises:
-        DatasetError: the path is absolute, names a drive, or has ``..``: it would lead out of the folder.
-    """
-    portable = PurePosixPath(name.replace("\\", "/"))
-    if portable.is_absolute() or ".." in portable.parts or PureWindowsPath(name).drive or "\0" in name:
-        raise DatasetError(f"a table names a file outside its folder {root}: {name!r}; paths below it are expected")
-    return root / portable
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Return the images of one folder by their suffixes, sorted by name; hidden files are passed over.
-
-    Raises:
-        DatasetError: the folder cannot be listed.
-    """
-    return [path for path in _entries(folder, folders=False) if path.name.lower().endswith(IMAGE_SUFFIXES)]
-
-
-def list_folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted by name; hidden ones and what macOS adds to archives are passed over.
-
-    Raises:
-        DatasetError: the folder cannot be listed.
-    """
-    return [path for path in _entries(folder, folders=True) if path.name != "__MACOSX"]
-
-
-def _entries(folder: Path, *, folders: bool) -> list[Path]:
-    """Return the folders or the files in a folder; links count as what they lead to."""
-    try:
-        with os.scandir(folder) as entries:  # tells folders from files without a look at each of thousands
-            names = [
-                entry.name
-                for entry in entries
-                if not entry.name.startswith(".") and (entry.is_dir() if folders else entry.is_file())
-            ]
-    except OSError as error:
-        raise DatasetError(f"cannot list {folder} ({error.strerror}); grant access or leave it out") from error
-    return [folder / name for name in sorted(names)]
-
-
-def name_cases(files: Sequence[Path], root: Path) -> list[str]:
-    """Return unique names: the path below the root without suffix, or with it where two files differ only there."""
-    names = [printable(path.relative_to(root).as_posix()) for path in files]
-    stems = [stem_of(name) for name in names]
-    count = Counter(stems)
-    taken: set[str] = {stem for stem in stems if count[stem] == 1}
-    case_ids = []
-    for stem, name in zip(stems, names, strict=True):
-        case_id = stem if count[stem] == 1 else name.replace(".", "_")
-        while count[stem] > 1 and case_id in taken:
-            case_id += "_"
-        taken.add(case_id)
-        case_ids.append(case_id)
-    return case_ids
-
-
-def stem_of(name: str) -> str:
-    """Return a name without the suffix of an image or a video; the last number of a DICOM file's name is none."""
-    longest_first = sorted(IMAGE_SUFFIXES + VIDEO_SUFFIXES, key=len, reverse=True)
-    suffix = next((suffix for suffix in longest_first if name.lower().endswith(suffix)), "")
-    return name[: len(name) - len(suffix)]
 
 
 def pair_masks(
@@ -183,20 +79,6 @@ def _image_stem(mask: Path, stems: Mapping[str, object], endings: Sequence[str])
     own = stem_of(mask.name)
     candidates = [own, *(own[: -len(ending)] for ending in endings if ending and own.endswith(ending))]
     return next((stem for stem in candidates if stem in stems), own)
-
-
-def make_cases(root: Path, images: Sequence[Path], label: int, masks: Mapping[Path, Path], class_name: str) -> Datalist:
-    """Return cases of one label and class, with the masks that are known."""
-    return [
-        {
-            "image": str(image),
-            "case_id": case_id,
-            "label": label,
-            "mask": str(masks[image]) if image in masks else None,
-            "class": class_name,
-        }
-        for image, case_id in zip(images, name_cases(images, root), strict=True)
-    ]
 
 
 def cases_by_masks(

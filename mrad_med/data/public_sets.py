@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mrad_med.data.archives import ARCHIVES, find_archive, load_archive, load_folder
 from mrad_med.data.catalog import DATASETS, Counts, PublicDataset
-from mrad_med.data.masks import Datalist, Report, reporter
+from mrad_med.data.datalist import Datalist, Report, reporter
 from mrad_med.data.tables import load_csv, load_datalist_json, load_meta_json
 from mrad_med.errors import DatasetError
 

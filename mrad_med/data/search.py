@@ -13,10 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mrad_med.data.datalist import Datalist
 from mrad_med.data.dicom_series import group_series
-from mrad_med.data.folders import find_files
-from mrad_med.data.masks import Datalist, name_cases
-from mrad_med.data.names import Identifiers, UniqueNames
+from mrad_med.data.names import UniqueNames
+from mrad_med.data.paths import find_files, name_cases
+from mrad_med.data.privacy import Identifiers
 from mrad_med.errors import DatasetError, ImageFileError, NotAnImageError
 from mrad_med.io.dicom.headers import quiet, read_header
 from mrad_med.io.dicom.series import IDENTIFIERS, DicomSeries, Slice, have_one_spacing, read_slice

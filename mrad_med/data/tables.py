@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrad_med.data.masks import Datalist, Report, name_cases, path_below, reporter, shorten
+from mrad_med.data.datalist import Datalist, Report, reporter, shorten
 from mrad_med.data.names import printable
+from mrad_med.data.paths import name_cases, path_below
 from mrad_med.errors import DatasetError
 from mrad_med.types import AnomalyKeys
 

@@ -11,19 +11,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from mrad_med.data.masks import (
-    DatasetError,
-    cases_by_masks,
-    check_masks,
-    list_folders,
-    list_images,
-    make_cases,
-    name_cases,
-    pair_masks,
-    path_below,
-    reporter,
-    shorten,
-)
+from mrad_med.data.datalist import make_cases, reporter, shorten
+from mrad_med.data.masks import DatasetError, cases_by_masks, check_masks, pair_masks
+from mrad_med.data.paths import list_folders, list_images, name_cases, path_below
 from tests.small_archives import litter, picture, pictures
 
 

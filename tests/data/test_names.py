@@ -7,7 +7,8 @@ import unicodedata
 
 import pytest
 
-from mrad_med.data.names import Identifiers, UniqueNames, printable
+from mrad_med.data.names import UniqueNames, printable
+from mrad_med.data.privacy import Identifiers
 from mrad_med.files import safe_relative_path
 
 FINGAL = ["Fingal^Olive", "PID-73519", "20250917", "19520314"]
