@@ -59,7 +59,7 @@ from mrad_med.metrics.pixel import AnomalyMapMetric, AnomalyScoreMetric, PixelMe
 from mrad_med.networks.backbones import load_clip
 from mrad_med.networks.clip import CLIP, CLIPImageEncoder, CLIPTextEncoder
 from mrad_med.networks.export import export_network
-from mrad_med.networks.head_files import describe_head, load_head, save_head
+from mrad_med.networks.head_files import load_head, save_head
 from mrad_med.networks.heads import FineTunedHead, PromptedHead, TrainFreeHead
 from mrad_med.networks.inferers import AnomalyInferer, FeatureInferer, SliceAnomalyInferer
 from mrad_med.networks.maps import fuse_scores, top_fraction_mean, upsample_and_blur
@@ -72,9 +72,10 @@ from mrad_med.networks.memory_bank import (
 )
 from mrad_med.networks.mrad import MRAD, build_mrad_clip, build_mrad_ft, build_mrad_tf
 from mrad_med.networks.official import load_official_bank, load_official_checkpoint
+from mrad_med.networks.provenance import describe_run
 from mrad_med.networks.retrieval import average_neighbors, retrieve
 from mrad_med.networks.sliding_window import NonBlack, SlidingWindowAnomalyInferer
-from mrad_med.results.case_result import CaseResult, describe_run
+from mrad_med.results.case_result import CaseResult
 from mrad_med.results.handlers import ResultCollector, ResultSaver
 from mrad_med.results.montage import draw_montage
 from mrad_med.results.writer import ResultWriter
@@ -82,7 +83,7 @@ from mrad_med.training.feature_cache import FeatureCache
 from mrad_med.training.features import FeatureDataset, collate_features, feature_loader
 from mrad_med.training.handlers import EarlyStop, PixelMetric, ScoreMetric, TrainingCheckpoint
 from mrad_med.training.losses import FineTuneLoss, PromptLoss
-from mrad_med.training.trainers import FineTuneTrainer, PrepareFeatures, PromptTrainer, select_trainable
+from mrad_med.training.trainers import FineTuneTrainer, PrepareFeatures, PromptTrainer, describe_head, select_trainable
 from mrad_med.transforms.artifacts import RemoveArtifacts, RemoveArtifactsd
 from mrad_med.transforms.intensity import WINDOWS, ApplyWindow, ApplyWindowd, apply_window
 from mrad_med.transforms.load import LoadMedicalImage, LoadMedicalImaged

@@ -21,7 +21,8 @@ from mrad_med.networks.head_files import load_head
 from mrad_med.networks.inferers import SliceAnomalyInferer
 from mrad_med.networks.memory_bank import MemoryBank
 from mrad_med.networks.mrad import MRAD
-from mrad_med.results.case_result import CaseResult, describe_run
+from mrad_med.networks.provenance import describe_run
+from mrad_med.results.case_result import CaseResult
 from mrad_med.results.handlers import ResultCollector
 from mrad_med.results.writer import ResultWriter
 from mrad_med.transforms.preprocessing import PictureLoader, build_postprocessing, build_preprocessing

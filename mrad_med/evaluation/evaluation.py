@@ -38,8 +38,8 @@ from mrad_med.files import prepare_output
 from mrad_med.io.limits import MAX_PIXELS
 from mrad_med.networks.inferers import AnomalyInferer
 from mrad_med.networks.mrad import MRAD
+from mrad_med.networks.provenance import package_versions
 from mrad_med.networks.sliding_window import SlidingWindowAnomalyInferer
-from mrad_med.results.case_result import package_versions
 from mrad_med.transforms.preprocessing import build_preprocessing
 from mrad_med.types import IMAGE_SIZE, AnomalyKeys, BackboneCard, FailedCase, ImageFeatures
 

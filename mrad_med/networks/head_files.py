@@ -23,41 +23,18 @@ from mrad_med.networks.clip import CLIPTextEncoder
 from mrad_med.networks.heads import FineTunedHead, PromptedHead
 from mrad_med.networks.memory_bank import MemoryBank
 from mrad_med.networks.official import load_official_checkpoint
-from mrad_med.training.features import FeatureDataset
 from mrad_med.types import BackboneCard, HeadCard
 
 __all__ = [
     "best_epoch",
     "check_head",
     "copy_weights",
-    "describe_head",
     "load_head",
     "load_weights",
     "save_head",
     "save_tensors",
     "sha256_of_text_tower",
 ]
-
-
-def describe_head(
-    *,
-    variant: str,
-    backbone: BackboneCard,
-    bank: MemoryBank,
-    training_set: FeatureDataset,
-    configuration: Mapping[str, Any] | None = None,
-    metrics: Mapping[str, Any] | None = None,
-) -> HeadCard:
-    """Return the card of a head that is trained with a bank on cached features; arguments as in `HeadCard`."""
-    return HeadCard(
-        variant=variant,
-        backbone=backbone.name,
-        backbone_sha256=backbone.sha256,
-        bank_sha256=bank.sha256,
-        training_set=training_set.sources,
-        configuration=dict(configuration or {}),
-        metrics=dict(metrics or {}),
-    )
 
 
 def save_head(

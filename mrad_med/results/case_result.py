@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +14,11 @@ from numpy.typing import NDArray
 
 from mrad_med.io.frames import Frame
 from mrad_med.io.image import ImageSource
-from mrad_med.networks.clip import CLIP
-from mrad_med.networks.memory_bank import MemoryBank
 from mrad_med.results.overlays import most_suspicious_slice
 from mrad_med.transforms.preprocessing import PictureLoader
 from mrad_med.types import AnomalyKeys
 
-__all__ = ["CaseResult", "describe_run", "package_versions"]
-
-_RECORDED_PACKAGES = ("mrad-med", "monai", "torch", "open_clip_torch", "numpy")
-
-
-def describe_run(clip: CLIP, bank: MemoryBank, **settings: Any) -> dict[str, Any]:
-    """Return what a record of a run should say of its parts: cards, hashes and settings, all plain values."""
-    memory_bank = {"sha256": bank.sha256, "card": bank.card.to_dict()}
-    return {"backbone": asdict(clip.card), "memory_bank": memory_bank, "settings": settings}
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that numbers depend on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in _RECORDED_PACKAGES}
+__all__ = ["CaseResult"]
 
 
 @dataclass(frozen=True)

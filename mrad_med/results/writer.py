@@ -18,7 +18,8 @@ from mrad_med.errors import ImageFileError, OutputError, UnfitSourceError
 from mrad_med.files import atomic_path, prepare_output, safe_relative_path
 from mrad_med.io.dicom.source import burned_in_warning
 from mrad_med.io.frames import Frame
-from mrad_med.results.case_result import CaseResult, package_versions
+from mrad_med.networks.provenance import package_versions
+from mrad_med.results.case_result import CaseResult
 from mrad_med.results.journal import Entry, Journal
 from mrad_med.results.outputs import DEFAULT_OUTPUTS, OUTPUTS, Output, OutputSettings, check_outputs, is_dicom
 from mrad_med.results.overlay_video import VideoCollector

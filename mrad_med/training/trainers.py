@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader
 from mrad_med.errors import TrainingError
 from mrad_med.networks.clip import CLIPImageEncoder
 from mrad_med.networks.heads import FineTunedHead, PromptedHead
+from mrad_med.networks.memory_bank import MemoryBank
 from mrad_med.training.features import FeatureDataset
 from mrad_med.training.losses import FineTuneLoss, PromptLoss
-from mrad_med.types import AnomalyKeys, ImageFeatures
+from mrad_med.types import AnomalyKeys, BackboneCard, HeadCard, ImageFeatures
 
-__all__ = ["FineTuneTrainer", "PrepareFeatures", "PromptTrainer", "select_trainable"]
+__all__ = ["FineTuneTrainer", "PrepareFeatures", "PromptTrainer", "describe_head", "select_trainable"]
 
 logger = logging.getLogger(__name__)
 
@@ -238,3 +239,24 @@ def _stop_at_nan(engine: Engine) -> None:
             f"the loss is {loss} in epoch {engine.state.epoch}, on {cases}: look at these images and masks, "
             "or lower the learning rate; the last checkpoint is untouched"
         )
+
+
+def describe_head(
+    *,
+    variant: str,
+    backbone: BackboneCard,
+    bank: MemoryBank,
+    training_set: FeatureDataset,
+    configuration: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> HeadCard:
+    """Return the card of a head that is trained with a bank on cached features; arguments as in `HeadCard`."""
+    return HeadCard(
+        variant=variant,
+        backbone=backbone.name,
+        backbone_sha256=backbone.sha256,
+        bank_sha256=bank.sha256,
+        training_set=training_set.sources,
+        configuration=dict(configuration or {}),
+        metrics=dict(metrics or {}),
+    )

@@ -1,0 +1,26 @@
+"""What a record of a run states of the backbone, the memory bank and the installed packages."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from mrad_med.networks.clip import CLIP
+from mrad_med.networks.memory_bank import MemoryBank
+
+__all__ = ["describe_run", "package_versions"]
+
+_RECORDED_PACKAGES = ("mrad-med", "monai", "torch", "open_clip_torch", "numpy")
+
+
+def describe_run(clip: CLIP, bank: MemoryBank, **settings: Any) -> dict[str, Any]:
+    """Return what a record of a run should say of its parts: cards, hashes and settings, all plain values."""
+    memory_bank = {"sha256": bank.sha256, "card": bank.card.to_dict()}
+    return {"backbone": asdict(clip.card), "memory_bank": memory_bank, "settings": settings}
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that numbers depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _RECORDED_PACKAGES}
