@@ -53,9 +53,12 @@ from mrad_med.io.image import read_image
 from mrad_med.io.photographs import PhotographReader
 from mrad_med.io.volume_reader import VolumeReader
 from mrad_med.io.volume_writer import slice_positions, slice_rows, write_volume
-from mrad_med.metrics.intervals import bootstrap, delong, delong_difference, weighted_auroc, weighted_average_precision
+from mrad_med.metrics.image import image_metrics
+from mrad_med.metrics.intervals_bootstrap import bootstrap, weighted_auroc, weighted_average_precision
+from mrad_med.metrics.intervals_delong import delong, delong_difference
 from mrad_med.metrics.lesions import LesionMetrics, OverlapMetrics
-from mrad_med.metrics.pixel import AnomalyMapMetric, AnomalyScoreMetric, PixelMetrics, image_metrics
+from mrad_med.metrics.monai import AnomalyMapMetric, AnomalyScoreMetric
+from mrad_med.metrics.pixel import PixelMetrics
 from mrad_med.networks.backbones import load_clip
 from mrad_med.networks.clip import CLIP, CLIPImageEncoder, CLIPTextEncoder
 from mrad_med.networks.export import export_network

@@ -15,6 +15,9 @@ __all__ = ["AnomalyKeys", "BackboneCard", "BankCard", "FailedCase", "HeadCard", 
 IMAGE_SIZE = 518  # side of the network's input as published: 37 patches of 14 pixels
 
 
+MASK_THRESHOLD = 127  # JPEG compression leaves small values beside a mask's 0 and 255
+
+
 class AnomalyKeys(str, Enum):
     """Keys of the dictionaries that travel through datalists, transforms, inferers and results."""
 

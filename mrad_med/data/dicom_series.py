@@ -12,26 +12,23 @@ from pathlib import Path
 import numpy as np
 
 from mrad_med.data.names import UniqueNames, printable
+from mrad_med.data.paths import refuse_listing
 from mrad_med.errors import DatasetError, ImageFileError
-from mrad_med.io.dicom.series import DicomSeries, Slice, _are_parallel, have_one_spacing, read_slice, stack_slices
+from mrad_med.io.dicom.series import (
+    VOLUME_TAGS,
+    DicomSeries,
+    Slice,
+    are_parallel,
+    have_one_spacing,
+    read_slice,
+    stack_slices,
+)
 from mrad_med.io.file_types import DICOM, kind_of
 from mrad_med.io.geometry import Stack, plane_name
 
 __all__ = ["find_series", "group_series", "split_into_volumes"]
 
 logger = logging.getLogger(__name__)
-
-
-# What tells the volumes of one series apart whose slices lie at the same positions: the first that does is taken.
-_VOLUME_TAGS = (
-    ("EchoTime",),
-    ("TemporalPositionIdentifier",),
-    ("DiffusionBValue",),
-    ("TriggerTime",),
-    ("AcquisitionNumber",),
-    ("EchoTime", "TemporalPositionIdentifier"),
-    ("DiffusionBValue", "AcquisitionNumber"),
-)
 
 
 def find_series(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[DicomSeries]:
@@ -85,15 +82,11 @@ def _list_files(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     if not root.is_dir():
         raise DatasetError(f"there is no file or folder {root}")
     files = []
-    for folder, subfolders, names in os.walk(root, onerror=_refuse):
+    for folder, subfolders, names in os.walk(root, onerror=refuse_listing):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         candidates = [Path(folder) / name for name in sorted(names) if not name.startswith(".")]
         files += [path for path in candidates if kind_of(path) == DICOM]
     return files, root
-
-
-def _refuse(error: OSError) -> None:
-    raise DatasetError(f"cannot list {error.filename} ({error.strerror}); grant access or leave it out") from error
 
 
 def _describe(group: list[Slice], notes: list[str]) -> DicomSeries:
@@ -159,14 +152,14 @@ def _belongs(item: Slice, first: Slice) -> bool:
         return False
     if item.planes is None or first.planes is None:
         return item.planes is first.planes
-    return _are_parallel(item.planes, first.planes)
+    return are_parallel(item.planes, first.planes)
 
 
 def _split_repeated(group: list[Slice]) -> list[list[Slice]]:
     """Return the volumes of a group whose positions repeat, by the first tags that leave none repeated."""
     if not _repeats(group):
         return [group]
-    for tags in _VOLUME_TAGS:
+    for tags in VOLUME_TAGS:
         volumes: dict[tuple[str, ...], list[Slice]] = defaultdict(list)
         for item in group:
             volumes[tuple(item.volume[tag] for tag in tags)].append(item)

@@ -10,16 +10,12 @@ from typing import Any
 
 from mrad_med.data.datalist import Datalist, Report, reporter, shorten
 from mrad_med.data.names import printable
-from mrad_med.data.paths import find_files, name_cases
+from mrad_med.data.paths import find_files, name_cases, refuse_listing
 from mrad_med.data.tables import cases_of_rows, read_table
 from mrad_med.errors import DatasetError
 from mrad_med.types import AnomalyKeys
 
 __all__ = ["DatasetError", "choose_held_out", "load_labelled_folder", "load_training_set", "load_visa"]
-
-
-def _refuse(error: OSError) -> None:
-    raise DatasetError(f"cannot list {error.filename} ({error.strerror}); grant access or leave it out") from error
 
 
 def load_labelled_folder(root: str | os.PathLike[str], *, strict: bool = True) -> Datalist:
@@ -42,7 +38,7 @@ def load_labelled_folder(root: str | os.PathLike[str], *, strict: bool = True) -
     if _is_labelled(root):
         return _load_class(root, root.resolve().name, "", report)
     datalist: Datalist = []
-    for folder, subfolders, _ in os.walk(root, onerror=_refuse, followlinks=False):
+    for folder, subfolders, _ in os.walk(root, onerror=refuse_listing, followlinks=False):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in list(subfolders):
             path = Path(folder) / name

@@ -18,8 +18,7 @@ from mrad_med.errors import ImageFileError
 from mrad_med.io.file_types import PHOTOGRAPH_SUFFIXES
 from mrad_med.io.image import read_image_file
 from mrad_med.io.photographs import ORIENTATION_TAG
-from mrad_med.transforms.load import MASK_THRESHOLD
-from mrad_med.types import AnomalyKeys
+from mrad_med.types import MASK_THRESHOLD, AnomalyKeys
 
 __all__ = ["cases_by_masks", "check_masks", "pair_masks"]
 

@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from mrad_med.data.folders import _refuse
 from mrad_med.data.names import printable
 from mrad_med.errors import DatasetError
 from mrad_med.io.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES, kind_of
 
-__all__ = ["find_files", "list_folders", "list_images", "name_cases", "path_below", "stem_of"]
+__all__ = ["find_files", "list_folders", "list_images", "name_cases", "path_below", "refuse_listing", "stem_of"]
 
 
 def path_below(root: Path, name: str) -> Path:
@@ -103,7 +102,7 @@ def find_files(root: str | os.PathLike[str], *, exclude: str | os.PathLike[str] 
     if excluded == root.resolve():
         raise DatasetError(f"{root} would hold both images and results; choose another output folder")
     files: list[Path] = []
-    for folder, subfolders, names in os.walk(root, onerror=_refuse):
+    for folder, subfolders, names in os.walk(root, onerror=refuse_listing):
         subfolders[:] = sorted(
             name for name in subfolders if not name.startswith(".") and (Path(folder) / name).resolve() != excluded
         )
@@ -115,3 +114,8 @@ def find_files(root: str | os.PathLike[str], *, exclude: str | os.PathLike[str] 
             "are looked for"
         )
     return files
+
+
+def refuse_listing(error: OSError) -> None:
+    """Raise a `DatasetError` for a folder that `os.walk` cannot list."""
+    raise DatasetError(f"cannot list {error.filename} ({error.strerror}); grant access or leave it out") from error

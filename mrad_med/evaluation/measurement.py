@@ -15,17 +15,20 @@ from numpy.typing import NDArray
 from mrad_med.distributed import gather_parts
 from mrad_med.evaluation.records import CaseRecord, MapMaker
 from mrad_med.metrics.histogram import MAX_BINS
-from mrad_med.metrics.intervals import (
+from mrad_med.metrics.image import image_metrics
+from mrad_med.metrics.intervals_bootstrap import (
     Interval,
+    bin_edges,
     bootstrap,
     bootstrap_weights,
-    delong,
+    count_case,
+    pixel_intervals,
     weighted_auroc,
     weighted_average_precision,
 )
+from mrad_med.metrics.intervals_delong import delong
 from mrad_med.metrics.lesions import LesionMetrics, OverlapMetrics
-from mrad_med.metrics.pixel import PixelMetrics, image_metrics
-from mrad_med.metrics.resampling import bin_edges, count_case, pixel_intervals
+from mrad_med.metrics.pixel import PixelMetrics
 from mrad_med.types import AnomalyKeys
 
 __all__ = ["SetMeasurement", "undefined_metrics"]

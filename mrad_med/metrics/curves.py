@@ -8,6 +8,7 @@ counts may have leading axes, one row for each resample of a bootstrap, say.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,16 @@ from numpy.typing import NDArray
 
 from mrad_med.metrics.histogram import ScoreCounts
 
-__all__ = ["Bounded", "area_under_pro", "area_under_roc", "average_precision", "best_f1", "pro_200", "sensitivity_at"]
+__all__ = [
+    "Bounded",
+    "area_under_pro",
+    "area_under_roc",
+    "average_precision",
+    "best_f1",
+    "plain_values",
+    "pro_200",
+    "sensitivity_at",
+]
 
 _PRO_200_STEPS = 200
 
@@ -146,3 +156,8 @@ def _cumulated(counts: ScoreCounts) -> tuple[Floats, Floats, Floats]:
 def _divide(numerator: Floats, denominator: Floats) -> Floats:
     """Return the quotient, and 0 for 0 / 0."""
     return np.where(denominator == 0, 0.0, numerator / np.where(denominator == 0, 1, denominator))
+
+
+def plain_values(bounded: Mapping[str, Bounded]) -> dict[str, float]:
+    """Return metrics by name as floats, without the bounds of their errors."""
+    return {name: float(item.value) for name, item in bounded.items()}

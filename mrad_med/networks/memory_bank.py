@@ -43,9 +43,6 @@ _TENSORS = ("image_keys", "image_labels", "patch_keys", "patch_labels")
 _FORMAT = "mrad_med memory bank"
 
 
-logger = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True, eq=False)
 class MemoryBank:
     """Features of labelled images as keys, their labels as values, at image and at patch level. Never changed in place.

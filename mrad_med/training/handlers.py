@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mrad_med.distributed import rank_and_world
 from mrad_med.errors import TrainingError
-from mrad_med.metrics.pixel import AnomalyMapMetric, AnomalyScoreMetric
+from mrad_med.metrics.monai import AnomalyMapMetric, AnomalyScoreMetric
 from mrad_med.networks.head_files import best_epoch, copy_weights, load_weights, save_tensors, sha256_of_text_tower
 from mrad_med.networks.heads import FineTunedHead, PromptedHead
 from mrad_med.types import AnomalyKeys

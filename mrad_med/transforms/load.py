@@ -17,11 +17,9 @@ from mrad_med.errors import ImageFileError
 from mrad_med.io.image import ImageSource, read_image, read_image_file
 from mrad_med.io.limits import MAX_PIXELS
 from mrad_med.transforms.dictionary import Eachd
-from mrad_med.types import AnomalyKeys
+from mrad_med.types import MASK_THRESHOLD, AnomalyKeys
 
 __all__ = ["LoadMaskd", "LoadMedicalImage", "LoadMedicalImaged"]
-
-MASK_THRESHOLD = 127  # JPEG compression leaves small values beside a mask's 0 and 255
 
 
 class LoadMedicalImage(Transform):

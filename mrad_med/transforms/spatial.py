@@ -18,8 +18,7 @@ from PIL import Image
 from mrad_med.errors import ImageFileError
 from mrad_med.io.image import MIN_SIDE
 from mrad_med.transforms.dictionary import Eachd, InvertibleEachd
-from mrad_med.transforms.load import MASK_THRESHOLD
-from mrad_med.types import IMAGE_SIZE
+from mrad_med.types import IMAGE_SIZE, MASK_THRESHOLD
 
 __all__ = [
     "PLANES",

@@ -39,7 +39,7 @@ from mrad_med import (
 )
 from mrad_med.errors import OutputError
 from mrad_med.evaluation import evaluation as module
-from mrad_med.metrics.pixel import image_metrics
+from mrad_med.metrics.image import image_metrics
 from tests.conftest import TINY_SIZE, make_tiny_clip
 
 ROOT = Path(__file__).parents[2]

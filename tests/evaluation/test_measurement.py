@@ -16,7 +16,8 @@ from mrad_med.evaluation import measurement
 from mrad_med.evaluation.measurement import ERROR_BOUND, SetMeasurement, undefined_metrics
 from mrad_med.evaluation.records import CaseRecord, MapMaker
 from mrad_med.metrics import histogram as histograms
-from mrad_med.metrics.intervals import bootstrap_weights, delong
+from mrad_med.metrics.intervals_bootstrap import bootstrap_weights
+from mrad_med.metrics.intervals_delong import delong
 from mrad_med.metrics.lesions import LesionMetrics, OverlapMetrics
 
 SIDE = 16

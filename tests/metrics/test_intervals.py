@@ -11,16 +11,15 @@ from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from mrad_med.metrics import intervals
-from mrad_med.metrics.intervals import (
+from mrad_med.metrics.intervals_bootstrap import (
     Interval,
     bootstrap,
     bootstrap_weights,
-    delong,
-    delong_difference,
     percentile_interval,
     weighted_auroc,
     weighted_average_precision,
 )
+from mrad_med.metrics.intervals_delong import delong, delong_difference
 
 MEASURES = {
     "auroc": (weighted_auroc, roc_auc_score),

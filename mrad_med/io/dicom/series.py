@@ -16,7 +16,6 @@ from monai.data import MetaTensor
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
-from mrad_med.data.dicom_series import _VOLUME_TAGS
 from mrad_med.errors import ImageFileError
 from mrad_med.io.dicom.headers import check_is_image, count_frames, planes_of, quiet, read_header
 from mrad_med.io.dicom.reader import DicomReader
@@ -26,6 +25,8 @@ from mrad_med.io.limits import MAX_PIXELS, MAX_VOXELS, check_voxels
 
 __all__ = [
     "IDENTIFIERS",
+    "VOLUME_TAGS",
+    "are_parallel",
     "DicomSeries",
     "Slice",
     "common_planes",
@@ -36,7 +37,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
 
 _TONES = "PhotometricInterpretation"
 PARALLEL = 1e-3  # largest difference between the directions of slices of one stack
@@ -53,8 +53,18 @@ IDENTIFIERS = (
     "AcquisitionDate",
     "ContentDate",
 )
+# What tells the volumes of one series apart whose slices lie at the same positions: the first that does is taken.
+VOLUME_TAGS = (
+    ("EchoTime",),
+    ("TemporalPositionIdentifier",),
+    ("DiffusionBValue",),
+    ("TriggerTime",),
+    ("AcquisitionNumber",),
+    ("EchoTime", "TemporalPositionIdentifier"),
+    ("DiffusionBValue", "AcquisitionNumber"),
+)
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-_TAGS = (*_UIDS, "SeriesNumber", *IDENTIFIERS, *sorted({tag for tags in _VOLUME_TAGS for tag in tags}))
+_TAGS = (*_UIDS, "SeriesNumber", *IDENTIFIERS, *sorted({tag for tags in VOLUME_TAGS for tag in tags}))
 
 
 @dataclass(frozen=True)
@@ -201,7 +211,7 @@ def read_slice(path: Path) -> Slice:
             frames=count_frames(header),
             planes=planes,
             problem=problem,
-            volume={tag: str(header.get(tag, "")) for tags in _VOLUME_TAGS for tag in tags},
+            volume={tag: str(header.get(tag, "")) for tags in VOLUME_TAGS for tag in tags},
         )
 
 
@@ -229,7 +239,7 @@ def common_planes(slices: Sequence[Slice]) -> Planes:
     if len({item.size for item in slices}) > 1:
         raise ImageFileError("slices of different sizes; read each size by itself, as find_series tells them apart")
     first = planes[0]
-    if any(not _are_parallel(first, other) for other in planes):
+    if any(not are_parallel(first, other) for other in planes):
         raise ImageFileError("slices of different directions; read each by itself, as find_series tells them apart")
     if not have_one_spacing(slices):
         raise ImageFileError("slices of different pixel spacings make no single volume; read each by itself")
@@ -242,7 +252,8 @@ def have_one_spacing(slices: Sequence[Slice]) -> bool:
     return not spacings or np.allclose(spacings, spacings[0], rtol=1e-3)
 
 
-def _are_parallel(first: Planes, second: Planes) -> bool:
+def are_parallel(first: Planes, second: Planes) -> bool:
+    """Return whether planes have the same directions of rows and columns."""
     return bool(np.abs(first.orientation - second.orientation).max() < PARALLEL)
 
 

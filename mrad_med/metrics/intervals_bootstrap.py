@@ -1,68 +1,40 @@
-"""How sure a metric of a set is: DeLong's variance of the AUROC, and the bootstrap by case or by patient."""
+"""Bootstrap intervals of metrics of a set, by case or by patient; those of pixel metrics need only counts of each case."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr, ndtri
-from scipy.stats import rankdata
+
+from mrad_med.metrics.curves import area_under_pro, area_under_roc, average_precision
+from mrad_med.metrics.histogram import ScoreCounts
+from mrad_med.metrics.intervals_delong import LEVEL, Floats, check_level, checked_scores
+from mrad_med.metrics.pixel import PRO_LIMIT, region_weights
 
 __all__ = [
-    "DeLong",
-    "DeLongDifference",
     "Interval",
+    "bin_edges",
     "bootstrap",
     "bootstrap_weights",
-    "delong",
-    "delong_difference",
+    "count_case",
     "percentile_interval",
+    "pixel_intervals",
     "weighted_auroc",
     "weighted_average_precision",
 ]
 
-LEVEL = 0.95
 RESAMPLES = 1000
 
 _BLOCK = 2**20  # weights worked on at a time, so that temporary arrays stay at a few times 8 MB
 
-Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-
-@dataclass(frozen=True)
-class DeLong:
-    """An AUROC, its variance, and its confidence interval, cut to [0, 1]."""
-
-    auroc: float
-    variance: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class DeLongDifference:
-    """The difference of two AUROCs on the same cases: the first minus the second.
-
-    Attributes:
-        difference: in [-1, 1].
-        standard_error: of the difference.
-        z: the difference in standard errors; infinite where a difference has no error.
-        p_value: two-sided, of the hypothesis that both AUROCs are equal.
-        low: lower end of the confidence interval, cut to [-1, 1].
-        high: upper end.
-    """
-
-    difference: float
-    standard_error: float
-    z: float
-    p_value: float
-    low: float
-    high: float
+_BINS = 2048
+_RESAMPLES_AT_ONCE = 64  # 64 resamples of three counts in 2048 bins are 3 MB
 
 
 @dataclass(frozen=True)
@@ -72,81 +44,6 @@ class Interval:
     low: float
     high: float
     undefined: int
-
-
-def delong(scores: ArrayLike, labels: ArrayLike, *, level: float = LEVEL) -> DeLong:
-    """Return the AUROC of scores with DeLong's variance and the normal interval it gives.
-
-    Sun and Xu, "Fast implementation of DeLong's algorithm", IEEE Signal Processing Letters 21, 2014: placements out of
-    mid-ranks, O(N log N). Where the labels are separated perfectly, the variance is 0 and the interval a point: these
-    cases then tell nothing of how far the AUROC of others may lie below.
-
-    Args:
-        scores: (N,) anomaly scores; ties count half.
-        labels: (N,) integers, 0 normal and 1 anomalous.
-        level: confidence of the interval, in (0, 1).
-
-    Raises:
-        ValueError: fewer than two cases of a label, which leaves the variance undefined; scores with NaN; labels other
-            than 0 and 1; shapes that differ; a level outside (0, 1).
-    """
-    _check_level(level)
-    values, is_positive = _checked(scores, labels, fewest=2)
-    above, below = _placements(values, is_positive)
-    auroc = float(above.mean() / len(below))
-    variance = _variance(above, below)
-    reach = float(ndtri((1 + level) / 2)) * variance**0.5
-    return DeLong(auroc, variance, max(auroc - reach, 0.0), min(auroc + reach, 1.0))
-
-
-def delong_difference(
-    scores_a: ArrayLike, scores_b: ArrayLike, labels: ArrayLike, *, level: float = LEVEL
-) -> DeLongDifference:
-    """Return the difference of two methods' AUROCs on the same cases, with DeLong's paired test.
-
-    DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988. The variance of the difference is that of the paired
-    placements' differences, which equals the two variances minus twice the covariance. Without variance, a difference
-    of 0 (the same ranking, or both perfect) has z 0 and p 1, any other z infinite and p 0.
-
-    Args:
-        scores_a: (N,) anomaly scores of the first method.
-        scores_b: (N,) those of the second; only their order counts, so that scales may differ.
-        labels: (N,) integers, 0 normal and 1 anomalous.
-        level: confidence of the interval, in (0, 1).
-
-    Raises:
-        ValueError: as in `delong`.
-    """
-    _check_level(level)
-    first, is_positive = _checked(scores_a, labels, fewest=2)
-    second, _ = _checked(scores_b, labels, fewest=2)
-    above, below = (
-        a - b for a, b in zip(_placements(first, is_positive), _placements(second, is_positive), strict=True)
-    )
-    difference = float(above.mean() / len(below))
-    error = _variance(above, below) ** 0.5
-    is_infinite = error == 0 and difference != 0
-    z = math.copysign(math.inf, difference) if is_infinite else difference / (error or 1.0)
-    reach = float(ndtri((1 + level) / 2)) * error
-    low, high = max(difference - reach, -1.0), min(difference + reach, 1.0)
-    return DeLongDifference(difference, error, z, float(2 * ndtr(-abs(z))), low, high)
-
-
-def _placements(scores: Floats, is_positive: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """Return for each anomalous case how many normal ones lie below, for each normal one how many anomalous above.
-
-    Counts and no shares: multiples of a half are exact, so that equal placements have exactly no variance.
-    """
-    ranks = rankdata(scores)
-    below = ranks[is_positive] - rankdata(scores[is_positive])
-    above = is_positive.sum() - (ranks[~is_positive] - rankdata(scores[~is_positive]))
-    return below, above
-
-
-def _variance(above: Floats, below: Floats) -> float:
-    """Return DeLong's variance of placements, of which (m,) belong to anomalous and (n,) to normal cases."""
-    m, n = len(above), len(below)
-    return float(above.var(ddof=1) / n**2 / m + below.var(ddof=1) / m**2 / n)
 
 
 def bootstrap_weights(
@@ -190,7 +87,7 @@ def percentile_interval(values: ArrayLike, *, level: float = LEVEL) -> Interval:
     Raises:
         ValueError: every value is NaN, or there is none; not one axis; a level outside (0, 1).
     """
-    _check_level(level)
+    check_level(level)
     replicates = np.asarray(values, np.float64)
     if replicates.ndim != 1:
         raise ValueError(f"expected one value per resample, (R,), got shape {replicates.shape}")
@@ -226,7 +123,7 @@ def bootstrap(
     Raises:
         ValueError: no data, or lengths that differ; else as `bootstrap_weights` and `percentile_interval`.
     """
-    _check_level(level)
+    check_level(level)
     lengths = {len(item) for item in data}
     if len(lengths) != 1:
         raise ValueError(f"expected arrays with one entry per case, all of one length, got lengths {sorted(lengths)}")
@@ -264,7 +161,7 @@ def _for_each_row(
     measure: Callable[[Floats, Floats], Floats], scores: ArrayLike, labels: ArrayLike, weights: ArrayLike
 ) -> Floats:
     """Hand the sorted thresholds' cumulated weights, (r, K) anomalous and (r, K) normal, to `measure`, in blocks."""
-    values, is_positive = _checked(scores, labels, fewest=1)
+    values, is_positive = checked_scores(scores, labels, fewest=1)
     rows = np.asarray(weights)
     if rows.ndim != 2 or rows.shape[1] != len(values):
         raise ValueError(f"expected weights of shape (R, {len(values)}), one for each case, got {rows.shape}")
@@ -297,24 +194,75 @@ def _average_precision(positive: Floats, negative: Floats) -> Floats:
     return areas
 
 
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1), such as {LEVEL}, got {level}")
+def bin_edges(counts: ScoreCounts) -> NDArray[np.float32]:
+    """Return rising scores that share out the pixels of a set.
+
+    Half of the edges share out all pixels, half the anomalous ones: both axes of every curve are then fine enough.
+    """
+    positions = (np.arange(_BINS // 2) + 1) / (_BINS // 2 + 1)
+    edges = []
+    for values in (counts.positive + counts.negative, counts.positive):
+        share = np.cumsum(values) / values.sum()
+        edges.append(counts.lowest[np.minimum(np.searchsorted(share, positions), len(share) - 1)])
+    return np.unique(np.concatenate(edges))
 
 
-def _checked(scores: ArrayLike, labels: ArrayLike, *, fewest: int) -> tuple[Floats, NDArray[np.bool_]]:
-    """Return (N,) scores and whether each is of an anomalous case, of which there are `fewest`, and so many normal."""
-    values, truth = np.asarray(scores, np.float64), np.asarray(labels)
-    if values.ndim != 1 or values.shape != truth.shape:
-        raise ValueError(f"expected scores and labels of one shape (N,), got {values.shape} and {truth.shape}")
-    if np.isnan(values).any():
-        raise ValueError(f"{int(np.isnan(values).sum())} of {len(values)} scores are NaN; leave failed cases out")
-    if not np.isin(truth, (0, 1)).all():
-        raise ValueError("labels must be 0 for normal and 1 for anomalous")
-    is_positive = truth == 1
-    positives = int(is_positive.sum())
-    if min(positives, len(values) - positives) < fewest:
-        raise ValueError(
-            f"undefined: {positives} of {len(values)} cases are anomalous; expected at least {fewest} of each label"
-        )
-    return values, is_positive
+def count_case(
+    anomaly_map: NDArray[np.float32], mask: NDArray[np.bool_] | None, edges: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return what a case adds to each bin between the edges, highest first.
+
+    Args:
+        anomaly_map: (H, W).
+        mask: (H, W), or None where what is anomalous is not known: the case then adds nothing.
+        edges: (K,) of `bin_edges`.
+
+    Returns:
+        (3, K + 1): anomalous pixels, normal pixels, overlap of regions.
+    """
+    size = len(edges) + 1
+    if mask is None:
+        return np.zeros((3, size), np.float32)
+    bins = np.searchsorted(edges, anomaly_map.reshape(-1), side="right")
+    inside, overlap = region_weights(mask)
+    total = np.bincount(bins, minlength=size)
+    positive = np.bincount(bins[inside], minlength=size)
+    shares = np.bincount(bins[inside], overlap, size)
+    return np.stack([positive, total - positive, shares]).astype(np.float32)[:, ::-1]
+
+
+def pixel_intervals(
+    counts: NDArray[np.float32], weights: NDArray[Any], exact: Mapping[str, float]
+) -> dict[str, Interval]:
+    """Return the intervals of ``auroc``, ``ap`` and ``pro`` of a set.
+
+    Args:
+        counts: (N, 3, K) of `count_case`.
+        weights: (R, N) how often each resample draws each case (`bootstrap_weights`).
+        exact: the metrics of the set itself. The little that bins change of them is taken off the draws.
+
+    Raises:
+        ValueError: a metric is undefined in every resample.
+    """
+    once = np.ones((1, len(counts)))
+    parts = [_metrics(np.tensordot(rows.astype(np.float64), counts, axes=1)) for rows in (once, *_blocks(weights))]
+    intervals = {}
+    for name in parts[0]:
+        binned, drawn = float(parts[0][name][0]), np.concatenate([part[name] for part in parts[1:]])
+        intervals[name] = percentile_interval(np.clip(drawn + (exact[name] - binned), 0, 1))
+    return intervals
+
+
+def _blocks(weights: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    return (weights[start : start + _RESAMPLES_AT_ONCE] for start in range(0, len(weights), _RESAMPLES_AT_ONCE))
+
+
+def _metrics(drawn: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Return pixel metrics of (r, 3, K) counts: (r,) each, NaN where undefined."""
+    edges = np.zeros(drawn.shape[-1], np.float32)  # equal ends: each bin counts as one score
+    counts = ScoreCounts(edges, edges, drawn[:, 0], drawn[:, 1], drawn[:, 2], (math.nan, math.nan))
+    return {
+        "auroc": area_under_roc(counts).value,
+        "ap": average_precision(counts).value,
+        "pro": area_under_pro(counts, PRO_LIMIT).value,
+    }
