@@ -52,7 +52,7 @@ from mrad_med.io.frames import Frame, list_frames, read_frame
 from mrad_med.io.image import read_image
 from mrad_med.io.photographs import PhotographReader
 from mrad_med.io.volume_reader import VolumeReader
-from mrad_med.io.volume_writer import slice_positions, slice_rows, write_volume
+from mrad_med.io.volume_writer import slice_positions, write_volume
 from mrad_med.metrics.image import image_metrics
 from mrad_med.metrics.intervals_bootstrap import bootstrap, weighted_auroc, weighted_average_precision
 from mrad_med.metrics.intervals_delong import delong, delong_difference
@@ -80,7 +80,8 @@ from mrad_med.networks.retrieval import average_neighbors, retrieve
 from mrad_med.networks.sliding_window import NonBlack, SlidingWindowAnomalyInferer
 from mrad_med.results.case_result import CaseResult
 from mrad_med.results.handlers import ResultCollector, ResultSaver
-from mrad_med.results.montage import draw_montage
+from mrad_med.results.overlays import draw_montage
+from mrad_med.results.tables import slice_rows
 from mrad_med.results.writer import ResultWriter
 from mrad_med.training.feature_cache import FeatureCache
 from mrad_med.training.features import FeatureDataset, collate_features, feature_loader

@@ -20,8 +20,7 @@ from mrad_med.io.videos import import_av
 from mrad_med.io.volume_writer import require_nrrd, write_volume
 from mrad_med.networks.maps import TOP_FRACTION
 from mrad_med.results.case_result import CaseResult
-from mrad_med.results.montage import draw_montage
-from mrad_med.results.overlays import blend_overlay, draw_overlay, save_overlay
+from mrad_med.results.overlays import blend_overlay, draw_montage, draw_overlay, save_overlay
 from mrad_med.transforms.preprocessing import PictureLoader
 
 __all__ = ["DEFAULT_OUTPUTS", "OUTPUTS", "Output", "OutputSettings", "check_outputs", "is_dicom"]

@@ -8,13 +8,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mrad_med.files import atomic_path
 from mrad_med.io.frames import Frame
-from mrad_med.io.volume_writer import slice_rows
+from mrad_med.io.volume_writer import slice_positions
 from mrad_med.results.case_result import CaseResult
 from mrad_med.types import FailedCase
 
-__all__ = ["SCORE_COLUMNS", "SLICE_COLUMNS", "STUDY_COLUMNS", "score_row", "slices_of", "study_rows", "write_table"]
+__all__ = [
+    "SCORE_COLUMNS",
+    "SLICE_COLUMNS",
+    "STUDY_COLUMNS",
+    "score_row",
+    "slice_rows",
+    "slices_of",
+    "study_rows",
+    "write_table",
+]
 
 SCORE_COLUMNS = (
     "case_id",
@@ -98,3 +110,49 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
         table = csv.DictWriter(stream, columns, restval="")
         table.writeheader()
         table.writerows(rows)
+
+
+def slice_rows(
+    case_id: str,
+    anomaly_map: NDArray[np.float32],
+    affine: NDArray[np.float64],
+    scores: NDArray[np.floating[Any]],
+    *,
+    axis: int = 2,
+) -> list[dict[str, str | int | float]]:
+    """Return a table of a volume's slices: one row each, of plain values, to be written as CSV or JSON.
+
+    Args:
+        case_id: the volume's name.
+        anomaly_map: (X, Y, Z).
+        affine: (4, 4) voxel to world matrix (RAS, mm).
+        scores: (D,) of the slices along ``axis``.
+        axis: of the array, along which the slices lie.
+
+    Returns:
+        Rows of ``case_id``, ``slice`` (index from 0), ``position_mm`` (see `slice_positions`), ``score``,
+        ``map_maximum`` and ``peak``, the index "x y z" of the slice's highest value.
+
+    Raises:
+        ValueError: the map is no volume, there is no such axis, or there are not as many scores as slices.
+    """
+    if anomaly_map.ndim != 3:
+        raise ValueError(f"a volume's map is (X, Y, Z), got {anomaly_map.shape}")
+    positions = slice_positions(affine, len(scores), axis=axis)
+    if np.shape(scores) != (anomaly_map.shape[axis],):
+        raise ValueError(f"{np.shape(scores)} scores do not fit {anomaly_map.shape[axis]} slices along axis {axis}")
+    rows: list[dict[str, str | int | float]] = []
+    for index, (plane, position) in enumerate(zip(np.moveaxis(anomaly_map, axis, 0), positions, strict=True)):
+        peak = [int(i) for i in np.unravel_index(int(plane.argmax()), plane.shape)]
+        peak.insert(axis, index)
+        rows.append(
+            {
+                "case_id": case_id,
+                "slice": index,
+                "position_mm": round(float(position), 4),
+                "score": float(scores[index]),
+                "map_maximum": float(plane.max()),
+                "peak": " ".join(map(str, peak)),
+            }
+        )
+    return rows

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from monai.data import NrrdReader
 
-from mrad_med.io.volume_writer import slice_positions, slice_rows, write_volume
+from mrad_med.io.volume_writer import slice_positions, write_volume
+from mrad_med.results.tables import slice_rows
 
 OBLIQUE = np.array([[0.8, 0.1, 0.0, -10.3], [-0.1, 0.8, 0.2, 5.1], [0.0, -0.05, 2.0, 7.7], [0.0, 0.0, 0.0, 1.0]])
 FLIPPED = np.array([[-0.7, 0.0, 0.0, 90.1], [0.0, -0.7, 0.0, 120.5], [0.0, 0.0, -3.0, 44.2], [0.0, 0.0, 0.0, 1.0]])

@@ -8,8 +8,7 @@ from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mrad_med.results.montage import draw_montage
-from mrad_med.results.overlays import CONTOUR_FRACTION, save_overlay
+from mrad_med.results.overlays import CONTOUR_FRACTION, draw_montage, save_overlay
 
 ROWS, COLUMNS, SLICES = 20, 30, 7
 SCORES = np.array([0.1, 0.6, 0.3, 0.6, 0.2, 0.5, 0.0])
