@@ -1,4 +1,4 @@
-"""Bootstrap intervals of metrics of a set, by case or by patient; those of pixel metrics need only counts of each case."""
+"""Bootstrap intervals of metrics of a set, by case or by patient; pixel metrics need only counts of each case."""
 
 from __future__ import annotations
 

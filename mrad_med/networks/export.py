@@ -116,7 +116,7 @@ class _Graph(nn.Module):
 
 
 class _Retrieval(nn.Module):
-    """`mrad_med.retrieval.retrieve` with keys that are projected and split by label once.
+    """`mrad_med.networks.retrieve` with keys that are projected and split by label once.
 
     Nothing in it depends on the batch, as the chunks of `retrieve` do.
     """

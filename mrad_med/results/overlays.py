@@ -22,9 +22,7 @@ CONTOUR_FRACTION = 0.05  # share of the pixels inside the contour of the top reg
 MAX_SIDE = 1024  # pixels; larger pictures are drawn at this size
 CLEAREST, DENSEST = 0.1, 0.7  # opacity of a map without a plain picture beside it, where it is lowest and highest
 _PANEL = 4.6  # inches
-
-
-_PANEL = 2.6  # inches
+_MONTAGE_PANEL = 2.6  # inches
 
 
 def most_suspicious_slice(anomaly_map: NDArray[np.float32], *, fraction: float = 0.01) -> int:
@@ -126,7 +124,7 @@ def draw_montage(
 ) -> Figure:
     """Return a figure of the slices with the highest scores, the highest first, each under its anomaly map.
 
-    As in `mrad_med.report.draw_overlay`, colors span the map's own range, here of the whole volume, and the color bar
+    As in `draw_overlay`, colors span the map's own range, here of the whole volume, and the color bar
     tells the real values. The white contours enclose the highest 5 % of the volume's pixels, so slices can be compared.
 
     Args:
@@ -144,7 +142,7 @@ def draw_montage(
     chosen = np.argsort(-scores, kind="stable")[:count]
     columns = math.ceil(math.sqrt(len(chosen)))
     rows = math.ceil(len(chosen) / columns)
-    scale = _PANEL / max(anomaly_map.shape[:2])
+    scale = _MONTAGE_PANEL / max(anomaly_map.shape[:2])
     height, width = (side * scale for side in anomaly_map.shape[:2])
     figure = Figure(figsize=(columns * width + 1.4, rows * (height + 0.3) + 0.6), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
