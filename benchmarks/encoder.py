@@ -30,7 +30,8 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from mrad_med import CLIP, MRAD, CLIPImageEncoder, MemoryBank, build_memory_bank, build_mrad_tf, load_clip
+from mrad_med import CLIP, MRAD, MemoryBank, build_memory_bank, build_mrad_tf, load_clip
+from mrad_med.networks import CLIPImageEncoder
 from mrad_med.networks.maps import fuse_scores
 from mrad_med.types import BackboneCard, ImageFeatures
 

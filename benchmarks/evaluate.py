@@ -47,17 +47,9 @@ from skimage.measure import label, regionprops
 from sklearn.metrics import auc, average_precision_score, roc_auc_score
 from torch import Tensor
 
-from mrad_med import (
-    CLIP,
-    BackboneCard,
-    BankCard,
-    Evaluation,
-    ImageFeatures,
-    MemoryBank,
-    SetMeasurement,
-    build_mrad_tf,
-    make_phantom,
-)
+from mrad_med import CLIP, Evaluation, ImageFeatures, MemoryBank, build_mrad_tf, make_phantom
+from mrad_med.evaluation import SetMeasurement
+from mrad_med.types import BackboneCard, BankCard
 
 FILE_SIZE = (529, 622)  # rows and columns, as of many files of Kvasir-SEG
 KEYS = 3000  # at each level; the published bank has 2162 and 3093

@@ -33,8 +33,6 @@ from mrad_med import (
     CLIP,
     MRAD,
     AnomalyInferer,
-    BankCard,
-    FeatureDataset,
     FineTuneTrainer,
     ImageFeatures,
     MemoryBank,
@@ -44,6 +42,8 @@ from mrad_med import (
     build_mrad_tf,
     feature_loader,
 )
+from mrad_med.training import FeatureDataset
+from mrad_med.types import BankCard
 
 IMAGE_KEYS, PATCH_KEYS = 2162, 3093  # of the published bank of VisA
 STEPS = 2  # of training: the optimizer's memory is there from the second on

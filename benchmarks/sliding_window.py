@@ -30,7 +30,8 @@ from open_clip.transformer import VisionTransformer
 from retrieval import resident_peak
 from torch import Tensor
 
-from mrad_med import CLIP, AnomalyInferer, CLIPImageEncoder, SliceAnomalyInferer, build_mrad_tf, load_clip
+from mrad_med import CLIP, AnomalyInferer, SliceAnomalyInferer, build_mrad_tf, load_clip
+from mrad_med.networks import CLIPImageEncoder
 from mrad_med.networks.sliding_window import SlidingWindowAnomalyInferer
 from mrad_med.types import BackboneCard
 

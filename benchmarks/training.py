@@ -39,11 +39,8 @@ from torch.utils.data import DataLoader
 
 from mrad_med import (
     CLIP,
-    SURFACES,
     CaseDataset,
-    CLIPTextEncoder,
     FeatureCache,
-    FeatureDataset,
     FineTuneTrainer,
     ImageFeatures,
     PromptTrainer,
@@ -56,6 +53,9 @@ from mrad_med import (
     load_labelled_folder,
     write_surface_dataset,
 )
+from mrad_med.data import SURFACES
+from mrad_med.networks import CLIPTextEncoder
+from mrad_med.training import FeatureDataset
 
 EPOCHS = {"stage 1": 1, "stage 2": 5}
 LEARNING_RATE, BETAS = 4e-4, (0.5, 0.999)

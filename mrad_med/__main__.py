@@ -176,7 +176,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _workflow(options: argparse.Namespace, name: str, **values: Any) -> mrad_med.BundleWorkflow:
     """Return the workflow of a config of a bundle, on top of that for inference unless it stands alone."""
-    root = mrad_med.find_bundle(options.bundle)
+    root = mrad_med.bundle.find_bundle(options.bundle)
     config = root / "configs" / f"{name}.json"
     if not config.is_file():
         raise FileNotFoundError(f"{root} has no configs/{name}.json: choose a bundle that has, such as mrad_ft")

@@ -1,20 +1,27 @@
-"""The words that every room shares: dictionary keys, image features and the cards of backbones and memory banks."""
+"""What every room shares: dictionary keys, image features, cards of backbones, banks and heads, and constants."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:  # cards and keys are also needed where importing torch would take longer than the work
+    from torch import Tensor
 
-__all__ = ["AnomalyKeys", "BackboneCard", "BankCard", "FailedCase", "HeadCard", "ImageFeatures"]
-
+__all__ = [
+    "IMAGE_SIZE",
+    "MASK_THRESHOLD",
+    "AnomalyKeys",
+    "BackboneCard",
+    "BankCard",
+    "FailedCase",
+    "HeadCard",
+    "ImageFeatures",
+]
 
 IMAGE_SIZE = 518  # side of the network's input as published: 37 patches of 14 pixels
-
-
 MASK_THRESHOLD = 127  # JPEG compression leaves small values beside a mask's 0 and 255
 
 

@@ -51,7 +51,7 @@ SOURCES = {
     },
 }
 PER_LABEL = {"magnetic_tile": 100, "deep_pcb": 100, "procedural": 25}  # images of a class: procedural has eight
-PROCEDURAL = tuple(f"procedural/{name}" for name in mrad_med.SURFACES)
+PROCEDURAL = tuple(f"procedural/{name}" for name in mrad_med.data.SURFACES)
 FOLDS = {
     "magnetic_tile": ("magnetic_tile",),
     "deep_pcb": ("deep_pcb",),
@@ -79,7 +79,7 @@ class Settings:
 
 def load_features(
     clip: mrad_med.CLIP, folder: Path, cache: Path, *, image_size: int, seed: int
-) -> mrad_med.FeatureDataset:
+) -> mrad_med.training.FeatureDataset:
     """Return the features of a seeded sample of each class, encoded where the cache does not have them."""
     if not (folder / "procedural").is_dir():
         mrad_med.write_surface_dataset(folder / "procedural", count=40, seed=0)
@@ -109,14 +109,14 @@ def with_text_tower(clip: mrad_med.CLIP, path: Path) -> mrad_med.CLIP:
     return replace(clip, text_encoder=text_encoder)
 
 
-def build_bank(clip: mrad_med.CLIP, dataset: mrad_med.FeatureDataset) -> mrad_med.MemoryBank:
+def build_bank(clip: mrad_med.CLIP, dataset: mrad_med.training.FeatureDataset) -> mrad_med.MemoryBank:
     """Return the bank of a dataset."""
     sources = [{**SOURCES[set_of(source["name"])], **source} for source in dataset.sources]
     return mrad_med.build_memory_bank(clip, mrad_med.feature_loader(dataset), sources=sources, progress=False)
 
 
 def fine_tune(
-    clip: mrad_med.CLIP, bank: mrad_med.MemoryBank, dataset: mrad_med.FeatureDataset, settings: Settings
+    clip: mrad_med.CLIP, bank: mrad_med.MemoryBank, dataset: mrad_med.training.FeatureDataset, settings: Settings
 ) -> mrad_med.MRAD:
     """Return MRAD-FT after stage 1."""
     set_determinism(settings.seed)
@@ -135,7 +135,7 @@ def fine_tune(
 def learn_prompts(
     clip: mrad_med.CLIP,
     bank: mrad_med.MemoryBank,
-    dataset: mrad_med.FeatureDataset,
+    dataset: mrad_med.training.FeatureDataset,
     fine_tuned: nn.Module,
     settings: Settings,
 ) -> mrad_med.MRAD:
@@ -157,7 +157,7 @@ def learn_prompts(
 
 
 @torch.no_grad()
-def measure(clip: mrad_med.CLIP, network: mrad_med.MRAD, dataset: mrad_med.FeatureDataset) -> dict[str, float]:
+def measure(clip: mrad_med.CLIP, network: mrad_med.MRAD, dataset: mrad_med.training.FeatureDataset) -> dict[str, float]:
     """Return the metrics of a network on a held-out set."""
     prepare, infer = mrad_med.PrepareFeatures(clip.image_encoder), mrad_med.FeatureInferer()
     pixels, scores, labels = mrad_med.PixelMetrics(), [], []
@@ -167,7 +167,7 @@ def measure(clip: mrad_med.CLIP, network: mrad_med.MRAD, dataset: mrad_med.Featu
         pixels.update(output["anomaly_map"][..., ::STRIDE, ::STRIDE], target["mask"][..., ::STRIDE, ::STRIDE])
         scores.append(output["anomaly_score"])
         labels.append(target["label"])
-    pixel, image = pixels.compute(), mrad_med.image_metrics(torch.cat(scores), torch.cat(labels))
+    pixel, image = pixels.compute(), mrad_med.metrics.image_metrics(torch.cat(scores), torch.cat(labels))
     return {
         "pixel_auroc": pixel["auroc"],
         "pixel_ap": pixel["ap"],
@@ -178,7 +178,7 @@ def measure(clip: mrad_med.CLIP, network: mrad_med.MRAD, dataset: mrad_med.Featu
 
 
 def hold_out(
-    clips: Mapping[str, mrad_med.CLIP], features: mrad_med.FeatureDataset, settings: Settings
+    clips: Mapping[str, mrad_med.CLIP], features: mrad_med.training.FeatureDataset, settings: Settings
 ) -> Iterator[dict[str, Any]]:
     """Yield the metrics of each variant on held-out classes, with bank and heads of the others, by fold's backbone."""
     for name, classes in FOLDS.items():
@@ -200,7 +200,7 @@ def hold_out(
 
 def save_all(
     clip: mrad_med.CLIP,
-    features: mrad_med.FeatureDataset,
+    features: mrad_med.training.FeatureDataset,
     settings: Settings,
     table: Sequence[dict[str, Any]],
     bundles: Path,

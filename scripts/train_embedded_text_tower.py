@@ -168,7 +168,10 @@ def measure(model: TextTower, regions: list[Region]) -> dict[str, float]:
     means = F.normalize(torch.stack([region.patches.mean(0) for region in regions]), dim=-1)
     scores = means @ (state[1] - state[0])
     labels = torch.tensor([int(region.defect is not None) for region in regions])
-    return {"damaged_against_intact_auroc": mrad_med.image_metrics(scores, labels)["auroc"], "regions": len(regions)}
+    return {
+        "damaged_against_intact_auroc": mrad_med.metrics.image_metrics(scores, labels)["auroc"],
+        "regions": len(regions),
+    }
 
 
 def main() -> None:
@@ -208,7 +211,7 @@ def main() -> None:
             "weights_file": "embedded_text.safetensors",
             "sha256": hashlib.sha256(content).hexdigest(),
             "trained_on": f"{len(regions)} regions of procedural surfaces, {options.count} whole and as many with "
-            f"defects of each of {len(mrad_med.SURFACES)}; captions of surface, color, state and defect; "
+            f"defects of each of {len(mrad_med.data.SURFACES)}; captions of surface, color, state and defect; "
             f"seed {options.seed}",
             "against": "patches of the frozen embedded image tower, single and averaged",
             "vocabulary": len(vocabulary()),
@@ -242,7 +245,7 @@ def vocabulary() -> Tensor:
     """Return the tokens that captions are made of, and those of the prompts of MRAD-CLIP."""
     sentences = ["a photo of a close-up of a surface object with . X damaged object.", *COLORS, "grey white"]
     sentences += [" ".join(words) for group in (STATES, WORDS) for words in group.values()]
-    sentences += [name.replace("_", " ") for name in mrad_med.SURFACES]
+    sentences += [name.replace("_", " ") for name in mrad_med.data.SURFACES]
     return tokenize(sentences).flatten().unique()
 
 

@@ -11,7 +11,9 @@ from open_clip.model import CLIPTextCfg, _build_text_tower
 from open_clip.transformer import VisionTransformer
 from PIL import Image
 
-from mrad_med import CLIP, BackboneCard, CLIPImageEncoder, CLIPTextEncoder, MemoryBank, build_memory_bank
+from mrad_med import CLIP, MemoryBank, build_memory_bank
+from mrad_med.networks import CLIPImageEncoder, CLIPTextEncoder
+from mrad_med.types import BackboneCard
 
 TINY_SIZE = 56  # four patches of 14 pixels a side
 

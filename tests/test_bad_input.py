@@ -21,13 +21,14 @@ from monai.data import MetaTensor
 from PIL import Image, ImageOps
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from mrad_med import CLIP, AnomalyDetector, CaseDataset, FailedCase, MemoryBank, build_mrad_tf, build_preprocessing
+from mrad_med import CLIP, AnomalyDetector, CaseDataset, MemoryBank, build_mrad_tf, build_preprocessing
 from mrad_med.data.phantoms import make_chest_phantom, write_sample_series
 from mrad_med.data.search import find_cases
 from mrad_med.errors import ImageFileError
 from mrad_med.io.dicom.windows import VOIKeys
 from mrad_med.io.image import read_image
 from mrad_med.transforms.preprocessing import load_picture
+from mrad_med.types import FailedCase
 from tests.conftest import TINY_SIZE
 from tests.small_dicom import COLUMNS, ROWS, make_image, write_image, write_series
 

@@ -10,19 +10,11 @@ from typing import Any
 
 import pytest
 
-from mrad_med import (
-    AnomalyDetector,
-    CLIPImageEncoder,
-    Evaluation,
-    FailedCasesError,
-    MemoryBank,
-    build_mrad_ft,
-    build_mrad_tf,
-    run_benchmark,
-)
+from mrad_med import AnomalyDetector, Evaluation, MemoryBank, build_mrad_ft, build_mrad_tf, run_benchmark
 from mrad_med import benchmark as module
 from mrad_med.benchmark import WITH_MEDICAL, ZERO_SHOT
-from mrad_med.errors import OutputError
+from mrad_med.errors import FailedCasesError, OutputError
+from mrad_med.networks import CLIPImageEncoder
 from tests.conftest import TINY_SIZE, make_tiny_clip
 from tests.evaluation.test_evaluation import make_set
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mrad_med import BundleWorkflow, find_bundle
+from mrad_med import BundleWorkflow
+from mrad_med.bundle import find_bundle
 
 ROOT = Path(__file__).parent.parent
 

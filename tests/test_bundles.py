@@ -194,7 +194,7 @@ def test_the_shared_bank_belongs_to_the_embedded_backbone_and_says_how_it_was_ma
 @pytest.mark.parametrize("bundle", ["mrad_ft", "mrad_clip"])
 def test_a_shared_head_belongs_to_backbone_and_bank_and_says_how_it_was_made(bundle: str):
     bank = mrad_med.load_memory_bank(ROOT / "bundles" / "memory_banks" / "embedded_industrial.safetensors")
-    _, card = mrad_med.load_head(BUNDLES[bundle] / "models" / "model.pt")
+    _, card = mrad_med.networks.load_head(BUNDLES[bundle] / "models" / "model.pt")
     assert card is not None
     assert card.variant == VARIANTS[bundle]
     assert card.backbone_sha256 == mrad_med.load_clip("embedded").card.sha256

@@ -10,17 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mrad_med import (
-    CLIP,
-    AnomalyDetector,
-    AnomalyInferer,
-    DatasetError,
-    FailedCasesError,
-    MemoryBank,
-    MemoryBankError,
-    build_mrad_tf,
-    make_phantom,
-)
+from mrad_med import CLIP, AnomalyDetector, AnomalyInferer, MemoryBank, build_mrad_tf, make_phantom
+from mrad_med.errors import DatasetError, FailedCasesError, MemoryBankError
 from tests.conftest import TINY_SIZE, make_tiny_clip
 
 

@@ -15,16 +15,9 @@ from monai.transforms import LoadImage
 from PIL import Image
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
-from mrad_med import (
-    AnomalyDetector,
-    CaseResult,
-    Evaluation,
-    Results,
-    SlidingWindowAnomalyInferer,
-    build_mrad_tf,
-    export_network,
-)
+from mrad_med import AnomalyDetector, CaseResult, Evaluation, SlidingWindowAnomalyInferer, build_mrad_tf, export_network
 from mrad_med.bundle import read_bundle
+from mrad_med.detector import Results
 from mrad_med.errors import ExportError
 from mrad_med.io.frames import OverlayVideo, list_frames
 from tests.conftest import TINY_SIZE

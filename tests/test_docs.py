@@ -210,7 +210,7 @@ def test_a_served_file_gives_what_the_package_gives(tmp_path: Path, monkeypatch:
     bank = mrad_med.MemoryBank(
         *(torch.nn.functional.normalize(torch.randn(2, 24), dim=-1), torch.tensor([0, 1])),
         *(torch.nn.functional.normalize(torch.randn(2, 32), dim=-1), torch.tensor([0, 1])),
-        mrad_med.BankCard(clip.card.name, clip.card.sha256, None),
+        mrad_med.types.BankCard(clip.card.name, clip.card.sha256, None),
     )
     network = mrad_med.build_mrad_tf(clip, bank, temperature=0.07)
     provenance = mrad_med.describe_run(clip, bank)

@@ -130,7 +130,7 @@ def test_patch_entries_of_the_bank_are_the_published_ones(
 def test_preprocessing_is_the_published_one(tmp_path: Path, number: int):
     stored = np.load(GOLDEN / "preprocessing.npz")
     Image.fromarray(stored[f"pre_in_{number}"]).save(tmp_path / "image.png")
-    card = mrad_med.BackboneCard(
+    card = mrad_med.types.BackboneCard(
         name="CLIP's constants",
         sha256="0" * 64,
         width=1024,

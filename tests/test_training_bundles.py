@@ -123,7 +123,7 @@ def test_a_finished_training_is_not_repeated(
     bundle, output = trained
     checkpoints = {path: path.read_bytes() for path in (output / "training").rglob("*.pt")}
     card, state = card_of(output), torch.load(output / "models" / "model.pt", weights_only=True)
-    monkeypatch.setattr(mrad_med.CLIPImageEncoder, "forward", None)  # features come from the cache
+    monkeypatch.setattr(mrad_med.networks.CLIPImageEncoder, "forward", None)  # features come from the cache
     monkeypatch.setattr(torch.optim.Adam, "step", None)
     run(config_file=configs_of(bundle, "train"), **settings(bundle, output, surfaces, cache))
     assert {path: path.read_bytes() for path in (output / "training").rglob("*.pt")} == checkpoints
@@ -145,7 +145,7 @@ def test_a_run_with_other_settings_does_not_touch_the_training(trained: tuple[st
             configs_of(bundle, "train"), workflow_type="train", **settings(bundle, output, surfaces, cache, **changed)
         )
         workflow.initialize()
-        with pytest.raises(mrad_med.TrainingError, match=r"last\.pt belongs to another training: .* differ"):
+        with pytest.raises(mrad_med.errors.TrainingError, match=r"last\.pt belongs to another training: .* differ"):
             workflow.run()
     assert {path: path.read_bytes() for path in files} == before
 
@@ -157,7 +157,7 @@ def test_monai_finds_every_property_of_the_training(trained: tuple[str, Path], s
     )
     workflow.initialize()
     assert workflow.check_properties() == []
-    assert isinstance(workflow.train_dataset, mrad_med.FeatureDataset)
+    assert isinstance(workflow.train_dataset, mrad_med.training.FeatureDataset)
     assert workflow.max_epochs == 2
     trainer = {"mrad_ft": mrad_med.FineTuneTrainer, "mrad_clip": mrad_med.PromptTrainer}[bundle]
     assert isinstance(workflow.trainer, trainer)
@@ -192,7 +192,7 @@ def test_the_trained_head_is_refused_with_another_bank(trained: tuple[str, Path]
         memory_bank=str(shipped),
         **SMALL,
     )
-    with pytest.raises(mrad_med.HeadError, match="this head was trained with another memory bank"):
+    with pytest.raises(mrad_med.errors.HeadError, match="this head was trained with another memory bank"):
         workflow.initialize()
 
 
@@ -224,7 +224,7 @@ def test_an_image_that_cannot_be_read_is_named_after_training_on_the_others(
     values = settings("mrad_ft", tmp_path / "out", str(folder), cache, held_out=["fabric"], max_epochs=1)
     workflow = mrad_med.BundleWorkflow(configs_of("mrad_ft", "train"), workflow_type="train", **values)
     workflow.initialize()
-    with pytest.raises(mrad_med.FailedCasesError, match=r"1 of 8 case\(s\) failed.*\n.*tiles/normal/whole_001"):
+    with pytest.raises(mrad_med.errors.FailedCasesError, match=r"1 of 8 case\(s\) failed.*\n.*tiles/normal/whole_001"):
         workflow.run()
     assert card_of(tmp_path / "out")["training_set"] == [{"name": "tiles", "normal": 1, "anomalous": 2}]
     # The main process alone says so, when it has saved the head: one that failed before would end all of them.
@@ -246,7 +246,9 @@ def test_a_set_of_one_label_is_refused(bundle: str, tmp_path: Path, cache: str):
         **settings(bundle, tmp_path / "out", str(folder), cache, held_out=0),
     )
     workflow.initialize()
-    with pytest.raises((mrad_med.TrainingError, mrad_med.MemoryBankError), match=r"no image anomalous|both kinds"):
+    with pytest.raises(
+        (mrad_med.errors.TrainingError, mrad_med.errors.MemoryBankError), match=r"no image anomalous|both kinds"
+    ):
         workflow.run()
     assert not (tmp_path / "out" / "models").exists()
 

@@ -19,9 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mrad_med import (
     CLIP,
     MRAD,
-    FeatureDataset,
     FeatureInferer,
-    FineTunedHead,
     FineTuneTrainer,
     MemoryBank,
     PixelMetric,
@@ -35,6 +33,8 @@ from mrad_med import (
     collate_features,
     feature_loader,
 )
+from mrad_med.networks import FineTunedHead
+from mrad_med.training import FeatureDataset
 from mrad_med.training.features import UNKNOWN
 from tests.conftest import make_labelled_batches, make_tiny_clip
 

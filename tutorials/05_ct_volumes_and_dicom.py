@@ -17,7 +17,7 @@ output = sys.argv[2] if len(sys.argv) > 2 else "tutorial"
 window = sys.argv[3] if len(sys.argv) > 3 else "lung"
 
 print(f"{study}:")
-found = mrad_med.survey(study)
+found = mrad_med.data.survey(study)
 for name, what in found.kinds.items():
     print(f"  {name:<20} {what} {found.remarks.get(name, '')}")
 

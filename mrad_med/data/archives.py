@@ -86,7 +86,7 @@ def _number_in(path: Path) -> int | str:
 
 @dataclass(frozen=True)
 class VisaLayout:
-    """VisA; see `mrad_med.load_visa`."""
+    """VisA; see `mrad_med.data.load_visa`."""
 
     splits: tuple[str, ...] = ("test", "train")
     expects: str = "split_csv/1cls.csv"

@@ -19,8 +19,9 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.uid import EnhancedSRStorage
 
-from mrad_med import AnomalyDetector, ResultWriter, make_chest_phantom, write_sample_series
+from mrad_med import AnomalyDetector, ResultWriter, make_chest_phantom
 from mrad_med.__main__ import main
+from mrad_med.data import write_sample_series
 from mrad_med.io.frames import OverlayVideo
 from mrad_med.results.outputs import OUTPUTS
 from tests.dicom_phantoms import OBLIQUE, PRIVATE, write_multiframe, write_series, write_ultrasound

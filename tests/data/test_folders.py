@@ -11,15 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrad_med import (
-    BackboneCard,
-    DatasetError,
-    build_preprocessing,
-    choose_held_out,
-    load_labelled_folder,
-    load_training_set,
-    load_visa,
-)
+from mrad_med import build_preprocessing, choose_held_out, load_labelled_folder, load_training_set
+from mrad_med.data import load_visa
+from mrad_med.errors import DatasetError
+from mrad_med.types import BackboneCard
 
 
 def fill(root: Path, names: Iterable[str]) -> Path:

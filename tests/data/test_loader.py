@@ -12,15 +12,9 @@ from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
 from PIL import Image
 
-from mrad_med import (
-    CaseDataset,
-    CaseLoader,
-    FailedCase,
-    FailedCasesError,
-    ImageFileError,
-    build_preprocessing,
-    find_cases,
-)
+from mrad_med import CaseDataset, CaseLoader, build_preprocessing, find_cases
+from mrad_med.errors import FailedCasesError, ImageFileError
+from mrad_med.types import FailedCase
 
 REASON = "the file is empty (0 bytes); copy or export it again"
 SECRET = "Beeblebrox, Zaphod"  # as it might stand in a header

@@ -12,7 +12,8 @@ import pydicom
 import pytest
 from scipy.ndimage import center_of_mass, label, map_coordinates
 
-from mrad_med import make_chest_phantom, read_image, write_sample_series, write_sample_study
+from mrad_med import make_chest_phantom, read_image, write_sample_study
+from mrad_med.data import write_sample_series
 
 SIZE = (40, 36, 8)
 ROUNDED = 0.501  # to whole numbers, of float32

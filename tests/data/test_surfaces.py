@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from scipy.ndimage import binary_dilation, gaussian_filter
 
-from mrad_med import DEFECTS, SURFACES, load_labelled_folder, make_surface, write_surface_dataset
+from mrad_med import load_labelled_folder, write_surface_dataset
+from mrad_med.data import DEFECTS, SURFACES, make_surface
 from mrad_med.data.surfaces import SIDE, blob, line
 
 

@@ -24,9 +24,7 @@ from mrad_med import (
     CLIP,
     MRAD,
     AnomalyInferer,
-    CLIPImageEncoder,
     Evaluation,
-    FailedCasesError,
     MemoryBank,
     PixelMetrics,
     build_mrad_clip,
@@ -35,11 +33,12 @@ from mrad_med import (
     build_postprocessing,
     build_preprocessing,
     describe_run,
-    evaluate_together,
 )
-from mrad_med.errors import OutputError
+from mrad_med.errors import FailedCasesError, OutputError
+from mrad_med.evaluation import evaluate_together
 from mrad_med.evaluation import evaluation as module
 from mrad_med.metrics.image import image_metrics
+from mrad_med.networks import CLIPImageEncoder
 from tests.conftest import TINY_SIZE, make_tiny_clip
 
 ROOT = Path(__file__).parents[2]

@@ -15,8 +15,9 @@ from monai.data import MetaTensor
 from scipy.ndimage import label
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from mrad_med import AnomalyMapMetric, AnomalyScoreMetric, PixelMetrics, image_metrics
+from mrad_med import PixelMetrics
 from mrad_med.distributed import gather_parts
+from mrad_med.metrics import AnomalyMapMetric, AnomalyScoreMetric, image_metrics
 from mrad_med.metrics import histogram as histograms
 from mrad_med.metrics.pixel import region_weights
 
@@ -336,14 +337,14 @@ def make_evaluator(cases: list[dict[str, torch.Tensor]], name: str, **keywords):
                 "key_val_metric": {
                     "pixel": {
                         "_target_": "monai.handlers.IgniteMetricHandler",
-                        "metric_fn": {"_target_": "mrad_med.AnomalyMapMetric", "name": name, **keywords},
+                        "metric_fn": {"_target_": "mrad_med.metrics.AnomalyMapMetric", "name": name, **keywords},
                         "output_transform": "$monai.handlers.from_engine(['pred', 'label'])",
                     }
                 },
                 "additional_metrics": {
                     "image": {
                         "_target_": "monai.handlers.IgniteMetricHandler",
-                        "metric_fn": {"_target_": "mrad_med.AnomalyScoreMetric"},
+                        "metric_fn": {"_target_": "mrad_med.metrics.AnomalyScoreMetric"},
                         "output_transform": "@score",
                     }
                 },

@@ -22,17 +22,10 @@ from open_clip.transformer import LayerNorm, QuickGELU, VisionTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mrad_med import (
-    CLIP,
-    BackboneCard,
-    BackboneError,
-    CLIPImageEncoder,
-    ImageFeatures,
-    MemoryBankError,
-    build_memory_bank,
-    load_clip,
-)
-from mrad_med.networks import backbones
+from mrad_med import CLIP, ImageFeatures, build_memory_bank, load_clip
+from mrad_med.errors import BackboneError, MemoryBankError
+from mrad_med.networks import CLIPImageEncoder, backbones
+from mrad_med.types import BackboneCard
 from tests.conftest import make_labelled_batches
 
 GOLDEN = Path(__file__).parents[1] / "golden"

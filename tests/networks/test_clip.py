@@ -12,7 +12,9 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
-from mrad_med import CLIP, BackboneCard, CLIPImageEncoder, ImageFeatures
+from mrad_med import CLIP, ImageFeatures
+from mrad_med.networks import CLIPImageEncoder
+from mrad_med.types import BackboneCard
 from tests.conftest import make_tiny_clip
 
 FEATURES = ("image", "patches", "projected_patches")

@@ -21,8 +21,6 @@ from mrad_med import (
     CLIP,
     MRAD,
     AnomalyInferer,
-    ExportError,
-    HeadCard,
     MemoryBank,
     build_memory_bank,
     build_mrad_clip,
@@ -30,8 +28,10 @@ from mrad_med import (
     build_mrad_tf,
     describe_run,
     export_network,
-    upsample_and_blur,
 )
+from mrad_med.errors import ExportError
+from mrad_med.networks import upsample_and_blur
+from mrad_med.types import HeadCard
 from tests.conftest import TINY_SIZE, make_labelled_batches, make_tiny_clip, make_tiny_text_encoder
 
 ROOT = Path(__file__).parents[2]

@@ -14,20 +14,20 @@ import mrad_med
 from mrad_med import (
     CLIP,
     MRAD,
-    FeatureDataset,
-    HeadCard,
-    HeadError,
     MemoryBank,
     build_mrad_clip,
     build_mrad_ft,
     describe_head,
-    load_head,
     merge_memory_banks,
     save_head,
 )
+from mrad_med.errors import HeadError
 from mrad_med.files import sha256_of_file
+from mrad_med.networks import load_head
 from mrad_med.networks.head_files import check_head, sha256_of_text_tower
 from mrad_med.networks.prompts import RegionPrompts
+from mrad_med.training import FeatureDataset
+from mrad_med.types import HeadCard
 from tests.conftest import make_labelled_batches, make_tiny_clip, make_tiny_text_encoder
 
 VARIANTS = {"MRAD-FT": build_mrad_ft, "MRAD-CLIP": build_mrad_clip}

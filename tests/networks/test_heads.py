@@ -9,9 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mrad_med import BankCard, ImageFeatures, MemoryBank
+from mrad_med import ImageFeatures, MemoryBank
 from mrad_med.networks.heads import FineTunedHead, TrainFreeHead
 from mrad_med.networks.retrieval import average_neighbors
+from mrad_med.types import BankCard
 
 CARD = BankCard(backbone="by hand", backbone_sha256=None, image_size=None)
 

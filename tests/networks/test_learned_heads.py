@@ -20,9 +20,7 @@ from mrad_med import (
     CLIP,
     MRAD,
     AnomalyInferer,
-    FeatureDataset,
     FineTuneTrainer,
-    HeadError,
     MemoryBank,
     PromptTrainer,
     build_mrad_clip,
@@ -31,9 +29,11 @@ from mrad_med import (
     load_clip,
     load_official_checkpoint,
 )
+from mrad_med.errors import HeadError
 from mrad_med.networks.clip import CLIPTextEncoder
 from mrad_med.networks.heads import FineTunedHead
 from mrad_med.networks.retrieval import exclude_nearest, region_tokens, retrieve
+from mrad_med.training import FeatureDataset
 from mrad_med.training.losses import dice_loss, probability_focal_loss
 from mrad_med.types import BankCard, ImageFeatures
 from tests.reference_weights import head_state, normalize, openai_state_dict

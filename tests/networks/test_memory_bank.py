@@ -17,18 +17,10 @@ from monai.data import MetaTensor
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mrad_med import (
-    CLIP,
-    BackboneCard,
-    BankCard,
-    MemoryBank,
-    MemoryBankError,
-    build_memory_bank,
-    build_mrad_tf,
-    load_memory_bank,
-    merge_memory_banks,
-)
+from mrad_med import CLIP, MemoryBank, build_memory_bank, build_mrad_tf, load_memory_bank, merge_memory_banks
+from mrad_med.errors import MemoryBankError
 from mrad_med.networks.retrieval import average_neighbors
+from mrad_med.types import BackboneCard, BankCard
 from tests.conftest import make_labelled_batches, make_tiny_clip
 
 TENSORS = ("image_keys", "image_labels", "patch_keys", "patch_labels")

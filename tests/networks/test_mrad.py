@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrad_med import CLIP, MRAD, MemoryBank, MemoryBankError, build_mrad_ft, build_mrad_tf
+from mrad_med import CLIP, MRAD, MemoryBank, build_mrad_ft, build_mrad_tf
+from mrad_med.errors import MemoryBankError
 from mrad_med.networks.maps import upsample_and_blur
 from tests.conftest import TINY_SIZE, make_labelled_batches, make_tiny_clip
 

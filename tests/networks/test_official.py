@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrad_med import CLIP, MemoryBank, MemoryBankError, build_mrad_tf, load_official_bank
+from mrad_med import CLIP, MemoryBank, build_mrad_tf, load_official_bank
+from mrad_med.errors import MemoryBankError
 
 
 def write_level(path: Path, keys: Tensor, labels: Tensor) -> Path:

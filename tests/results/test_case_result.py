@@ -21,17 +21,11 @@ from monai.data import MetaTensor
 from PIL import Image
 
 import mrad_med
-from mrad_med import (
-    CaseResult,
-    FailedCase,
-    OutputError,
-    ResultCollector,
-    Results,
-    ResultSaver,
-    ResultWriter,
-    describe_run,
-    find_cases,
-)
+from mrad_med import CaseResult, ResultSaver, ResultWriter, describe_run, find_cases
+from mrad_med.detector import Results
+from mrad_med.errors import OutputError
+from mrad_med.results import ResultCollector
+from mrad_med.types import FailedCase
 
 ROWS, COLUMNS = 20, 30
 AFFINE = np.array([[-0.8, 0.1, 0.0, 10.0], [0.1, 0.8, 0.2, -5.0], [0.0, -0.2, 2.0, 7.0], [0.0, 0.0, 0.0, 1.0]])

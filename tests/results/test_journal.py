@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrad_med import CaseResult, FailedCase, ResultWriter
+from mrad_med import CaseResult, ResultWriter
 from mrad_med.io.frames import Frame, list_frames
 from mrad_med.results.journal import Entry, Journal
+from mrad_med.types import FailedCase
 
 SETTINGS = {"memory_bank": {"sha256": "ab" * 32}, "settings": {"image_size": 518, "window": "auto"}, "write": None}
 RESULTS = ("maps/a.tiff", "overlays/a.png")

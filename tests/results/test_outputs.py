@@ -16,8 +16,8 @@ from PIL import Image
 from pydicom import dcmread
 from scipy import ndimage
 
-from mrad_med import CaseResult, OutputError
-from mrad_med.errors import ImageFileError
+from mrad_med import CaseResult
+from mrad_med.errors import ImageFileError, OutputError
 from mrad_med.io.frames import Frame
 from mrad_med.io.image import read_image
 from mrad_med.results import outputs

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mrad_med import CaseResult, FailedCase
+from mrad_med import CaseResult
 from mrad_med.io.frames import Frame
 from mrad_med.results.tables import (
     SCORE_COLUMNS,
@@ -19,6 +19,7 @@ from mrad_med.results.tables import (
     study_rows,
     write_table,
 )
+from mrad_med.types import FailedCase
 
 MAP = np.array([[0.25, 0.125, 0.5], [0.75, 0.0625, 0.5]], np.float32)
 

@@ -18,12 +18,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 from pydicom import dcmread
 
-from mrad_med import CaseResult, FailedCase, OutputError, Results, ResultWriter
+from mrad_med import CaseResult, ResultWriter
+from mrad_med.detector import Results
+from mrad_med.errors import OutputError
 from mrad_med.io import frames as frames_module
 from mrad_med.io.frames import Frame, list_frames
 from mrad_med.results import outputs
 from mrad_med.results.outputs import OUTPUTS
 from mrad_med.transforms.preprocessing import PictureLoader
+from mrad_med.types import FailedCase
 
 from .dicom_phantoms import OBLIQUE, PRIVATE, SLICES, affine_of, write_multiframe, write_series, write_ultrasound
 

@@ -25,15 +25,15 @@ from safetensors.torch import save_file
 
 from mrad_med import (
     CLIP,
-    FailedCasesError,
     FeatureCache,
-    FeatureDataset,
     ImageFeatures,
     build_memory_bank,
     build_preprocessing,
     collate_features,
     feature_loader,
 )
+from mrad_med.errors import FailedCasesError
+from mrad_med.training import FeatureDataset
 from tests.conftest import TINY_SIZE, make_tiny_clip
 
 Case = dict[str, Any]

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mrad_med import FeatureDataset, collate_features, feature_loader
+from mrad_med import collate_features, feature_loader
+from mrad_med.training import FeatureDataset
 from mrad_med.training.features import UNKNOWN
 
 CLASSES = ("tile", "board", "tile", "wood", "board", "tile", "wood")

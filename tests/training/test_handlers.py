@@ -14,16 +14,9 @@ import torch
 from ignite.engine import Engine, Events
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from mrad_med import (
-    CLIP,
-    EarlyStop,
-    FeatureDataset,
-    PixelMetric,
-    PixelMetrics,
-    ScoreMetric,
-    TrainingError,
-    build_mrad_ft,
-)
+from mrad_med import CLIP, EarlyStop, PixelMetric, PixelMetrics, ScoreMetric, build_mrad_ft
+from mrad_med.errors import TrainingError
+from mrad_med.training import FeatureDataset
 from tests.conftest import make_tiny_text_encoder
 from tests.training_runs import STAGES, TrainingRun, bank_of, make_run, write_features
 

@@ -16,17 +16,16 @@ from monai.utils import set_determinism
 
 from mrad_med import (
     CLIP,
-    FeatureDataset,
-    FineTuneLoss,
     FineTuneTrainer,
     ImageFeatures,
     PromptTrainer,
-    TrainingError,
     build_mrad_clip,
     build_mrad_ft,
     feature_loader,
     select_trainable,
 )
+from mrad_med.errors import TrainingError
+from mrad_med.training import FeatureDataset, FineTuneLoss
 from tests.training_runs import STAGES, assert_same_training, bank_of, make_run, train_both_stages, write_features
 
 ROOT = Path(__file__).parents[2]

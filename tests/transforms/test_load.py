@@ -13,7 +13,8 @@ from monai.transforms import Invertd
 from nibabel.orientations import axcodes2ornt, ornt_transform
 from PIL import Image
 
-from mrad_med import BackboneCard, ImageFileError, build_preprocessing
+from mrad_med import build_preprocessing
+from mrad_med.errors import ImageFileError
 from mrad_med.transforms.intensity import ScaleToBytes, ScaleToBytesd, ToRGB, ToRGBd
 from mrad_med.transforms.load import LoadMaskd, LoadMedicalImage, LoadMedicalImaged
 from mrad_med.transforms.preprocessing import load_picture
@@ -25,6 +26,7 @@ from mrad_med.transforms.spatial import (
     ToDisplayOrientation,
     ToDisplayOrientationd,
 )
+from mrad_med.types import BackboneCard
 
 ROWS, COLUMNS, SLICES = 40, 60, 7
 CARD = BackboneCard(
