@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import mrad_med
-from mrad_med.__main__ import main
+from mrad_med.cli import main
 from tests.conftest import TINY_SIZE, make_tiny_clip
 from tests.small_archives import make_archive
 

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mrad_med.bundle import read_bundle
+import mrad_med
 from mrad_med.cli.console import ALL_WELL, SOME_FAILED, say, say_table
-from mrad_med.data.search import FoundCases, survey
-from mrad_med.detector import AnomalyDetector
-from mrad_med.results.outputs import DEFAULT_OUTPUTS, OUTPUTS
-from mrad_med.results.writer import ResultWriter
+from mrad_med.cli.overrides import set_command
+from mrad_med.results.output_names import DEFAULT_OUTPUTS, OUTPUT_DESCRIPTIONS
 from mrad_med.types import AnomalyKeys
 
-__all__ = ["add_detect"]
+if TYPE_CHECKING:
+    from mrad_med.data import FoundCases
+
+__all__ = ["add_to"]
 
 _SUMMARY_ROWS = 20
 # Options that are values of the bundle's config.
 _VALUES = ("write", "threshold", "frames_per_second", "sequence_rate", "num_workers", "keep_identifiers")
-_OUTPUTS = "; ".join([*(f"{name}: {output.description}" for name, output in OUTPUTS.items()), "video: overlay video"])
+_OUTPUTS = "; ".join(f"{name}: {description}" for name, description in OUTPUT_DESCRIPTIONS.items())
 _DEFAULT = ", ".join(f"{kind}: {' '.join(names)}" for kind, names in DEFAULT_OUTPUTS.items())
 
 
-def add_detect(commands: Any) -> None:
-    """Add the command to those of a parser."""
+def add_to(commands: Any) -> None:
+    """Add the command to the subparsers of a parser."""
     detect = commands.add_parser(
         "detect",
         help="score an image, a series, a video, or everything below a folder",
@@ -56,7 +57,7 @@ def add_detect(commands: Any) -> None:
         default=None,
         help="let names of patients and dates travel into names and DICOM",
     )
-    detect.set_defaults(command=_detect, takes_overrides=True)
+    set_command(detect, _detect, takes_overrides=True)
 
 
 def _detect(options: argparse.Namespace) -> int:
@@ -65,12 +66,12 @@ def _detect(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in _VALUES if getattr(options, name) is not None}
     values = {**options.overrides, **given}
     if options.dry_run:
-        parser = read_bundle(options.bundle, profiles=options.profile, overrides=values)
-        return _list(survey(options.path, exclude=options.out, **parser.get_parsed_content("search")))
-    detector = AnomalyDetector.from_bundle(options.bundle, profiles=options.profile, **values)
-    found = survey(options.path, exclude=options.out, **detector.search)
+        parser = mrad_med.bundle.read_bundle(options.bundle, profiles=options.profile, overrides=values)
+        return _list(mrad_med.data.survey(options.path, exclude=options.out, **parser.get_parsed_content("search")))
+    detector = mrad_med.AnomalyDetector.from_bundle(options.bundle, profiles=options.profile, **values)
+    found = mrad_med.data.survey(options.path, exclude=options.out, **detector.search)
     found.warn()
-    writer = ResultWriter(
+    writer = mrad_med.ResultWriter(
         options.out,
         provenance=detector.provenance,
         pictures=detector.pictures,
@@ -101,7 +102,7 @@ def _list(found: FoundCases) -> int:
     return ALL_WELL
 
 
-def _summarize(writer: ResultWriter, found: FoundCases, out: Path) -> int:
+def _summarize(writer: mrad_med.ResultWriter, found: FoundCases, out: Path) -> int:
     ranked = sorted(writer.rows, key=lambda row: -float(row["anomaly_score"]))
     shown = [(row["case_id"], f"{float(row['anomaly_score']):.4f}") for row in ranked[:_SUMMARY_ROWS]]
     say_table([("case", "score"), *shown])

@@ -1,8 +1,7 @@
-"""Images and the masks that belong to them: listed, named, paired by name, checked."""
+"""Images and the masks that belong to them: paired by name, read for labels, checked."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,19 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import tifffile
-from PIL import Image
+from PIL import ExifTags, Image
 
+from mrad_med import io  # lazy: listing sets does not load MONAI, reading masks does
 from mrad_med.data.datalist import Datalist, Report, make_cases, shorten
 from mrad_med.data.paths import stem_of
 from mrad_med.errors import ImageFileError
 from mrad_med.io.file_types import PHOTOGRAPH_SUFFIXES
-from mrad_med.io.image import read_image_file
-from mrad_med.io.photographs import ORIENTATION_TAG
 from mrad_med.types import MASK_THRESHOLD, AnomalyKeys
 
 __all__ = ["cases_by_masks", "check_masks", "pair_masks"]
-
-logger = logging.getLogger(__name__)
 
 
 def pair_masks(
@@ -93,7 +89,7 @@ def cases_by_masks(
 def _has_anomaly(mask: Path, report: Report) -> bool | None:
     """Tell whether a mask has an anomalous pixel, by the rule its pixels are read with; None where it is unreadable."""
     try:
-        highest = float(read_image_file(mask).max())
+        highest = float(io.read_image_file(mask).max())
     except ImageFileError as error:
         report(f"the mask {mask} cannot be used, left out: {error}")
         return None
@@ -128,7 +124,7 @@ def _size_of(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """Return (width, height) as shown, by the header alone; None where it cannot be read."""
     try:
         with Image.open(path) as picture:
-            lying = picture.getexif().get(ORIENTATION_TAG, 1) >= 5  # from 5 on, rows are shown as columns
+            lying = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # from 5 on, rows are shown as columns
             return (picture.height, picture.width) if lying else (picture.width, picture.height)
     except Exception:  # Pillow raises nearly everything on damaged files
         return _tiff_size(path)

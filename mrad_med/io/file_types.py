@@ -7,7 +7,6 @@ import zlib
 from pathlib import Path
 
 from mrad_med.errors import ImageFileError
-from mrad_med.io.dicom.headers import looks_like_dicom
 
 __all__ = [
     "DICOM",
@@ -48,6 +47,7 @@ _BEGINNINGS = {
     b"0&\xb2u\x8ef\xcf\x11": VIDEO,  # ASF: WMV
     b"\x00\x00\x01\xba": VIDEO,  # MPEG
 }
+_DICOM_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")  # 2 or 8, in either byte order
 _IN_RIFF = {b"WEBP": PHOTOGRAPH, b"AVI ": VIDEO}
 _NO_VIDEOS = (b"avif", b"heic", b"heim", b"heis", b"heix", b"mif1", b"crx ", b"M4A ", b"M4B ")  # pictures, sound
 _NIFTI_SIZES = {348: (344, (b"n+1\0", b"ni1\0")), 540: (4, (b"n+2\0", b"ni2\0"))}  # header size: place of its magic
@@ -77,7 +77,7 @@ def kind_of(path: Path) -> str | None:
     name = path.name.lower()
     by_name = next((kind for kind, suffixes in _BY_SUFFIX.items() if name.endswith(suffixes)), None)
     # Without preamble only two bytes tell of DICOM, which may be any file's; a name of another kind is believed.
-    return _by_content(start) or by_name or (DICOM if looks_like_dicom(path) else None)
+    return _by_content(start) or by_name or (DICOM if start[:2] in _DICOM_GROUPS else None)
 
 
 def _by_content(start: bytes) -> str | None:

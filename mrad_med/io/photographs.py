@@ -11,15 +11,14 @@ import numpy as np
 import tifffile
 from monai.data import ImageReader
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mrad_med.errors import ImageFileError
 from mrad_med.io.file_types import PHOTOGRAPH_SUFFIXES
 from mrad_med.io.limits import MAX_PIXELS, check_pixels
 
-__all__ = ["ORIENTATION_TAG", "PhotographReader", "upright_picture"]
+__all__ = ["PhotographReader", "upright_picture"]
 
-ORIENTATION_TAG = 0x0112  # of EXIF and TIFF: how a picture is turned
 
 _PILLOW_LIMIT = threading.Lock()  # Pillow's limit is one for the whole process
 
@@ -112,7 +111,7 @@ def _read_tiff(path: os.PathLike[str] | str, max_pixels: int) -> Image.Image:
             check_pixels(page.imagewidth, page.imagelength, max_pixels)
             if page.samplesperpixel not in (1, 3) or page.photometric not in _PLAIN_TONES:
                 raise ImageFileError("a TIFF neither of plain grey values nor of RGB colors; save it as PNG")
-            pixels, orientation = page.asarray(), page.tags.valueof(ORIENTATION_TAG, default=1)
+            pixels, orientation = page.asarray(), page.tags.valueof(ExifTags.Base.Orientation, default=1)
     except tifffile.TiffFileError as error:
         raise ImageFileError("not an image in any known format; is the name right and the copy complete?") from error
     except ImageFileError:
@@ -125,7 +124,7 @@ def _read_tiff(path: os.PathLike[str] | str, max_pixels: int) -> Image.Image:
         picture = Image.fromarray(pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32))
     else:
         raise ImageFileError(f"a TIFF with colors or values of kind {pixels.dtype}; save it as PNG of 8 or 16 bits")
-    picture.getexif()[ORIENTATION_TAG] = orientation
+    picture.getexif()[ExifTags.Base.Orientation] = orientation
     return ImageOps.exif_transpose(picture)
 
 

@@ -23,12 +23,9 @@ from mrad_med.results.case_result import CaseResult
 from mrad_med.results.overlays import blend_overlay, draw_montage, draw_overlay, save_overlay
 from mrad_med.transforms.preprocessing import PictureLoader
 
-__all__ = ["DEFAULT_OUTPUTS", "OUTPUTS", "Output", "OutputSettings", "check_outputs", "is_dicom"]
+__all__ = ["OUTPUTS", "Output", "OutputSettings", "check_outputs", "is_dicom"]
 
 CAPTURES = 9  # slices of a volume that are captured, as many as a montage shows
-
-# What is written where nothing is chosen. The maps of all frames of a video would be gigabytes.
-DEFAULT_OUTPUTS = {"image": ("tiff", "overlay"), "volume": ("nifti", "overlay", "montage"), "frame": ("video",)}
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,6 @@ class Output:
         suffix: of its files.
         kinds: of results that it can be made of.
         write: writes it to a path, and returns the files it made.
-        description: for people.
         needs_threshold: whether it marks pixels.
         needs_dicom: whether its source must be DICOM.
     """
@@ -68,7 +64,6 @@ class Output:
     suffix: str
     kinds: tuple[str, ...]
     write: Callable[[CaseResult, Path, OutputSettings], Sequence[Path]]
-    description: str
     needs_threshold: bool = False
     needs_dicom: bool = False
 
@@ -210,18 +205,14 @@ _PICTURES, _ALL = ("image", "frame"), ("image", "frame", "volume")
 _FRAMED = ("image", "volume")  # what DICOM files hold
 
 OUTPUTS: dict[str, Output] = {
-    "tiff": Output("maps", ".tiff", _PICTURES, _write_tiff, "float32 map of an image"),
-    "png": Output("maps", ".png", _PICTURES, _write_png, "map of an image, 0 to 1 in 16 bits"),
-    "nifti": Output("maps", ".nii.gz", ("volume",), _write_volume, "float32 map of a volume"),
-    "nrrd": Output("maps", ".nrrd", ("volume",), _write_volume, "float32 map of a volume"),
-    "mask": Output("masks", "", _ALL, _write_mask, "map at or above the threshold", needs_threshold=True),
-    "overlay": Output("overlays", ".png", _ALL, _write_overlay, "picture and map; of a volume, of its worst slice"),
-    "montage": Output("montages", ".png", ("volume",), _write_montage, "a volume's most suspicious slices"),
-    "seg": Output(
-        "dicom", "_seg.dcm", _FRAMED, _write_segmentation, "DICOM Segmentation", needs_threshold=True, needs_dicom=True
-    ),
-    "parametric-map": Output(
-        "dicom", "_map.dcm", _FRAMED, _write_parametric_map, "DICOM Parametric Map", needs_dicom=True
-    ),
-    "capture": Output("dicom", "", _FRAMED, _write_captures, "DICOM Secondary Captures of overlays", needs_dicom=True),
+    "tiff": Output("maps", ".tiff", _PICTURES, _write_tiff),
+    "png": Output("maps", ".png", _PICTURES, _write_png),
+    "nifti": Output("maps", ".nii.gz", ("volume",), _write_volume),
+    "nrrd": Output("maps", ".nrrd", ("volume",), _write_volume),
+    "mask": Output("masks", "", _ALL, _write_mask, needs_threshold=True),
+    "overlay": Output("overlays", ".png", _ALL, _write_overlay),
+    "montage": Output("montages", ".png", ("volume",), _write_montage),
+    "seg": Output("dicom", "_seg.dcm", _FRAMED, _write_segmentation, needs_threshold=True, needs_dicom=True),
+    "parametric-map": Output("dicom", "_map.dcm", _FRAMED, _write_parametric_map, needs_dicom=True),
+    "capture": Output("dicom", "", _FRAMED, _write_captures, needs_dicom=True),
 }

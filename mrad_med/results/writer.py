@@ -21,7 +21,8 @@ from mrad_med.io.frames import Frame
 from mrad_med.networks.provenance import package_versions
 from mrad_med.results.case_result import CaseResult
 from mrad_med.results.journal import Entry, Journal
-from mrad_med.results.outputs import DEFAULT_OUTPUTS, OUTPUTS, Output, OutputSettings, check_outputs, is_dicom
+from mrad_med.results.output_names import DEFAULT_OUTPUTS
+from mrad_med.results.outputs import OUTPUTS, Output, OutputSettings, check_outputs, is_dicom
 from mrad_med.results.overlay_video import VideoCollector
 from mrad_med.results.tables import (
     SCORE_COLUMNS,

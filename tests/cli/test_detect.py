@@ -20,7 +20,7 @@ from pydicom import dcmread
 from pydicom.uid import EnhancedSRStorage
 
 from mrad_med import AnomalyDetector, ResultWriter, make_chest_phantom
-from mrad_med.__main__ import main
+from mrad_med.cli import main
 from mrad_med.data import write_sample_series
 from mrad_med.io.frames import OverlayVideo
 from mrad_med.results.outputs import OUTPUTS

@@ -10,7 +10,7 @@ import pytest
 from monai.data import load_net_with_metadata
 
 import mrad_med
-from mrad_med.__main__ import main
+from mrad_med.cli import main
 from mrad_med.data.catalog import DATASETS
 from tests.small_archives import make_archive
 

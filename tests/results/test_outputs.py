@@ -21,7 +21,8 @@ from mrad_med.errors import ImageFileError, OutputError
 from mrad_med.io.frames import Frame
 from mrad_med.io.image import read_image
 from mrad_med.results import outputs
-from mrad_med.results.outputs import DEFAULT_OUTPUTS, OUTPUTS, OutputSettings, check_outputs, is_dicom
+from mrad_med.results.output_names import DEFAULT_OUTPUTS
+from mrad_med.results.outputs import OUTPUTS, OutputSettings, check_outputs, is_dicom
 from mrad_med.transforms.preprocessing import PictureLoader
 
 from .dicom_phantoms import (

@@ -26,7 +26,6 @@ __all__ = [
     "check_is_image",
     "count_frames",
     "frame_group",
-    "looks_like_dicom",
     "pixel_spacing",
     "planes_of",
     "quiet",
@@ -153,17 +152,6 @@ def quiet(what: str) -> Iterator[None]:
             raise ImageFileError(f"{what} cannot be read; copy or export the file again") from None
         finally:
             log.setLevel(level)
-
-
-def looks_like_dicom(path: Path) -> bool:
-    """Tell by its first bytes whether a file may be DICOM, with preamble or without."""
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(132)
-    except OSError:
-        return False
-    first_groups = (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")  # 2 or 8, in either byte order
-    return start[128:] == b"DICM" or start[:2] in first_groups
 
 
 def read_header(

@@ -1,0 +1,25 @@
+"""The command ``mrad-med run``: run a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import mrad_med
+from mrad_med.cli.console import ALL_WELL
+from mrad_med.cli.overrides import set_command
+from mrad_med.cli.workflows import run_workflow
+
+__all__ = ["add_to"]
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the subparsers of a parser."""
+    run = commands.add_parser("run", help="run a bundle directory, as python -m monai.bundle run does")
+    run.add_argument("bundle", help="bundle directory, name, or config file")
+    set_command(run, _run, takes_overrides=True)
+
+
+def _run(options: argparse.Namespace) -> int:
+    run_workflow(mrad_med.BundleWorkflow(options.bundle, **options.overrides))
+    return ALL_WELL

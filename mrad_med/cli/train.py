@@ -1,0 +1,28 @@
+"""The command ``mrad-med train``: train the head of a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from mrad_med.cli.console import ALL_WELL, say
+from mrad_med.cli.overrides import set_command
+from mrad_med.cli.workflows import build_workflow, run_workflow
+
+__all__ = ["add_to"]
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the subparsers of a parser."""
+    train = commands.add_parser("train", help="train a bundle's head on a folder of labelled images")
+    train.add_argument("bundle", help="bundle directory or name, such as mrad_ft")
+    train.add_argument("--dataset_dir", required=True, help="VisA as downloaded, or folders of classes")
+    train.add_argument("--output_dir", help="folder for features, bank, checkpoints and head (default: the bundle's)")
+    set_command(train, _train, takes_overrides=True)
+
+
+def _train(options: argparse.Namespace) -> int:
+    workflow = build_workflow(options, "train", dataset_dir=options.dataset_dir)
+    run_workflow(workflow)
+    say(f"trained: {workflow.parser.get_parsed_content('checkpoint')}")
+    return ALL_WELL

@@ -1,0 +1,40 @@
+"""Bundle workflows as commands run them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import mrad_med
+
+__all__ = ["build_workflow", "run_workflow"]
+
+
+def build_workflow(options: argparse.Namespace, name: str, **values: Any) -> mrad_med.BundleWorkflow:
+    """Return the workflow of a config of a bundle; all but ``train`` are read on top of the config for inference.
+
+    Args:
+        options: of the command: ``bundle``, ``output_dir`` and ``overrides``.
+        name: the config's name in ``configs/``, without ``.json``.
+        **values: further values of the config; ``overrides`` take precedence.
+
+    Raises:
+        FileNotFoundError: there is no such bundle, or it has no such config.
+    """
+    root = mrad_med.bundle.find_bundle(options.bundle)
+    config = root / "configs" / f"{name}.json"
+    if not config.is_file():
+        raise FileNotFoundError(f"{root} has no configs/{name}.json: choose a bundle that has, such as mrad_ft")
+    values |= {"bundle_root": str(root), **options.overrides}
+    if options.output_dir:
+        values["output_dir"] = options.output_dir
+    if name == "train":
+        return mrad_med.BundleWorkflow(str(config), workflow_type="train", **values)
+    return mrad_med.BundleWorkflow([str(root / "configs" / "inference.json"), str(config)], **values)
+
+
+def run_workflow(workflow: mrad_med.BundleWorkflow) -> None:
+    """Initialize, run and finalize a workflow."""
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
