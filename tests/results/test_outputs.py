@@ -24,8 +24,7 @@ from mrad_med.results import outputs
 from mrad_med.results.output_names import DEFAULT_OUTPUTS
 from mrad_med.results.outputs import OUTPUTS, OutputSettings, check_outputs, is_dicom
 from mrad_med.transforms.preprocessing import PictureLoader
-
-from .dicom_phantoms import (
+from tests.dicom_phantoms import (
     AXIAL,
     COLUMNS,
     CORONAL,

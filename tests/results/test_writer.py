@@ -27,8 +27,7 @@ from mrad_med.results import outputs
 from mrad_med.results.outputs import OUTPUTS
 from mrad_med.transforms.preprocessing import PictureLoader
 from mrad_med.types import FailedCase
-
-from .dicom_phantoms import OBLIQUE, PRIVATE, SLICES, affine_of, write_multiframe, write_series, write_ultrasound
+from tests.dicom_phantoms import OBLIQUE, PRIVATE, SLICES, affine_of, write_multiframe, write_series, write_ultrasound
 
 SIZE = (24, 32)
 ALL = [*OUTPUTS, "video"]
