@@ -67,7 +67,9 @@ def _state_of(path: str | os.PathLike[str]) -> State:
 
 
 def _is_settled(state: State) -> bool:
-    return time.time_ns() - max(state[4:]) > _SETTLED_NS
+    # Any program can set the time of the content. POSIX sets that of the inode itself; elsewhere it is another time.
+    changed = state[5] if os.name == "posix" else max(state[4:])
+    return time.time_ns() - changed > _SETTLED_NS
 
 
 def content_key(path: str | os.PathLike[str]) -> str:
@@ -100,6 +102,11 @@ class Snapshot:
                     self._hashes[state[0]] = sha256_of_file(state[0])
         except OSError:
             self._states = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all files were there when the snapshot was taken."""
+        return self._states is not None
 
     def contents(self) -> tuple[str, ...] | None:
         """Return the hashes of the files; None if one is gone or has changed since the snapshot was taken."""
@@ -149,6 +156,9 @@ class FolderLock:
         folder: an existing folder.
         take_over: replace the lock of another host, whose processes cannot be seen from here.
 
+    Attributes:
+        is_held: whether it has not been released.
+
     Raises:
         OutputError: another process holds the lock, or the lock cannot be written.
     """
@@ -157,6 +167,7 @@ class FolderLock:
 
     def __init__(self, folder: str | os.PathLike[str], *, take_over: bool = False) -> None:
         self._finalizer: weakref.finalize[[Path, int], FolderLock] | None = None
+        self.is_held = True
         if rank_and_world()[0] > 0:
             return
         resolved = Path(folder).resolve()
@@ -172,6 +183,7 @@ class FolderLock:
 
     def release(self) -> None:
         """Give the folder back; the file goes with the last object of this process that holds it."""
+        self.is_held = False
         if self._finalizer is not None:
             self._finalizer()
 

@@ -84,6 +84,8 @@ def _detect(options: argparse.Namespace) -> int:
         say(f"{earlier} of {len(found.cases)} case(s) are finished already; --restart scores them again")
     try:
         failures = detector.stream(pending, writer.write) if pending else []
+        if changed := writer.changed(failures):  # files that were written to meanwhile
+            failures += detector.stream(changed, writer.write)
     except BaseException:
         writer.finish(is_whole=False)  # the cases that are done stay in the tables
         raise
