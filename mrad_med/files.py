@@ -11,7 +11,10 @@ from pathlib import Path, PurePosixPath
 
 from mrad_med.errors import OutputError
 
-__all__ = ["atomic_path", "prepare_output", "safe_relative_path", "sha256_of_file"]
+__all__ = ["atomic_path", "prepare_output", "require_temporary_folder", "safe_relative_path", "sha256_of_file"]
+
+
+_NEEDED_BYTES = 2**16  # a full disk may still have room for a few bytes beside the names of files
 
 
 @contextmanager
@@ -51,10 +54,29 @@ def prepare_output(output_dir: str | os.PathLike[str]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as stream:
-            stream.write(b"writable")
+            stream.write(bytes(_NEEDED_BYTES))
     except OSError as error:
         raise OutputError(f"cannot write to {folder} ({error.strerror}); choose another folder") from error
     return folder
+
+
+def require_temporary_folder(needed_for: str) -> None:
+    """Refuse work that would wait forever without a folder for temporary files.
+
+    Args:
+        needed_for: what needs the folder, for the message.
+
+    Raises:
+        OutputError: no folder for temporary files can be written to.
+    """
+    try:
+        with tempfile.TemporaryFile():
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"{needed_for} need a folder for temporary files, and none can be written to ({error.strerror}): set "
+            "TMPDIR to one that can, or do without them"
+        ) from error
 
 
 def safe_relative_path(case_id: str) -> str:

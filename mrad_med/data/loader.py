@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from mrad_med.errors import FailedCasesError, ImageFileError
+from mrad_med.files import require_temporary_folder
 from mrad_med.types import AnomalyKeys, FailedCase
 
 __all__ = ["CaseDataset", "CaseLoader"]
@@ -69,6 +70,8 @@ class CaseLoader:
     def __init__(self, dataset: Dataset, *, batch_size: int = 4, num_workers: int = 0, progress: bool = True) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if num_workers:
+            require_temporary_folder("processes that read ahead")
         self.dataset = dataset
         self.batch_size = batch_size
         self.num_workers = num_workers

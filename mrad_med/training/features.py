@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data.distributed import DistributedSampler
 
 from mrad_med.distributed import rank_and_world
+from mrad_med.files import require_temporary_folder
 from mrad_med.types import AnomalyKeys, ImageFeatures
 
 __all__ = ["UNKNOWN", "FeatureDataset", "collate_features", "feature_loader"]
@@ -145,7 +146,10 @@ def feature_loader(
 
     Raises:
         ValueError: there are more processes than images to share out.
+        OutputError: processes that read ahead need a folder for temporary files.
     """
+    if num_workers:
+        require_temporary_folder("processes that read ahead")
     rank, world = rank_and_world()
     if not shuffle:
         if 0 < len(dataset) < world:  # those without an image would not take part in what is gathered at the end
