@@ -108,7 +108,7 @@ def test_inference_runs_on_the_samples_and_finds_the_phantoms_lesion(bundle: str
 @each_bundle
 def test_evaluation_measures_the_sample_set(bundle: str, tmp_path: Path):
     configs = [config(bundle, "inference"), config(bundle, "evaluate")]
-    chosen = {"resamples": 20, "threshold": 0.5, "file_size": True, "progress": False, **SMALL}
+    chosen = {"resamples": 20, "dice_threshold": 0.5, "file_size": True, "progress": False, **SMALL}
     run(config_file=configs, bundle_root=str(BUNDLES[bundle]), output_dir=str(tmp_path), **chosen)
     record = values(tmp_path / "metrics.json")
     assert record["images"] == {"normal": 3, "anomalous": 3}

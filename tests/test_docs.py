@@ -218,7 +218,9 @@ def test_a_served_file_gives_what_the_package_gives(tmp_path: Path, monkeypatch:
     (code,) = blocks("export.md", "python")
     served: dict = {}
     exec(code, served)
-    prepared = mrad_med.build_preprocessing(clip.card, image_size=TINY_SIZE)({"image": "image.png", "case_id": "image"})
+    prepared = mrad_med.build_preprocessing(clip.card, mrad_med.ImageView(image_size=TINY_SIZE))(
+        {"image": "image.png", "case_id": "image"}
+    )
     expected = mrad_med.AnomalyInferer()(prepared["image"][None].as_tensor(), network)
     np.testing.assert_allclose(served["maps"], expected["anomaly_map"].numpy(), atol=1e-5, rtol=0)
     np.testing.assert_allclose(served["scores"], expected["anomaly_score"].numpy(), atol=1e-5, rtol=0)

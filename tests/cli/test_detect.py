@@ -191,7 +191,7 @@ def test_dry_run_lists_what_is_found_and_leaves_no_trace(study, out, monkeypatch
     assert main(["detect", str(study), "--dry-run", "--profile", "lungs"]) == 2
     assert main(["detect", str(study), *SMALL]) == 2
     assert "mrad-med: give a folder for results with --out, or --dry-run to see what" in capsys.readouterr().err
-    assert detect(study, out, "--dry-run", "--strict", "False") == 0
+    assert detect(study, out, "--dry-run", "--strict_geometry", "False") == 0
     assert not out.exists()
     assert sorted(study.rglob("*")) == before
 

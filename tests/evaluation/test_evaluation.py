@@ -25,6 +25,7 @@ from mrad_med import (
     MRAD,
     AnomalyInferer,
     Evaluation,
+    ImageView,
     MemoryBank,
     PixelMetrics,
     build_mrad_clip,
@@ -35,8 +36,7 @@ from mrad_med import (
     describe_run,
 )
 from mrad_med.errors import FailedCasesError, OutputError
-from mrad_med.evaluation import evaluate_together
-from mrad_med.evaluation import evaluation as module
+from mrad_med.evaluation import evaluate_together, evaluation as module
 from mrad_med.metrics.image import image_metrics
 from mrad_med.networks import CLIPImageEncoder
 from tests.conftest import TINY_SIZE, make_tiny_clip
@@ -83,7 +83,7 @@ def evaluation(tmp_path: Path, tiny_clip: CLIP, tiny_bank: MemoryBank, network: 
     """Return what makes an evaluation into a folder of a name."""
 
     def make(cases: Cases, name: str = "out", *, network: MRAD = network, **keywords: Any) -> Evaluation:
-        settings = {"card": tiny_clip.card, "provenance": describe_run(tiny_clip, tiny_bank), "image_size": TINY_SIZE}
+        settings = {"card": tiny_clip.card, "provenance": describe_run(tiny_clip, tiny_bank), "view": ImageView(TINY_SIZE)}
         settings |= {"resamples": 0, "progress": False}
         return Evaluation(network, cases, output_dir=tmp_path / name, **{**settings, **keywords})
 
@@ -106,7 +106,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def plainly(network: MRAD, clip: CLIP, cases: Cases, *, file_size: bool = False) -> list[SimpleNamespace]:
     """Return map, mask and score of each case by the parts that `AnomalyDetector` is made of."""
-    steps = build_preprocessing(clip.card, image_size=TINY_SIZE)
+    steps = build_preprocessing(clip.card, ImageView(image_size=TINY_SIZE))
     restore = build_postprocessing(steps)
     results = []
     for case in cases:
@@ -198,7 +198,7 @@ def test_the_record_of_a_run_says_where_its_numbers_come_from(
 ):
     monkeypatch.setattr(sys, "argv", ["/somewhere/tool", "--name", "two words"])
     provenance = describe_run(tiny_clip, tiny_bank, variant="MRAD-TF", temperature=0.07)
-    summary = evaluation(cases, dataset="Kvasir", provenance=provenance, resamples=50, threshold=0.4).run()
+    summary = evaluation(cases, dataset_name="Kvasir", provenance=provenance, resamples=50, dice_threshold=0.4).run()
     written = read_metrics(tmp_path / "out")
     assert written["dataset"] == {"name": "Kvasir", "title": "Kvasir-SEG", "cases": 8}
     assert written["published"] == {"pixel_auroc": 84.3, "pixel_pro": 52.7}
@@ -307,7 +307,7 @@ def test_a_set_without_cases_and_a_folder_that_cannot_be_written_to_are_refused(
     with pytest.raises(ValueError, match="two cases have the same case_id: give each its own"):
         evaluation([*cases, {**cases[1], "mask_threshold": 0}])
     with pytest.raises(ValueError, match="image_size must be a multiple of the patch size 14, got 50"):
-        evaluation(cases, image_size=50)
+        evaluation(cases, view=ImageView(50))
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(OutputError, match=r"cannot write to .*file.*choose another folder"):
         evaluation(cases, "file")
@@ -386,7 +386,7 @@ def test_a_finished_run_is_measured_again_without_the_encoder(
     expected = evaluation(cases).run()
     monkeypatch.setattr(CLIPImageEncoder, "forward", None)
     moved = [{**case, "image": shutil_move(case["image"]), "class": "renamed"} for case in cases]
-    summary = evaluation(moved, inferer=AnomalyInferer(image_weight=1.0), threshold=0.5).run()
+    summary = evaluation(moved, inferer=AnomalyInferer(image_weight=1.0), dice_threshold=0.5).run()
     assert summary["pixel"] == expected["pixel"]
     assert summary["image"]["auroc"] == pytest.approx(
         roc_auc_score(
@@ -421,7 +421,7 @@ def test_what_changed_is_scored_again_and_nothing_else(
     assert scored(cases) == 1
     assert scored([cases[0], {**cases[1], "mask_threshold": 0}, *cases[2:]]) == 1
     assert scored(cases, file_size=True) == 8
-    assert scored(cases, image_size=42) == 8
+    assert scored(cases, view=ImageView(42)) == 8
     assert scored(cases, network=build_mrad_tf(tiny_clip, tiny_bank, temperature=0.08)) == 8
     assert scored(cases, network=build_mrad_ft(tiny_clip, tiny_bank, seed=1)) == 8
     assert scored(cases, batch_size=3, provenance={"settings": {"name": "other"}}) == 0
@@ -496,11 +496,11 @@ def test_evaluations_that_cannot_share_are_refused(cases: Cases, evaluation, tin
         evaluation(cases, "other", network=other_encoder),
         evaluation(cases[1:], "other"),
         evaluation(cases, "other", file_size=True),
-        evaluation(cases, "other", image_size=42),
+        evaluation(cases, "other", view=ImageView(42)),
         evaluation(cases, "other", max_pixels=10_000),
     ]
     for other in others:
-        with pytest.raises(ValueError, match="must share encoder, cases, image_size, file_size, max_pixels"):
+        with pytest.raises(ValueError, match="must share encoder, cases, preprocessing and file_size"):
             evaluate_together([first, other])
     with pytest.raises(ValueError, match="need an output_dir each"):
         evaluate_together([first, evaluation(cases)])

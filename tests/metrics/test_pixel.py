@@ -17,8 +17,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from mrad_med import PixelMetrics
 from mrad_med.distributed import gather_parts
-from mrad_med.metrics import AnomalyMapMetric, AnomalyScoreMetric, image_metrics
-from mrad_med.metrics import histogram as histograms
+from mrad_med.metrics import AnomalyMapMetric, AnomalyScoreMetric, histogram as histograms, image_metrics
 from mrad_med.metrics.pixel import region_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics.npz"

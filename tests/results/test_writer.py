@@ -25,7 +25,7 @@ from mrad_med.io import frames as frames_module
 from mrad_med.io.frames import Frame, list_frames
 from mrad_med.results import outputs
 from mrad_med.results.outputs import OUTPUTS
-from mrad_med.transforms.preprocessing import PictureLoader
+from mrad_med.transforms.preprocessing import ImageView
 from mrad_med.types import FailedCase
 from tests.dicom_phantoms import OBLIQUE, PRIVATE, SLICES, affine_of, write_multiframe, write_series, write_ultrasound
 
@@ -178,7 +178,7 @@ def test_frame_of_no_video_is_written_as_it_is_scored_in_python(tmp_path, out):
 def test_results_are_saved_with_their_pictures_and_their_failures(tmp_path, out, monkeypatch):
     titles = []
     monkeypatch.setattr(outputs, "draw_overlay", lambda *_, title: titles.append(title) or Figure())
-    pictures, failures = PictureLoader(plane="coronal"), [FailedCase("broken", "empty")]
+    pictures, failures = ImageView(plane="coronal"), [FailedCase("broken", "empty")]
     results = Results([volume(tmp_path)], failures, {"settings": {"plane": "coronal"}}, pictures)
     results.save(out, write=["overlay", "mask"], threshold=0.5)
     assert " of 20\n" in titles[0]  # coronal slices, not the 16 axial ones
@@ -188,7 +188,7 @@ def test_results_are_saved_with_their_pictures_and_their_failures(tmp_path, out,
 
 
 def test_results_are_saved_as_their_bundle_says_unless_told_otherwise(tmp_path, out):
-    results = Results([photograph(tmp_path)], result_settings={"write": ["mask"], "threshold": 0.5})
+    results = Results([photograph(tmp_path)], writing={"write": ["mask"], "threshold": 0.5})
     results.save(out)
     assert written(out) == ["masks/photo.png"]
     results.save(out, write=["tiff"])

@@ -27,6 +27,7 @@ from mrad_med import (
     CLIP,
     FeatureCache,
     ImageFeatures,
+    ImageView,
     build_memory_bank,
     build_preprocessing,
     collate_features,
@@ -66,7 +67,7 @@ def fill(cache: FeatureCache, cases: list[Case], **options: Any) -> FeatureDatas
 
 
 def preprocess(clip: CLIP, cases: list[Case]) -> dict[str, Any]:
-    steps = build_preprocessing(clip.card, image_size=TINY_SIZE, with_mask=True)
+    steps = build_preprocessing(clip.card, ImageView(image_size=TINY_SIZE), with_mask=True)
     return list_data_collate([steps(dict(case)) for case in cases])
 
 
