@@ -28,7 +28,9 @@ def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 @pytest.fixture
-def bundles(tiny_bank: MemoryBank, monkeypatch: pytest.MonkeyPatch) -> dict[str, ConfigParser]:
+def bundles(
+    tiny_bank: MemoryBank, read: list[ConfigParser], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, ConfigParser]:
     """Return the configs of bundles of these names, as they are read from disk; both declare the same backbone."""
     networks = {"tf": "mrad_med.build_mrad_tf", "ft": "mrad_med.build_mrad_ft"}
     made = {}
@@ -61,11 +63,18 @@ def bundles(tiny_bank: MemoryBank, monkeypatch: pytest.MonkeyPatch) -> dict[str,
 
     def read_bundle(bundle: str, *, config: str, overrides: dict[str, Any]) -> ConfigParser:
         assert config == "evaluate"
-        made[Path(bundle).name].update(overrides)
-        return made[Path(bundle).name]
+        parser = ConfigParser({**made[Path(bundle).name].get(), **overrides})
+        read.append(parser)
+        return parser
 
     monkeypatch.setattr(module, "read_bundle", read_bundle)
     return made
+
+
+@pytest.fixture
+def read() -> list[ConfigParser]:
+    """Return a list that grows by each config that is read."""
+    return []
 
 
 @pytest.fixture
@@ -78,17 +87,17 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     return sizes
 
 
-def read(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
 
 
 def test_every_bundle_is_measured_on_every_set_and_each_image_encoded_once(
-    tmp_path: Path, sets: dict[str, str], bundles: dict[str, ConfigParser], encoded: list[int]
+    tmp_path: Path, sets: dict[str, str], bundles: dict[str, ConfigParser], encoded: list[int], read: list[ConfigParser]
 ):
     out = tmp_path / "out"
     results = run_benchmark(["tf", "ft"], sets, out, progress=False, seed=3, resamples=20)
     assert sum(encoded) == 2 * 6
-    assert bundles["ft"].get_parsed_content("clip") is bundles["tf"].get_parsed_content("clip")
+    assert read[0]["clip"] is read[1]["clip"]
     assert results.keys() == {ZERO_SHOT}
     assert {name: list(summaries) for name, summaries in results[ZERO_SHOT].items()} == {
         "tf": ["kvasir", "endo"],
@@ -98,10 +107,10 @@ def test_every_bundle_is_measured_on_every_set_and_each_image_encoded_once(
         for dataset in sets:
             folder = out / dataset / name
             assert {path.name for path in folder.iterdir()} == {"cases.csv", "metrics.json", "metrics.md", "records"}
-            written = read(folder / "metrics.json")
+            written = read_json(folder / "metrics.json")
             assert written["settings"]["bundle"] == name
             assert written["intervals"]["drawn"] == {"by": "case", "resamples": 20, "seed": 3}
-            assert read(out / "benchmark.json")[ZERO_SHOT][name][dataset]["image"] == written["image"]
+            assert read_json(out / "benchmark.json")[ZERO_SHOT][name][dataset]["image"] == written["image"]
     page = (out / "benchmark.md").read_text(encoding="utf-8")
     values = [100 * results[ZERO_SHOT]["tf"][dataset]["image"]["auroc"] for dataset in sets]
     assert f"## Protocol: {ZERO_SHOT}\n\n**image AUROC**\n\n| network | kvasir | endo | mean |" in page
@@ -204,7 +213,7 @@ def test_failed_cases_are_told_of_at_the_end(tmp_path: Path, sets: dict[str, str
     (tmp_path / "kvasir" / "2.png").write_bytes(b"no image")
     with pytest.raises(FailedCasesError, match=r"^kvasir: 1 of 6 case\(s\) failed, the others are done:\n  2: "):
         run_benchmark(["tf", "ft"], sets, tmp_path / "out", progress=False)
-    written = read(tmp_path / "out" / "benchmark.json")[ZERO_SHOT]
+    written = read_json(tmp_path / "out" / "benchmark.json")[ZERO_SHOT]
     assert {name: list(summaries) for name, summaries in written.items()} == {
         "tf": ["kvasir", "endo"],
         "ft": ["kvasir", "endo"],

@@ -97,8 +97,6 @@ class ImageView:
     def _in_bytes(self, source: ImageSource) -> MetaTensor:
         return ToRGB()(self._window(self._load(source)))  # no Compose: it would take the files of a series one by one
 
-    __call__, stored = show, show_stored  # until all callers use the new names
-
     def layout(self, affine: NDArray[np.float64]) -> SliceLayout:
         """Return how the slices are arranged in the array of a volume.
 

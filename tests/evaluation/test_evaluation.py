@@ -83,7 +83,11 @@ def evaluation(tmp_path: Path, tiny_clip: CLIP, tiny_bank: MemoryBank, network: 
     """Return what makes an evaluation into a folder of a name."""
 
     def make(cases: Cases, name: str = "out", *, network: MRAD = network, **keywords: Any) -> Evaluation:
-        settings = {"card": tiny_clip.card, "provenance": describe_run(tiny_clip, tiny_bank), "view": ImageView(TINY_SIZE)}
+        settings = {
+            "card": tiny_clip.card,
+            "provenance": describe_run(tiny_clip, tiny_bank),
+            "view": ImageView(TINY_SIZE),
+        }
         settings |= {"resamples": 0, "progress": False}
         return Evaluation(network, cases, output_dir=tmp_path / name, **{**settings, **keywords})
 
@@ -497,7 +501,7 @@ def test_evaluations_that_cannot_share_are_refused(cases: Cases, evaluation, tin
         evaluation(cases[1:], "other"),
         evaluation(cases, "other", file_size=True),
         evaluation(cases, "other", view=ImageView(42)),
-        evaluation(cases, "other", max_pixels=10_000),
+        evaluation(cases, "other", view=ImageView(TINY_SIZE, max_pixels=10_000)),
     ]
     for other in others:
         with pytest.raises(ValueError, match="must share encoder, cases, preprocessing and file_size"):
