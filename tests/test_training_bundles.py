@@ -267,6 +267,7 @@ def test_monais_tracking_with_mlflow_sees_losses_and_metrics(tmp_path: Path, sur
     assert len(client.get_metric_history(tracked.info.run_id, "train_loss")) == 4
 
 
+@pytest.mark.slow
 def test_the_command_works_from_any_directory_and_says_how_it_goes(tmp_path: Path, surfaces: str, cache: str):
     values = settings("mrad_ft", tmp_path / "out", surfaces, cache)
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", *configs_of("mrad_ft", "train")]
@@ -292,6 +293,7 @@ def test_both_bundles_have_the_same_overlay_for_several_processes():
     assert prompted == fine_tuned
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path: Path, surfaces: str, cache: str):
     # Slow: two processes start, and each imports everything. One bundle is enough, this one has both stages.
     bundle = "mrad_clip"
