@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: each worker, and what it starts, has one core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,11 +14,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: each worker
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing
 from open_clip.model import CLIPTextCfg, _build_text_tower
 from open_clip.transformer import VisionTransformer
 from PIL import Image
 
-from mrad_med import CLIP, BackboneCard, CLIPImageEncoder, CLIPTextEncoder, MemoryBank, build_memory_bank
+import mrad_med
+from mrad_med import CLIP, BackboneCard, CLIPImageEncoder, CLIPTextEncoder, MemoryBank, build_memory_bank, load_clip
 
 TINY_SIZE = 56  # four patches of 14 pixels a side
 
@@ -59,6 +64,44 @@ def make_labelled_batches(count: int = 6, batch_size: int = 2, size: int = TINY_
         {"image": images[i : i + batch_size], "mask": masks[i : i + batch_size], "label": labels[i : i + batch_size]}
         for i in range(0, count, batch_size)
     ]
+
+
+def run_in_two_processes(function: Callable[..., None], *arguments: Any) -> None:
+    """Run ``function(rank, *arguments)`` in two processes with what `torchrun` tells each of them.
+
+    Both are forked from a third, which stays: importing MONAI takes most of the time of such a test.
+    """
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mrad_med", "tests.training_runs", "sklearn.metrics"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.start_processes(_one_of_two, (port, function, arguments), nprocs=2, start_method="forkserver")
+
+
+def _one_of_two(rank: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": ""}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    function(rank, *arguments)
+
+
+@pytest.fixture(scope="session")
+def embedded() -> CLIP:
+    """Return the backbone that ships, loaded once for all tests: they leave it as it is."""
+    return load_clip("embedded")
+
+
+@pytest.fixture
+def embedded_is_loaded(embedded: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let bundles and commands take the embedded backbone that is there instead of loading it again."""
+
+    def take(source: str = "embedded", *, device: Any = "cpu", precision: str = "fp32", **keywords: Any) -> CLIP:
+        if (source, str(device), precision, keywords) == ("embedded", "cpu", "fp32", {}):
+            return embedded
+        return load_clip(source, device=device, precision=precision, **keywords)
+
+    monkeypatch.setattr(mrad_med, "load_clip", take)
 
 
 @pytest.fixture(scope="session")
