@@ -21,7 +21,9 @@ from PIL import Image
 
 import mrad_med
 from mrad_med import CLIP, BackboneCard, CLIPImageEncoder, CLIPTextEncoder, MemoryBank, build_memory_bank, load_clip
+from tests.reference_weights import normalize, openai_state_dict
 
+GOLDEN = Path(__file__).parent / "golden"
 TINY_SIZE = 56  # four patches of 14 pixels a side
 
 
@@ -102,6 +104,45 @@ def embedded_is_loaded(embedded: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
         return load_clip(source, device=device, precision=precision, **keywords)
 
     monkeypatch.setattr(mrad_med, "load_clip", take)
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, np.ndarray]:
+    """Return the numbers of the published implementation, and the images that they were measured on."""
+    return dict(np.load(GOLDEN / "mrad.npz")) | dict(np.load(GOLDEN / "images.npz"))
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> CLIP:
+    """Return the backbone of the golden numbers, out of a file as OpenAI's are: it takes seconds to make."""
+    path = tmp_path_factory.mktemp("weights") / "clip.pt"
+    torch.save({name: tensor.half() for name, tensor in openai_state_dict().items()}, path)
+    clip = load_clip(path)
+    path.unlink()  # 350 MB, which pytest would keep
+    return clip
+
+
+@pytest.fixture(scope="session")
+def golden_network(
+    tmp_path_factory: pytest.TempPathFactory, reference: CLIP, golden: dict[str, np.ndarray]
+) -> mrad_med.MRAD:
+    folder = tmp_path_factory.mktemp("banks")
+    files = {"image": folder / "cache_model_visa.pt", "patch": folder / "cache_patch_model_visa.pt"}
+    for level, path in files.items():
+        keys, labels = (torch.from_numpy(golden[f"bank_{level}_{part}"]) for part in ("keys", "labels"))
+        torch.save({"keys": keys, "values": torch.nn.functional.one_hot(labels, 2).float()}, path)
+    return mrad_med.build_mrad_tf(reference, mrad_med.load_official_bank(files["image"], files["patch"]))
+
+
+@pytest.fixture(scope="session")
+def golden_outcome(golden_network: mrad_med.MRAD, golden: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Map and score of the three query images, and the features of the one pass that made them."""
+    passes = []
+    handle = golden_network.image_encoder.register_forward_hook(lambda *call: passes.append(call[-1]))
+    result = mrad_med.AnomalyInferer()(normalize(golden["query_images"]), golden_network)
+    handle.remove()
+    assert len(passes) == 1
+    return result | {"features": passes[0]}
 
 
 @pytest.fixture(scope="session")
