@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
+from matplotlib.figure import Figure
 from open_clip.model import CLIPTextCfg, _build_text_tower
 from open_clip.transformer import VisionTransformer
 from PIL import Image
@@ -153,6 +154,17 @@ def tiny_clip() -> CLIP:
 @pytest.fixture(scope="session")
 def tiny_bank(tiny_clip: CLIP) -> MemoryBank:
     return build_memory_bank(tiny_clip, make_labelled_batches(), progress=False)
+
+
+@pytest.fixture
+def plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw figures small and unarranged, for tests of which files are written: arranging takes most of their time."""
+
+    def plain(**_: Any) -> Figure:
+        return Figure(figsize=(2, 1))
+
+    monkeypatch.setattr("mrad_med.report.Figure", plain)
+    monkeypatch.setattr("mrad_med.montage.Figure", plain)
 
 
 @pytest.fixture
