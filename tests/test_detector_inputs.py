@@ -34,6 +34,7 @@ from tests.small_dicom import make_image, write_image, write_series
 ROOT = Path(__file__).parent.parent
 AFFINE = np.array([[0, 0, -3.0, 20], [1.5, 0, 0, -9], [0, -1.0, 0, 4], [0, 0, 0, 1]])  # sagittal, and turned
 SMALL = {"image_size": 70, "device": "cpu"}
+pytestmark = pytest.mark.usefixtures("embedded_is_loaded")
 
 
 def picture(*shape: int, dtype: Any = np.uint8) -> np.ndarray:

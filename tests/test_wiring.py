@@ -21,6 +21,8 @@ from mrad_med import AnomalyDetector, BundleWorkflow, load_memory_bank, merge_me
 from mrad_med.bundle import read_bundle
 from mrad_med.cli import main
 
+pytestmark = pytest.mark.usefixtures("embedded_is_loaded")
+
 ROOT = Path(__file__).parent.parent
 SIZE = 70
 SMALL = ["--image_size", str(SIZE), "--device", "cpu"]

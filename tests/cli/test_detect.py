@@ -27,6 +27,7 @@ from mrad_med.results.outputs import OUTPUTS
 from tests.dicom_phantoms import OBLIQUE, PRIVATE, write_multiframe, write_series, write_ultrasound
 
 SMALL = ["--bundle", "mrad_tf", "--image_size", "70", "--device", "cpu"]
+pytestmark = pytest.mark.usefixtures("embedded_is_loaded", "plain_figures")
 DAMAGED = b"\x08\0\0\0" + bytes(100)  # may be DICOM without preamble
 CASES = ["brain", "photo", "ct/series_1"]  # files of a folder come before those of folders in it
 
