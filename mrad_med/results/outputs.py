@@ -18,8 +18,7 @@ from mrad_med.io.dicom.writer import require_highdicom, write_overlay_captures, 
 from mrad_med.io.file_types import DICOM, kind_of
 from mrad_med.io.videos import import_av
 from mrad_med.io.volume_writer import require_nrrd, write_volume
-from mrad_med.networks.maps import TOP_FRACTION
-from mrad_med.results.case_result import CaseResult
+from mrad_med.results.case_result import CaseResult, slice_means, upright_picture
 from mrad_med.results.overlays import blend_overlay, draw_montage, draw_overlay, save_overlay
 from mrad_med.transforms.preprocessing import PictureLoader
 
@@ -134,14 +133,12 @@ def _write_overlay(result: CaseResult, path: Path, settings: OutputSettings) -> 
 
 
 def _write_montage(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
-    affine, scores = _affine(result), result.slice_scores
-    upright = settings.pictures.upright(result.anomaly_map, affine)
-    if scores is None:
-        scores = _slice_means(np.moveaxis(upright, -1, 0))
-    elif settings.pictures.layout(affine).is_flipped:
-        scores = scores[::-1]
+    affine, pictures = _affine(result), settings.pictures
+    ranking = result.rank_slices(pictures)
+    picture = upright_picture(pictures.stored(result.source), affine, pictures)
     title = f"{result.case_id}, anomaly score {result.anomaly_score:.4f}"
-    save_overlay(path, draw_montage(settings.pictures(result.source), upright, scores, title=title))
+    upright, scores = pictures.upright(result.anomaly_map, affine), ranking.upright_scores
+    save_overlay(path, draw_montage(picture, upright, scores, title=title, order=ranking.upright_order))
     return [path]
 
 
@@ -157,7 +154,7 @@ def _write_parametric_map(result: CaseResult, path: Path, settings: OutputSettin
 
 
 def _write_captures(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
-    """Write the frames with the highest map, as the source's own pictures under the map."""
+    """Write the most suspicious frames, as the source's own pictures under the map."""
     source = _source(result, settings)
     maps = frames_on_source(result.anomaly_map, source, result.affine)
     shown = settings.pictures.stored(result.source)  # (columns, rows[, slices], 3)
@@ -165,18 +162,29 @@ def _write_captures(result: CaseResult, path: Path, settings: OutputSettings) ->
         shown = shown.swapaxes(0, 1)
     channels = [frames_on_source(shown[..., i].astype(np.float32), source, result.affine) for i in range(3)]
     pictures = np.stack(channels, axis=-1).astype(np.uint8)
-    highest = np.argsort(-_slice_means(maps), kind="stable")[:CAPTURES]
     low, high = float(maps.min()), float(maps.max())
-    overlays = {int(i): blend_overlay(pictures[i], maps[i], low=low, high=high) for i in highest}
+    chosen = _rank_frames(result, maps, source, settings)[:CAPTURES]
+    overlays = {int(i): blend_overlay(pictures[i], maps[i], low=low, high=high) for i in chosen}
     return write_overlay_captures(path, overlays, source, warn=False)  # who writes results warns once for all
 
 
-def _slice_means(maps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return (D,) means of the highest pixels of maps (D, H, W), as slices are scored without the image's part."""
-    flat = maps.reshape(len(maps), -1)
-    count = max(1, int(TOP_FRACTION * flat.shape[1]))
-    means: NDArray[np.float32] = np.partition(flat, -count, axis=1)[:, -count:].mean(1)
-    return means
+def _rank_frames(
+    result: CaseResult, maps: NDArray[np.float32], source: SourceSeries, settings: OutputSettings
+) -> NDArray[np.intp]:
+    """Return the indices of a source's frames, the most suspicious first.
+
+    Frames that are the slices follow the ranking of the slices. A volume that was scored across its frames has no
+    score for each frame; its frames are ranked by their parts of the map.
+    """
+    if result.affine is not None:
+        ranking = result.rank_slices(settings.pictures)
+        shape, axis = result.anomaly_map.shape, ranking.layout.axis
+        index = np.arange(shape[axis], dtype=np.float32).reshape([-1 if i == axis else 1 for i in range(3)])
+        slices = frames_on_source(np.broadcast_to(index, shape), source, result.affine)
+        if (slices == slices[:, :1, :1]).all():  # each frame is one slice
+            rank = np.argsort(ranking.order)
+            return np.argsort(rank[slices[:, 0, 0].astype(int)])
+    return np.argsort(-slice_means(maps, axis=0), kind="stable")
 
 
 def _save_png(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> list[Path]:
