@@ -21,6 +21,7 @@ from mrad_med.io.dicom.series import read_series
 from mrad_med.io.dicom.windows import VOIKeys
 from mrad_med.io.file_types import DICOM, IMAGE_SUFFIXES, PHOTOGRAPH, VIDEO, VOLUME, kind_of
 from mrad_med.io.frames import Frame, list_frames, read_frame
+from mrad_med.io.geometry import upright_affine
 from mrad_med.io.limits import MAX_PIXELS, check_pixels
 from mrad_med.io.photographs import PhotographReader, upright_picture
 from mrad_med.io.volume_reader import VolumeReader
@@ -151,7 +152,7 @@ def _from_array(array: NDArray[Any], max_pixels: int = MAX_PIXELS) -> MetaTensor
         channels, affine = array[None], np.eye(4)
     else:
         channels = np.atleast_3d(array).transpose(2, 1, 0)
-        affine = np.diag([-1.0, -1.0, 1.0, 1.0])  # as of an axial slice that is seen upright
+        affine = upright_affine((1.0, 1.0))
     deep = array.dtype != np.uint8
     values = torch.from_numpy(np.ascontiguousarray(channels, dtype=np.float32 if deep else np.uint8).copy())
     return MetaTensor(values, affine=torch.from_numpy(affine))

@@ -23,6 +23,8 @@ from mrad_med.io.geometry import Planes, plane_normal
 from mrad_med.io.limits import MAX_VOXELS
 
 __all__ = [
+    "IDENTIFIERS",
+    "KEPT_IDENTIFIERS",
     "check_is_image",
     "count_frames",
     "frame_group",
@@ -30,7 +32,23 @@ __all__ = [
     "planes_of",
     "quiet",
     "read_header",
+    "silent",
 ]
+
+# Identifiers that written results keep if the user asks for it: all are of type 2 in patient and study modules.
+KEPT_IDENTIFIERS = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "StudyID",
+    "ReferringPhysicianName",
+)
+# All attributes that tell who the patient is. They are read to be hidden in names of cases.
+IDENTIFIERS = (*KEPT_IDENTIFIERS, "OtherPatientIDs", "SeriesDate", "AcquisitionDate", "ContentDate")
 
 # All that an image needs of a DICOM file: with these, patient tags never enter the process.
 _TAGS = [
@@ -128,6 +146,20 @@ _MODALITIES = {  # for objects of no known class
 
 
 @contextmanager
+def silent() -> Iterator[None]:
+    """Keep pydicom, and what is built on it, from quoting a header in warnings and logs."""
+    log = logging.getLogger("pydicom")
+    with _QUIET, config.disable_value_validation(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        level = log.level
+        log.setLevel(logging.CRITICAL + 1)  # for its children too, which disabling it would not be
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+
+
+@contextmanager
 def quiet(what: str) -> Iterator[None]:
     """Keep pydicom from quoting a header in warnings, logs or errors.
 
@@ -137,21 +169,15 @@ def quiet(what: str) -> Iterator[None]:
     Raises:
         ImageFileError: in place of whatever pydicom raises on damaged files.
     """
-    log = logging.getLogger("pydicom")
-    with _QUIET, config.disable_value_validation(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        level = log.level
-        log.setLevel(logging.CRITICAL + 1)  # for its children too, which disabling it would not be
+    with silent():
         try:
             yield
-        except ImageFileError:
+        except (ImageFileError, MemoryError):
             raise
         except PermissionError:
             raise ImageFileError("there is no permission to read the file; grant it") from None
         except Exception:  # pydicom raises nearly everything; its messages quote values, so they are cut off
             raise ImageFileError(f"{what} cannot be read; copy or export the file again") from None
-        finally:
-            log.setLevel(level)
 
 
 def read_header(

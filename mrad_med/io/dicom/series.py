@@ -17,7 +17,7 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
 from mrad_med.errors import ImageFileError
-from mrad_med.io.dicom.headers import check_is_image, count_frames, planes_of, quiet, read_header
+from mrad_med.io.dicom.headers import IDENTIFIERS, check_is_image, count_frames, planes_of, quiet, read_header
 from mrad_med.io.dicom.reader import DicomReader
 from mrad_med.io.dicom.windows import VOIKeys
 from mrad_med.io.geometry import Planes, Stack, stack_planes
@@ -40,19 +40,6 @@ logger = logging.getLogger(__name__)
 
 _TONES = "PhotometricInterpretation"
 PARALLEL = 1e-3  # largest difference between the directions of slices of one stack
-# What tells who the patient is, and names of cases are freed of.
-IDENTIFIERS = (
-    "PatientName",
-    "PatientID",
-    "OtherPatientIDs",
-    "PatientBirthDate",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "SeriesDate",
-    "AcquisitionDate",
-    "ContentDate",
-)
 # What tells the volumes of one series apart whose slices lie at the same positions: the first that does is taken.
 VOLUME_TAGS = (
     ("EchoTime",),
