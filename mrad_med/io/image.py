@@ -62,9 +62,13 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, strict: boo
     if isinstance(source, (str, os.PathLike)):
         return read_image_file(source, max_pixels=max_pixels)
     if isinstance(source, (list, tuple)) and all(isinstance(path, (str, os.PathLike)) for path in source):
-        if source and kind_of(Path(source[0])) not in (DICOM, None):
-            raise ImageFileError("a list of files is one DICOM series; give several images by name: {'a': path, ...}")
-        return _finish(read_series(source, strict=strict, max_pixels=max_pixels), str(source[0]))
+        try:
+            return _finish(read_series(source, strict=strict, max_pixels=max_pixels), str(source[0]))
+        except ImageFileError:
+            if source and kind_of(Path(source[0])) not in (DICOM, None):
+                message = "a list of files is one DICOM series; give several images by name: {'a': path, ...}"
+                raise ImageFileError(message) from None
+            raise
     if isinstance(source, Frame):
         return _finish(_from_array(read_frame(source, max_pixels=max_pixels)), source.path)
     if isinstance(source, Image.Image):

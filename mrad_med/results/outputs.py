@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import tifffile
@@ -24,7 +27,39 @@ from mrad_med.transforms.preprocessing import PictureLoader
 
 __all__ = ["OUTPUTS", "Output", "OutputSettings", "check_outputs", "is_dicom"]
 
+T = TypeVar("T")
+
 CAPTURES = 9  # slices of a volume that are captured, as many as a montage shows
+
+
+class CaseCache:
+    """What several outputs of a case need of its source, read once.
+
+    One case is kept at a time. It is released when another case is asked for, or when its result is deleted.
+    """
+
+    def __init__(self) -> None:
+        self._case: weakref.ref[CaseResult] | None = None
+        self._read: dict[str, Any] = {}
+
+    def get(self, result: CaseResult, name: str, read: Callable[[], T]) -> T:
+        """Return what a function reads for a case.
+
+        Args:
+            result: the result of the case.
+            name: what is read.
+            read: called where this was not read before for the same case.
+        """
+        if self._case is None or self._case() is not result:
+            self._release()
+            self._case = weakref.ref(result, self._release)
+        if name not in self._read:
+            self._read[name] = read()
+        value: T = self._read[name]
+        return value
+
+    def _release(self, _: Any = None) -> None:
+        self._case, self._read = None, {}
 
 
 @dataclass(frozen=True)
@@ -44,6 +79,16 @@ class OutputSettings:
     pictures: PictureLoader = field(default_factory=PictureLoader)
     keep_identifiers: bool = False
     volume_suffix: str = ".nii.gz"
+    _cache: CaseCache = field(default_factory=CaseCache, init=False, repr=False, compare=False)
+
+    def stored(self, result: CaseResult) -> NDArray[np.uint8]:
+        """Return the picture of a case as its source stores it, see `PictureLoader.stored`; it is not to be changed."""
+        return self._cache.get(result, "stored", lambda: self.pictures.stored(result.source))
+
+    def source(self, result: CaseResult) -> SourceSeries:
+        """Return the headers of a DICOM case."""
+        read = partial(read_source_series, result.files, keep_identifiers=self.keep_identifiers)
+        return self._cache.get(result, "source", read)
 
 
 @dataclass(frozen=True)
@@ -126,7 +171,7 @@ def _write_mask(result: CaseResult, path: Path, settings: OutputSettings) -> lis
 
 
 def _write_overlay(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
-    picture, upright, note = result.overlay_input(settings.pictures)
+    picture, upright, note = result.overlay_input(settings.pictures, stored=settings.stored(result))
     title = f"{result.case_id}{note}\nanomaly score {result.anomaly_score:.4f}"
     save_overlay(path, draw_overlay(picture, upright, title=title))
     return [path]
@@ -135,7 +180,7 @@ def _write_overlay(result: CaseResult, path: Path, settings: OutputSettings) -> 
 def _write_montage(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
     affine, pictures = _affine(result), settings.pictures
     ranking = result.rank_slices(pictures)
-    picture = upright_picture(pictures.stored(result.source), affine, pictures)
+    picture = upright_picture(settings.stored(result), affine, pictures)
     title = f"{result.case_id}, anomaly score {result.anomaly_score:.4f}"
     upright, scores = pictures.upright(result.anomaly_map, affine), ranking.upright_scores
     save_overlay(path, draw_montage(picture, upright, scores, title=title, order=ranking.upright_order))
@@ -144,20 +189,20 @@ def _write_montage(result: CaseResult, path: Path, settings: OutputSettings) -> 
 
 def _write_segmentation(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
     threshold = _threshold(settings)
-    write_segmentation(path, result.anomaly_map, _source(result, settings), threshold=threshold, affine=result.affine)
+    write_segmentation(path, result.anomaly_map, settings.source(result), threshold=threshold, affine=result.affine)
     return [path]
 
 
 def _write_parametric_map(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
-    write_parametric_map(path, result.anomaly_map, _source(result, settings), affine=result.affine)
+    write_parametric_map(path, result.anomaly_map, settings.source(result), affine=result.affine)
     return [path]
 
 
 def _write_captures(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
     """Write the most suspicious frames, as the source's own pictures under the map."""
-    source = _source(result, settings)
+    source = settings.source(result)
     maps = frames_on_source(result.anomaly_map, source, result.affine)
-    shown = settings.pictures.stored(result.source)  # (columns, rows[, slices], 3)
+    shown = settings.stored(result)  # (columns, rows[, slices], 3)
     if result.affine is None:
         shown = shown.swapaxes(0, 1)
     channels = [frames_on_source(shown[..., i].astype(np.float32), source, result.affine) for i in range(3)]
@@ -191,10 +236,6 @@ def _save_png(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> lis
     with atomic_path(path) as partial:
         Image.fromarray(pixels).save(partial)
     return [path]
-
-
-def _source(result: CaseResult, settings: OutputSettings) -> SourceSeries:
-    return read_source_series(result.files, keep_identifiers=settings.keep_identifiers)
 
 
 def _affine(result: CaseResult) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -409,6 +410,30 @@ def test_captures_of_a_volume_that_was_cut_across_its_frames_are_those_of_the_hi
     monkeypatch.setattr(outputs, "CAPTURES", 1)
     (path,) = write("capture", scored, tmp_path, pictures=coronal)
     assert path.name == "overlay_0004.dcm"
+
+
+def test_outputs_of_one_case_read_its_source_once(tmp_path, opened):
+    paths = fill(write_series(tmp_path / "source"))
+    result, settings = make_dicom(paths), settings_for(tmp_path)
+    opened()
+    for name in ("overlay", "montage", "seg", "parametric-map", "capture"):
+        OUTPUTS[name].write(result, tmp_path / f"out{OUTPUTS[name].suffix}", settings)
+    counts = opened()
+    # Once for the pixels, and once for the headers of what is written as DICOM.
+    assert {path.name: counts[path.name] for path in paths} == {path.name: 2 for path in paths}
+
+
+def test_picture_of_a_case_is_kept_no_longer_than_its_result(tmp_path):
+    settings, first = settings_for(tmp_path), make_photograph(tmp_path)
+    kept = weakref.ref(settings.stored(first))
+    assert settings.stored(first) is kept()
+    second = replace(first, source=Image.new("RGB", (40, 30), "white"))
+    np.testing.assert_array_equal(settings.stored(second), np.full((40, 30, 3), 255))
+    assert kept() is None  # one case at a time
+    kept = weakref.ref(settings.stored(second))
+    assert kept() is not None
+    del second
+    assert kept() is None
 
 
 # what can be made of what
