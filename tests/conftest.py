@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,3 +185,23 @@ def image_folder(tmp_path: Path) -> Path:
         pixels[:10, -20:] = (250, 120, 30)
         Image.fromarray(pixels).save(folder / name)
     return folder
+
+
+_OPENED: list[str] = []  # what was opened since the fixture below was asked for
+_WATCHED: list[bool] = []  # whether a hook was added: hooks cannot be removed, and one is enough
+
+
+@pytest.fixture
+def opened() -> Callable[[], Counter[str]]:
+    """Return a function that returns how often each file was opened, by name, since its last call."""
+    if not _WATCHED:
+        _WATCHED.append(True)
+        sys.addaudithook(lambda event, args: _OPENED.append(str(args[0])) if event == "open" else None)
+
+    def count() -> Counter[str]:
+        names = Counter(Path(name).name for name in _OPENED)
+        _OPENED.clear()
+        return names
+
+    count()
+    return count
