@@ -408,7 +408,7 @@ def test_captures_of_a_volume_that_was_cut_across_its_frames_are_those_of_the_hi
     coronal = ImageView(plane="coronal")
     scored = replace(result, slice_scores=np.arange(ROWS, dtype=np.float32), slice_axis=1)
     monkeypatch.setattr(outputs, "CAPTURES", 1)
-    (path,) = write("capture", scored, tmp_path, pictures=coronal)
+    (path,) = write("capture", scored, tmp_path, view=coronal)
     assert path.name == "overlay_0004.dcm"
 
 
