@@ -26,10 +26,12 @@ def add_to(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    workflow = build_workflow(options, "evaluate", dataset=options.dataset, dataset_dir=options.dataset_dir)
+    values = {"dataset_name": options.dataset, "dataset_dir": options.dataset_dir}
+    if options.take_over:
+        values["take_over"] = True
+    workflow = build_workflow(options, "evaluate", **values)
     workflow.initialize()
     evaluation = workflow.parser.get_parsed_content("evaluation")
-    evaluation.take_over = options.take_over
     try:
         workflow.run()
     finally:

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from mrad_med.files import atomic_path
 from mrad_med.networks.maps import GAUSSIAN_SIGMA, IMAGE_WEIGHT, TOP_FRACTION, fuse_scores, upsample_and_blur
-from mrad_med.networks.provenance import fingerprint, package_versions
-from mrad_med.store import contents_of, make_key
+from mrad_med.networks.provenance import package_versions
+from mrad_med.store import make_key
 from mrad_med.types import AnomalyKeys
 
-__all__ = ["CaseRecord", "MapMaker", "RecordStore", "contents_of", "fingerprint", "pack_mask", "unpack_mask"]
+__all__ = ["CaseRecord", "MapMaker", "RecordStore", "pack_mask", "unpack_mask"]
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class RecordStore:
         self.identity = {**identity, "versions": package_versions()}
 
     def path(self, content: str) -> Path:
-        """Return where the record of a case is, by its content (`contents_of`)."""
+        """Return where the record of a case is, by its content (`mrad_med.store.contents_of`)."""
         return self.folder / f"{make_key(self.identity, content)[:_DIGITS]}.safetensors"
 
     def report_outdated(self) -> None:

@@ -21,6 +21,7 @@ from mrad_med.io.dicom.series import read_series
 from mrad_med.io.dicom.windows import VOIKeys
 from mrad_med.io.file_types import DICOM, IMAGE_SUFFIXES, PHOTOGRAPH, VIDEO, VOLUME, kind_of
 from mrad_med.io.frames import Frame, list_frames, read_frame
+from mrad_med.io.geometry import upright_affine
 from mrad_med.io.limits import MAX_PIXELS, check_pixels
 from mrad_med.io.photographs import PhotographReader, upright_picture
 from mrad_med.io.volume_reader import VolumeReader
@@ -61,9 +62,13 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, strict: boo
     if isinstance(source, (str, os.PathLike)):
         return read_image_file(source, max_pixels=max_pixels)
     if isinstance(source, (list, tuple)) and all(isinstance(path, (str, os.PathLike)) for path in source):
-        if source and kind_of(Path(source[0])) not in (DICOM, None):
-            raise ImageFileError("a list of files is one DICOM series; give several images by name: {'a': path, ...}")
-        return _finish(read_series(source, strict=strict, max_pixels=max_pixels), str(source[0]))
+        try:
+            return _finish(read_series(source, strict=strict, max_pixels=max_pixels), str(source[0]))
+        except ImageFileError:
+            if source and kind_of(Path(source[0])) not in (DICOM, None):
+                message = "a list of files is one DICOM series; give several images by name: {'a': path, ...}"
+                raise ImageFileError(message) from None
+            raise
     if isinstance(source, Frame):
         return _finish(_from_array(read_frame(source, max_pixels=max_pixels)), source.path)
     if isinstance(source, Image.Image):
@@ -151,7 +156,7 @@ def _from_array(array: NDArray[Any], max_pixels: int = MAX_PIXELS) -> MetaTensor
         channels, affine = array[None], np.eye(4)
     else:
         channels = np.atleast_3d(array).transpose(2, 1, 0)
-        affine = np.diag([-1.0, -1.0, 1.0, 1.0])  # as of an axial slice that is seen upright
+        affine = upright_affine((1.0, 1.0))
     deep = array.dtype != np.uint8
     values = torch.from_numpy(np.ascontiguousarray(channels, dtype=np.float32 if deep else np.uint8).copy())
     return MetaTensor(values, affine=torch.from_numpy(affine))

@@ -22,8 +22,8 @@ _FORMAT = 2  # of a line; lines of another format finish nothing
 _CHECK = ', "check": "{}"}}'  # ends each line: a part of the sha256 of all that stands before
 _CHECK_DIGITS = 16
 _CHECK_LENGTH = len(_CHECK.format("0" * _CHECK_DIGITS))
-# Settings that leave the results of a case as they are, or that are recorded by themselves.
-_NO_MATTER = ("batch_size", "device", "num_workers", "frames_per_second", "write", "threshold", "keep_identifiers")
+# Settings that are recorded, but whose effect is in the hashes of the parts, or that change no result.
+_NO_MATTER = ("overrides", "profiles")
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,8 @@ def files_of(source: Any) -> Sequence[str | os.PathLike[str]]:
 
 def what_matters(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Return what results depend on of a run's provenance, and the versions of packages."""
-    settings = dict(provenance.get("settings", {}))
-    overrides = {name: value for name, value in settings.pop("overrides", {}).items() if name not in _NO_MATTER}
-    return {**provenance, "settings": {**settings, "overrides": overrides}, "versions": package_versions()}
+    settings = {name: value for name, value in provenance.get("settings", {}).items() if name not in _NO_MATTER}
+    return {**provenance, "settings": settings, "versions": package_versions()}
 
 
 class Journal:

@@ -38,7 +38,7 @@ from mrad_med.results.tables import (
     write_table,
 )
 from mrad_med.store import FolderLock
-from mrad_med.transforms.preprocessing import PictureLoader
+from mrad_med.transforms.preprocessing import ImageView
 from mrad_med.types import AnomalyKeys, FailedCase
 
 __all__ = ["ResultWriter"]
@@ -62,11 +62,9 @@ class ResultWriter:
         write: names of outputs; by default the map in float32 and an overlay of an image, of a volume a montage too,
             and of a video its overlay video. Outputs that a case cannot have are left out.
         threshold: from which on masks and segmentations mark a pixel.
-        pictures: how sources are shown; by default as `build_preprocessing` does.
+        view: how images are seen; `ImageView` with its defaults if None.
         keep_identifiers: lets DICOM results name the patient as their source does.
         resume: keep the results of finished cases of an earlier run with the same settings, see `pending`.
-        identity: further plain values that the results depend on and that ``provenance`` does not record, such as the
-            fingerprint of a network.
         take_over: write to the folder although a process of another host has locked it.
 
     Attributes:
@@ -85,30 +83,30 @@ class ResultWriter:
         provenance: Mapping[str, Any] | None = None,
         write: Sequence[str] | None = None,
         threshold: float | None = None,
-        pictures: PictureLoader | None = None,
+        view: ImageView | None = None,
         keep_identifiers: bool = False,
         resume: bool = False,
-        identity: Mapping[str, Any] | None = None,
         take_over: bool = False,
     ) -> None:
         check_outputs(write or (), threshold)
         self.output_dir = prepare_output(output_dir)
         self._lock = FolderLock(self.output_dir, take_over=take_over)
         self.provenance = dict(provenance or {})
-        self.pictures = pictures or PictureLoader()
+        self.view = view or ImageView()
         self.shortfalls: list[FailedCase] = []
         self.failures: list[FailedCase] = []
         self._warned: set[str] = set()
         self._chosen = None if write is None else tuple(write)
         suffix = ".nrrd" if write and "nrrd" in write and "nifti" not in write else ".nii.gz"
-        self._settings = OutputSettings(self.output_dir, threshold, self.pictures, keep_identifiers, suffix)
-        matters = {**what_matters(self.provenance), "identity": dict(identity or {})}
-        matters |= {"write": write, "threshold": threshold, "keep_identifiers": keep_identifiers}
+        self._settings = OutputSettings(self.output_dir, threshold, self.view, keep_identifiers, suffix)
+        matters = {"write": write, "threshold": threshold, "keep_identifiers": keep_identifiers}
+        matters |= what_matters(self.provenance)
         self._journal = Journal(self.output_dir / "finished.jsonl", matters, resume=resume)
         self._watch = ChangeWatch()
         self._cases: dict[str, dict[str, Any]] = {}  # all of the run by their names, once they are known
         self._frames_of: dict[str, set[str]] = {}  # names of cases by their video
         self._done: dict[str, Entry] = {}
+        self._failed: dict[str, FailedCase] = {}
         self._video: VideoCollector | None = None
         self._written: set[str] = set()  # files of this run
         self._frames: list[Entry] = []  # of the video that is not written yet
@@ -151,13 +149,16 @@ class ResultWriter:
     def changed(self, failures: Sequence[FailedCase] = ()) -> list[dict[str, Any]]:
         """Return the cases whose files changed while they were scored, of which nothing is kept: score them once more.
 
-        Those that are not scored again, or change again, are failed cases of `finish`.
+        Then `finish`, also a second time. Those that are not scored again, or that change again, failed.
 
         Args:
             failures: the cases that could not be scored; those whose files changed meanwhile are returned too.
         """
         self._finish_video()
-        return self._watch.take_changed(failures)
+        changed = self._watch.take_changed(failures)
+        for case in changed:
+            self._failed.pop(case[AnomalyKeys.CASE_ID], None)
+        return changed
 
     def _is_finished(self, case_id: str) -> bool:
         if not self._journal.may_be_finished(case_id):  # most often, and then no file is read
@@ -188,7 +189,7 @@ class ResultWriter:
         if entry.row["status"] == "ok":
             self._done[case_id] = replace(entry, row={**entry.row, "study": study})
         else:
-            self.failures.append(FailedCase(case_id, entry.row["reason"], study))
+            self._failed[case_id] = FailedCase(case_id, entry.row["reason"], study)
 
     def _names_for(self, kind: str) -> Sequence[str]:
         return DEFAULT_OUTPUTS[kind] if self._chosen is None else self._chosen
@@ -225,8 +226,7 @@ class ResultWriter:
         if is_dicom(result) and any(files.get(name) for name in _PICTURES):
             self._warn_of_texts(result)
         paths = tuple(path for written in files.values() for path in written)
-        contents = self._watch.contents(result.case_id)
-        if contents is None:
+        if (contents := self._watch.contents(result.case_id)) is None:
             self._discard([result.case_id], paths)
             del self.shortfalls[known:]
             return
@@ -337,10 +337,10 @@ class ResultWriter:
             if is_whole:
                 self._finish_video()
             latest = {item.case_id: item for item in (*failures, *self._watch.failures())}
-            failed = [item for item in latest.values() if item.case_id not in self._done]
-            for failure in failed:
+            for failure in latest.values():
                 self._note_failure(failure)
-            self.failures += failed
+            self._failed |= latest
+            self.failures = [item for name, item in self._failed.items() if name not in self._done]
             self._write_tables()
             self._write_record(is_whole=is_whole)
         except OSError as error:

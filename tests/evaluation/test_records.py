@@ -17,12 +17,12 @@ from mrad_med.evaluation.records import (
     CaseRecord,
     MapMaker,
     RecordStore,
-    contents_of,
-    fingerprint,
     pack_mask,
     unpack_mask,
 )
 from mrad_med.networks.maps import upsample_and_blur
+from mrad_med.networks.provenance import fingerprint
+from mrad_med.store import contents_of
 
 
 def make_record(*, mask: bool = True, seed: int = 0) -> CaseRecord:

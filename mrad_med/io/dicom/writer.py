@@ -25,6 +25,7 @@ from pydicom.uid import generate_uid
 
 from mrad_med.errors import OutputError, UnfitSourceError
 from mrad_med.files import atomic_path
+from mrad_med.io.dicom.headers import silent
 from mrad_med.io.dicom.source import SourceSeries, frames_on_source, warn_burned_in
 
 __all__ = ["require_highdicom", "write_overlay_captures", "write_parametric_map", "write_segmentation"]
@@ -36,6 +37,7 @@ _UNDATED = datetime(1900, 1, 1)  # as anonymizers write
 _SERIES_NUMBERS = {"segmentation": 9101, "parametric map": 9102, "overlay": 9103}  # far from a scanner's own
 
 
+@silent()  # values may be validated again as they are written
 def write_segmentation(
     path: str | os.PathLike[str],
     anomaly_map: NDArray[np.float32],
@@ -93,6 +95,7 @@ def write_segmentation(
     _save(dataset, path, created)
 
 
+@silent()  # values may be validated again as they are written
 def write_parametric_map(
     path: str | os.PathLike[str],
     anomaly_map: NDArray[np.float32],
@@ -144,6 +147,7 @@ def write_parametric_map(
     _save(dataset, path, created)
 
 
+@silent()  # values may be validated again as they are written
 def write_overlay_captures(
     folder: str | os.PathLike[str],
     pictures: Mapping[int, NDArray[np.uint8]],
@@ -277,7 +281,7 @@ def _build(kind: Any, **arguments: Any) -> Dataset:
         raise UnfitSourceError(
             f"highdicom cannot make a {kind.__name__} of these source images ({type(error).__name__}); check that "
             "they are one complete series of a standard kind of image"
-        ) from error
+        ) from None
     return dataset
 
 

@@ -14,10 +14,12 @@ import pytest
 import torch
 from pydicom.uid import generate_uid
 
+from mrad_med.data import find_cases
 from mrad_med.data.dicom_series import find_series
 from mrad_med.errors import DatasetError, ImageFileError
 from mrad_med.io.dicom.series import DicomSeries, read_series
 from mrad_med.io.dicom.windows import VOIKeys
+from mrad_med.io.image import read_image
 from mrad_med.store import make_key
 from tests.small_dicom import item, make_image, write_image, write_series
 
@@ -275,6 +277,40 @@ def test_limits_are_kept(tmp_path):
         read_series(paths, max_voxels=239)
     with pytest.raises(ImageFileError, match=r"8 x 6 pixels are more than the limit of 47"):
         read_series(paths, max_pixels=47)
+
+
+def test_each_file_of_a_series_is_opened_once_to_be_read(tmp_path, opened):
+    paths = write_series(tmp_path, np.zeros((18, 20, 5)))
+    (case,) = find_cases(tmp_path)
+    assert case["image"] == [str(path) for path in paths]
+    opened()
+    read_image(case["image"])
+    counts = opened()
+    assert {path.name: counts[path.name] for path in paths} == {path.name: 1 for path in paths}
+    read_series(paths[::-1])
+    counts = opened()
+    assert {path.name: counts[path.name] for path in paths} == {path.name: 1 for path in paths}
+
+
+def test_files_in_any_order_make_the_same_volume(tmp_path):
+    paths = write_series(tmp_path, voxels(), WindowCenter="40", WindowWidth="400")
+    expected = read_series(paths)
+    for order in ([4, 3, 2, 1, 0], [2, 0, 4, 1, 3]):
+        volume = read_series([paths[index] for index in order])
+        np.testing.assert_array_equal(volume.numpy(), expected.numpy())
+        np.testing.assert_array_equal(volume.affine, expected.affine)
+        np.testing.assert_array_equal(volume.meta["windows"], expected.meta["windows"])
+        assert volume.meta["filename_or_obj"] == expected.meta["filename_or_obj"]
+
+
+def test_windows_of_a_series_are_those_of_its_first_slice_that_has_any(tmp_path):
+    paths = write_series(tmp_path, voxels(), WindowWidth="400")
+    for path, center in zip(paths[1:], (10, 20, 30, 40), strict=True):
+        dataset = pydicom.dcmread(path)
+        dataset.WindowCenter = str(center)
+        dataset.save_as(path)
+    for files in (paths, paths[::-1]):
+        assert read_series(files).meta["windows"][0].tolist() == [10, 400]
 
 
 def test_file_of_several_frames_is_a_series_of_its_own(tmp_path):
