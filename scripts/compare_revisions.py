@@ -5,9 +5,10 @@ Usage:
     python scripts/compare_revisions.py HEAD~20 HEAD --image_size 126
 
 Both revisions are checked out into a temporary folder and run on the same inputs, which the new one makes: sample
-images, a sample study (DICOM series and NIfTI), a folder of video frames, an animation, and a labeled set. All three bundles
-score the images; MRAD-TF does the rest. Every file of the results is compared: maps, masks and tables value by value,
-images pixel by pixel, JSON and DICOM without dates, versions and generated UIDs. Exits with 1 where something differs.
+images, a sample study (DICOM series and NIfTI), a folder of video frames, an animation, and a labeled set. All three
+bundles score the images; MRAD-TF does the rest. Every file of the results is compared: maps, masks and tables value by
+value, images pixel by pixel, JSON and DICOM without dates, versions and generated UIDs. Exits with 1 where something
+differs.
 """
 
 from __future__ import annotations

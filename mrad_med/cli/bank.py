@@ -91,9 +91,8 @@ def _backbone(options: argparse.Namespace) -> mrad_med.CLIP:
 
 
 def _labelled_loader(options: argparse.Namespace, clip: mrad_med.CLIP, image_size: int) -> mrad_med.CaseLoader:
-    steps = mrad_med.build_preprocessing(
-        clip.card, image_size=options.image_size or image_size, with_mask=True, max_pixels=options.max_pixels
-    )
+    view = mrad_med.ImageView(image_size=options.image_size or image_size, max_pixels=options.max_pixels)
+    steps = mrad_med.build_preprocessing(clip.card, view, with_mask=True)
     cases = mrad_med.load_labelled_folder(options.folder)
     return mrad_med.CaseLoader(mrad_med.CaseDataset(cases, steps), batch_size=options.batch_size)
 

@@ -29,7 +29,7 @@ def _export(options: argparse.Namespace) -> int:
         detector.network,
         options.out,
         provenance=detector.provenance,
-        image_size=detector.image_size,
+        image_size=detector.view.image_size,
         inferer=detector.inferer,
     )
     say(f"{options.out}: differs from the network by at most {max(differences.values()):.1e}")

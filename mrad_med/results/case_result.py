@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mrad_med.io.frames import Frame
 from mrad_med.io.image import ImageSource
 from mrad_med.results.overlays import most_suspicious_slice
-from mrad_med.transforms.preprocessing import PictureLoader
+from mrad_med.transforms.preprocessing import ImageView
 from mrad_med.types import AnomalyKeys
 
 __all__ = ["CaseResult"]
@@ -47,14 +47,14 @@ class CaseResult:
 
     @classmethod
     def from_output(
-        cls, case: Mapping[str, Any], output: Mapping[str, Any], pictures: PictureLoader | None = None
+        cls, case: Mapping[str, Any], output: Mapping[str, Any], view: ImageView | None = None
     ) -> CaseResult:
         """Return the result of one case.
 
         Args:
             case: of the datalist.
             output: of an evaluator, decollated and inverted.
-            pictures: how the slices of volumes were cut; by default as `build_preprocessing` does.
+            view: how images are seen; `ImageView` with its defaults if None.
         """
         inverted: MetaTensor = output[AnomalyKeys.ANOMALY_MAP]
         array = inverted.detach().cpu().numpy()[0].astype(np.float32)
@@ -67,7 +67,7 @@ class CaseResult:
         if array.ndim == 2:
             return cls(**values, anomaly_map=np.ascontiguousarray(array.T))
         affine = inverted.affine.cpu().numpy()
-        layout, scores = (pictures or PictureLoader()).layout(affine), output.get(AnomalyKeys.SLICE_SCORES)
+        layout, scores = (view or ImageView()).layout(affine), output.get(AnomalyKeys.SLICE_SCORES)
         if scores is not None:
             scores = scores.detach().cpu().numpy()[:: -1 if layout.is_flipped else 1].astype(np.float32)
         return cls(**values, anomaly_map=array, affine=affine, slice_scores=scores, slice_axis=layout.axis)
@@ -93,18 +93,16 @@ class CaseResult:
         """Index of the map's highest value: (row, column) of an image, (x, y, z) of a volume."""
         return tuple(int(i) for i in np.unravel_index(int(self.anomaly_map.argmax()), self.anomaly_map.shape))
 
-    def overlay_input(
-        self, pictures: PictureLoader | None = None
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32], str]:
+    def overlay_input(self, view: ImageView | None = None) -> tuple[NDArray[np.uint8], NDArray[np.float32], str]:
         """Return picture (H, W, 3), map (H, W) and a note; of a volume, of its most suspicious slice.
 
         Args:
-            pictures: how the source is shown; by default as `build_preprocessing` does.
+            view: how images are seen; `ImageView` with its defaults if None.
         """
-        pictures = pictures or PictureLoader()
-        picture = pictures(self.source)
+        view = view or ImageView()
+        picture = view.show(self.source)
         if self.affine is None:
             return picture, self.anomaly_map, ""
-        upright = pictures.upright(self.anomaly_map, self.affine)
+        upright = view.upright(self.anomaly_map, self.affine)
         index = most_suspicious_slice(upright)
         return picture[:, :, index], upright[..., index], f", slice {index + 1} of {upright.shape[-1]}"

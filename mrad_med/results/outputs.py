@@ -21,7 +21,7 @@ from mrad_med.io.volume_writer import require_nrrd, write_volume
 from mrad_med.networks.maps import TOP_FRACTION
 from mrad_med.results.case_result import CaseResult
 from mrad_med.results.overlays import blend_overlay, draw_montage, draw_overlay, save_overlay
-from mrad_med.transforms.preprocessing import PictureLoader
+from mrad_med.transforms.preprocessing import ImageView
 
 __all__ = ["OUTPUTS", "Output", "OutputSettings", "check_outputs", "is_dicom"]
 
@@ -35,14 +35,14 @@ class OutputSettings:
     Attributes:
         folder: that all of them are below.
         threshold: from which on a pixel is marked in masks and segmentations; None where there are none.
-        pictures: how sources are shown.
+        view: how images are seen.
         keep_identifiers: whether DICOM results name the patient as their source does.
         volume_suffix: of masks of volumes.
     """
 
     folder: Path
     threshold: float | None = None
-    pictures: PictureLoader = field(default_factory=PictureLoader)
+    view: ImageView = field(default_factory=ImageView)
     keep_identifiers: bool = False
     volume_suffix: str = ".nii.gz"
 
@@ -127,7 +127,7 @@ def _write_mask(result: CaseResult, path: Path, settings: OutputSettings) -> lis
 
 
 def _write_overlay(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
-    picture, upright, note = result.overlay_input(settings.pictures)
+    picture, upright, note = result.overlay_input(settings.view)
     title = f"{result.case_id}{note}\nanomaly score {result.anomaly_score:.4f}"
     save_overlay(path, draw_overlay(picture, upright, title=title))
     return [path]
@@ -135,13 +135,13 @@ def _write_overlay(result: CaseResult, path: Path, settings: OutputSettings) -> 
 
 def _write_montage(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
     affine, scores = _affine(result), result.slice_scores
-    upright = settings.pictures.upright(result.anomaly_map, affine)
+    upright = settings.view.upright(result.anomaly_map, affine)
     if scores is None:
         scores = _slice_means(np.moveaxis(upright, -1, 0))
-    elif settings.pictures.layout(affine).is_flipped:
+    elif settings.view.layout(affine).is_flipped:
         scores = scores[::-1]
     title = f"{result.case_id}, anomaly score {result.anomaly_score:.4f}"
-    save_overlay(path, draw_montage(settings.pictures(result.source), upright, scores, title=title))
+    save_overlay(path, draw_montage(settings.view.show(result.source), upright, scores, title=title))
     return [path]
 
 
@@ -160,7 +160,7 @@ def _write_captures(result: CaseResult, path: Path, settings: OutputSettings) ->
     """Write the frames with the highest map, as the source's own pictures under the map."""
     source = _source(result, settings)
     maps = frames_on_source(result.anomaly_map, source, result.affine)
-    shown = settings.pictures.stored(result.source)  # (columns, rows[, slices], 3)
+    shown = settings.view.show_stored(result.source)  # (columns, rows[, slices], 3)
     if result.affine is None:
         shown = shown.swapaxes(0, 1)
     channels = [frames_on_source(shown[..., i].astype(np.float32), source, result.affine) for i in range(3)]

@@ -27,6 +27,7 @@ from mrad_med.results.outputs import OUTPUTS
 from tests.dicom_phantoms import OBLIQUE, PRIVATE, write_multiframe, write_series, write_ultrasound
 
 SMALL = ["--bundle", "mrad_tf", "--image_size", "70", "--device", "cpu"]
+pytestmark = pytest.mark.usefixtures("embedded_is_loaded", "plain_figures")
 DAMAGED = b"\x08\0\0\0" + bytes(100)  # may be DICOM without preamble
 CASES = ["brain", "photo", "ct/series_1"]  # files of a folder come before those of folders in it
 
@@ -191,7 +192,7 @@ def test_dry_run_lists_what_is_found_and_leaves_no_trace(study, out, monkeypatch
     assert main(["detect", str(study), "--dry-run", "--profile", "lungs"]) == 2
     assert main(["detect", str(study), *SMALL]) == 2
     assert "mrad-med: give a folder for results with --out, or --dry-run to see what" in capsys.readouterr().err
-    assert detect(study, out, "--dry-run", "--strict", "False") == 0
+    assert detect(study, out, "--dry-run", "--strict_geometry", "False") == 0
     assert not out.exists()
     assert sorted(study.rglob("*")) == before
 

@@ -15,6 +15,7 @@ from mrad_med.data.catalog import DATASETS
 from tests.small_archives import make_archive
 
 SMALL = ["--image_size", "126", "--device", "cpu"]
+pytestmark = pytest.mark.usefixtures("embedded_is_loaded")
 
 
 def test_detect_writes_everything_and_says_so(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -12,8 +12,9 @@ import tifffile
 from PIL import Image
 
 from mrad_med.data.datalist import make_cases, reporter, shorten
-from mrad_med.data.masks import DatasetError, cases_by_masks, check_masks, pair_masks
+from mrad_med.data.masks import cases_by_masks, check_masks, pair_masks
 from mrad_med.data.paths import list_folders, list_images, name_cases, path_below
+from mrad_med.errors import DatasetError
 from tests.small_archives import litter, picture, pictures
 
 

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from mrad_med.metrics import intervals
+from mrad_med.metrics import intervals_bootstrap as intervals
 from mrad_med.metrics.intervals_bootstrap import (
     Interval,
     bootstrap,

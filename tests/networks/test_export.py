@@ -38,6 +38,7 @@ ROOT = Path(__file__).parents[2]
 VARIANTS = {"tf": build_mrad_tf, "ft": build_mrad_ft, "clip": build_mrad_clip}
 FILES = [(variant, suffix) for variant in VARIANTS for suffix in (".ts", ".pt2", ".onnx")]
 FILES.remove(("tf", ".pt2"))  # a part of MRAD-FT's, and seconds less
+SLOW = [("clip", ".pt2"), ("clip", ".onnx"), ("ft", ".onnx")]  # each variant and each format is among the others
 
 Model = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -100,7 +101,10 @@ class Exported:
     metadata: dict[str, Any]
 
 
-@pytest.fixture(scope="module", params=FILES, ids=lambda file: "".join(file))
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(file, id="".join(file), marks=pytest.mark.slow if file in SLOW else ()) for file in FILES],
+)
 def exported(
     request: pytest.FixtureRequest,
     networks: dict[str, MRAD],

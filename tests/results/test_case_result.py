@@ -24,7 +24,7 @@ import mrad_med
 from mrad_med import CaseResult, ResultSaver, ResultWriter, describe_run, find_cases
 from mrad_med.detector import Results
 from mrad_med.errors import OutputError
-from mrad_med.results import ResultCollector
+from mrad_med.results import ResultCollector, outputs
 from mrad_med.types import FailedCase
 
 ROWS, COLUMNS = 20, 30
@@ -181,10 +181,8 @@ def test_overlays_can_be_left_out(tmp_path):
 
 def test_overlay_is_a_picture_with_the_score_in_its_title(tmp_path, monkeypatch):
     titles = []
-    drawn = mrad_med.outputs.draw_overlay
-    monkeypatch.setattr(
-        mrad_med.outputs, "draw_overlay", lambda *args, title: titles.append(title) or drawn(*args, title=title)
-    )
+    drawn = outputs.draw_overlay
+    monkeypatch.setattr(outputs, "draw_overlay", lambda *args, title: titles.append(title) or drawn(*args, title=title))
     writer = ResultWriter(tmp_path / "out")
     writer.write(make_image_case(tmp_path))
     writer.write(make_volume_case(tmp_path))

@@ -314,8 +314,12 @@ def test_case_that_failed_is_tried_again_but_a_frame_is_finished_with_its_video(
     assert "v,2,1," in tables(out)["studies.csv"]
 
 
-def settings_of(**overrides) -> dict:
-    return {"memory_bank": {"sha256": "ab" * 32}, "settings": {"bundle": "mrad_tf", "overrides": overrides}}
+def settings_of(*, window: str = "auto", plane: str = "auto", **overrides):
+    """Return the provenance of a run: how images are seen, and values that change no result."""
+    return {
+        "memory_bank": {"sha256": "ab" * 32},
+        "settings": {"bundle": "mrad_tf", "view": {"window": window, "plane": plane}, "overrides": overrides},
+    }
 
 
 @pytest.mark.parametrize(
@@ -391,8 +395,8 @@ def test_video_of_other_settings_finishes_nothing(tmp_path):
 
 def test_output_that_could_not_be_made_is_told_again(tmp_path, monkeypatch):
     out, results, told = tmp_path / "out", [*photographs(tmp_path, "a"), *video(tmp_path, "v", 2)], []
-    for function in ("outputs.tifffile.imwrite", "video_output.blend_overlay"):
-        monkeypatch.setattr(f"mrad_med.{function}", lambda *_, **__: 1 / 0)
+    for function in ("outputs.tifffile.imwrite", "overlay_video.blend_overlay"):
+        monkeypatch.setattr(f"mrad_med.results.{function}", lambda *_, **__: 1 / 0)
     for pending in (["a", "v/0", "v/1"], []):
         assert run(out, results) == pending
         told.append(sorted(item["case_id"] for item in json.loads((out / "run.json").read_text())["not_written"]))

@@ -17,8 +17,7 @@ from pydicom import Dataset, dcmread
 from mrad_med.errors import OutputError
 from mrad_med.io.dicom.source import frames_on_source, read_source_series, warn_burned_in
 from mrad_med.io.dicom.writer import write_overlay_captures, write_parametric_map, write_segmentation
-
-from .dicom_phantoms import (
+from tests.dicom_phantoms import (
     AXIAL,
     COLUMNS,
     CORONAL,

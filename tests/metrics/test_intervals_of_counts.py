@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from mrad_med.metrics import histogram as histograms
-from mrad_med.metrics import resampling
+from mrad_med.metrics import histogram as histograms, intervals_bootstrap
 from mrad_med.metrics.histogram import ScoreCounts
 from mrad_med.metrics.intervals_bootstrap import bin_edges, bootstrap_weights, count_case, pixel_intervals
 from tests.metrics.test_pixel import PixelMetrics, add, blobs, brute_force_pro, compute
@@ -66,7 +65,7 @@ def test_many_resamples_are_those_drawn_a_few_at_a_time(monkeypatch: pytest.Monk
     counts, exact = counts_of(maps, masks, edges_of(maps, masks)), compute(maps, masks)
     weights = bootstrap_weights(5, resamples=30)
     at_once = pixel_intervals(counts, weights, exact)
-    monkeypatch.setattr(resampling, "_RESAMPLES_AT_ONCE", 7)
+    monkeypatch.setattr(intervals_bootstrap, "_RESAMPLES_AT_ONCE", 7)
     for name, interval in pixel_intervals(counts, weights, exact).items():
         assert (interval.low, interval.high) == pytest.approx((at_once[name].low, at_once[name].high), abs=1e-12)
 
@@ -122,10 +121,10 @@ def test_edges_share_out_all_pixels_and_the_anomalous_ones():
     counts = ScoreCounts(scores, scores, positive, 1 - positive, positive, (0, 1))
     edges = bin_edges(counts)
     assert (np.diff(edges) > 0).all()
-    assert len(edges) <= resampling._BINS
+    assert len(edges) <= intervals_bootstrap._BINS
     bins = np.searchsorted(edges, scores, side="right")
-    assert np.bincount(bins).max() <= 2 * 100_000 / resampling._BINS + 1
-    assert np.bincount(bins, positive).max() <= 1 + 2 * positive.sum() / resampling._BINS
+    assert np.bincount(bins).max() <= 2 * 100_000 / intervals_bootstrap._BINS + 1
+    assert np.bincount(bins, positive).max() <= 1 + 2 * positive.sum() / intervals_bootstrap._BINS
 
 
 def test_edges_of_few_distinct_scores_are_these_scores():
