@@ -231,7 +231,8 @@ def _format(suffix: str) -> tuple[Callable[[_Graph, Tensor, Path, str], None], C
 
 def _write_torchscript(graph: _Graph, images: Tensor, path: Path, metadata: str) -> None:
     traced = torch.jit.freeze(torch.jit.trace(graph, images, check_trace=False))  # type: ignore[no-untyped-call]
-    save_net_with_metadata(traced, str(path), include_config_vals=False, meta_values=json.loads(metadata))
+    with path.open("wb") as stream:  # of a path, the archive inside would have the name, a temporary one
+        save_net_with_metadata(traced, stream, include_config_vals=False, meta_values=json.loads(metadata))
 
 
 def _read_torchscript(path: Path) -> _Model:
@@ -243,7 +244,8 @@ def _program(graph: _Graph, images: Tensor) -> torch.export.ExportedProgram:
 
 
 def _write_program(graph: _Graph, images: Tensor, path: Path, metadata: str) -> None:
-    torch.export.save(_program(graph, images), path, extra_files={METADATA: metadata})
+    with path.open("wb") as stream:
+        torch.export.save(_program(graph, images), stream, extra_files={METADATA: metadata})
 
 
 def _read_program(path: Path) -> _Model:
