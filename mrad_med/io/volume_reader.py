@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import nibabel
 import numpy as np
 from monai.data import ImageReader
-from monai.utils import MetaKeys, SpaceKeys
+from monai.utils import MetaKeys, SpaceKeys, optional_import
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
@@ -168,10 +168,9 @@ def _nifti_affine(header: Any) -> NDArray[np.float64]:
 
 def _read_nrrd(stream: io.BufferedIOBase, max_voxels: int) -> _Volume:
     """Return an NRRD volume: pynrrd reads the header and tells the type; unpacking is bounded here."""
-    try:
-        import nrrd  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ImageFileError('NRRD files need pynrrd; pip install "mrad-med[nrrd]"') from error
+    nrrd, is_installed = optional_import("nrrd")
+    if not is_installed:
+        raise ImageFileError('NRRD files need pynrrd; pip install "mrad-med[nrrd]"')
     header = nrrd.read_header(_nrrd_lines(stream))
     if header.get("line skip", 0) or header.get("byte skip", 0):
         raise ImageFileError("voxels that do not follow the header at once; save it as one plain .nrrd")
