@@ -19,7 +19,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from mrad_med.errors import ExportError
-from mrad_med.files import atomic_path
+from mrad_med.files import atomic_path, prepare_output_file
 from mrad_med.networks.heads import FineTunedHead, Head, PromptedHead, TrainFreeHead
 from mrad_med.networks.inferers import AnomalyInferer
 from mrad_med.networks.maps import fuse_scores
@@ -70,6 +70,7 @@ def export_network(
     Raises:
         ExportError: the suffix is unknown, a package is missing, the network cannot be exported, or the file disagrees
             with it. No file is left then.
+        OutputError: the file cannot be written.
         ValueError: the image size does not fit the patches.
     """
     path = Path(path)
@@ -81,6 +82,7 @@ def export_network(
         raise ExportError("a graph scores images whole: leave out the sliding windows (and the profile sliding)")
     if any(module.training for module in network.modules()):
         raise ExportError("the network is in training mode, where retrieval differs: call network.eval() before")
+    prepare_output_file(path)
     device = next(network.image_encoder.parameters()).device
     images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
     expected = inferer(images, network)
