@@ -11,8 +11,13 @@ from pathlib import Path, PurePosixPath
 
 from mrad_med.errors import OutputError
 
-__all__ = ["atomic_path", "prepare_output", "require_temporary_folder", "safe_relative_path", "sha256_of_file"]
-
+__all__ = [
+    "atomic_path",
+    "prepare_output",
+    "prepare_output_file",
+    "safe_relative_path",
+    "sha256_of_file",
+]
 
 _NEEDED_BYTES = 2**16  # a full disk may still have room for a few bytes beside the names of files
 
@@ -60,23 +65,19 @@ def prepare_output(output_dir: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def require_temporary_folder(needed_for: str) -> None:
-    """Refuse work that would wait forever without a folder for temporary files.
+def prepare_output_file(path: str | os.PathLike[str]) -> Path:
+    """Make the folder of a file for results; refuse the file before hours of computing, not after.
 
-    Args:
-        needed_for: what needs the folder, for the message.
+    A file that exists is not changed.
 
     Raises:
-        OutputError: no folder for temporary files can be written to.
+        OutputError: the path is a folder, or its folder cannot be made or written to.
     """
-    try:
-        with tempfile.TemporaryFile():
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"{needed_for} need a folder for temporary files, and none can be written to ({error.strerror}): set "
-            "TMPDIR to one that can, or do without them"
-        ) from error
+    file = Path(path)
+    if os.path.isdir(file):  # noqa: PTH112 - unlike Path's, false where it cannot be known
+        raise OutputError(f"cannot write the file {file}: there is a folder of this name; name a file")
+    prepare_output(file.parent)
+    return file
 
 
 def safe_relative_path(case_id: str) -> str:

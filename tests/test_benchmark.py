@@ -113,8 +113,8 @@ def test_every_bundle_is_measured_on_every_set_and_each_image_encoded_once(
             assert read_json(out / "benchmark.json")[ZERO_SHOT][name][dataset]["image"] == written["image"]
     page = (out / "benchmark.md").read_text(encoding="utf-8")
     values = [100 * results[ZERO_SHOT]["tf"][dataset]["image"]["auroc"] for dataset in sets]
-    assert f"## Protocol: {ZERO_SHOT}\n\n**image AUROC**\n\n| network | kvasir | endo | mean |" in page
-    assert f"| tf | {values[0]:.1f} | {values[1]:.1f} | {sum(values) / 2:.1f} |" in page
+    assert f"## Protocol: {ZERO_SHOT}\n\n**image AUROC**\n\n| network   |   kvasir |   endo |   mean |" in page
+    assert f"| tf        | {values[0]:>8.1f} | {values[1]:>6.1f} | {sum(values) / 2:>6.1f} |" in page
     assert WITH_MEDICAL not in page
     latex = (out / "benchmark.tex").read_text(encoding="utf-8")
     assert latex.startswith(f"% Protocol: {ZERO_SHOT}\n% image AUROC, percent\n\\begin{{tabular}}{{lrrr}}")

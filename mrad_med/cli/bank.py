@@ -10,6 +10,7 @@ from typing import Any
 import mrad_med
 from mrad_med.cli.console import ALL_WELL, say
 from mrad_med.cli.overrides import set_command
+from mrad_med.files import prepare_output_file
 from mrad_med.io.limits import MAX_PIXELS
 from mrad_med.types import IMAGE_SIZE
 
@@ -53,6 +54,7 @@ def add_to(commands: Any) -> None:
 
 
 def _build(options: argparse.Namespace) -> int:
+    prepare_output_file(options.out)
     clip = _backbone(options)
     loader = _labelled_loader(options, clip, IMAGE_SIZE)
     try:
@@ -63,6 +65,7 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _extend(options: argparse.Namespace) -> int:
+    prepare_output_file(options.out)
     clip = _backbone(options)
     bank = mrad_med.load_memory_bank(options.bank)
     bank.check(clip.card)
@@ -76,6 +79,7 @@ def _extend(options: argparse.Namespace) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
+    prepare_output_file(options.out)
     banks = [mrad_med.load_memory_bank(path) for path in options.banks]
     return _save(mrad_med.merge_memory_banks(banks), options.out)
 

@@ -8,8 +8,7 @@ import os
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from PIL import Image, ImageOps
 from mrad_med.errors import ImageFileError
 from mrad_med.io.file_types import is_picture
 from mrad_med.io.limits import MAX_PIXELS, check_pixels
+from mrad_med.io.refusals import refusing
 from mrad_med.io.videos import OverlayVideo, VideoReader, check_count, check_rate, identity_of, video_times
 
 __all__ = [
@@ -39,6 +39,7 @@ MAX_ANIMATED_PIXELS = 2_000_000_000  # 1000 frames of full HD; to be listed, an 
 
 _PICTURES = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's names
 _NUMBER = re.compile(r"\d+(?=\D*$)")  # the last one of a name
+_DAMAGED = "no video or picture, or damaged ({kind}); is the copy complete? Export it again"
 _ROUNDING = 6e-4  # seconds; Matroska tells times in milliseconds
 
 
@@ -79,7 +80,7 @@ def list_frames(
     """
     if frames_per_second is not None:
         check_rate(frames_per_second)
-    with _refusals():
+    with refusing(_DAMAGED):
         times_of = _page_times if is_picture(path) else video_times
         frames = [Frame(str(path), index, time) for index, time in enumerate(times_of(Path(path), max_pixels))]
     return frames if frames_per_second is None else thin_frames(frames, frames_per_second)
@@ -142,7 +143,7 @@ def read_frame(frame: Frame, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint
     Raises:
         ImageFileError: the file is missing, has changed or is unusable (see `list_frames`), or the frame is damaged.
     """
-    with _refusals(), _LOCK:
+    with refusing(_DAMAGED), _LOCK:
         path = Path(frame.path)
         identity = (os.getpid(), path, identity_of(path), max_pixels)
         source = _sources.pop(identity, None)
@@ -160,24 +161,6 @@ def read_frame(frame: Frame, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint
             raise
         _sources[identity] = source  # as the last
         return picture
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Raise an `ImageFileError` in place of the libraries' errors, whose messages may quote the file."""
-    try:
-        yield
-    except ImageFileError:
-        raise
-    except FileNotFoundError:
-        raise ImageFileError("there is no such file") from None
-    except PermissionError:
-        raise ImageFileError("there is no permission to read the file; grant it") from None
-    except Exception as error:
-        kind = type(error).__name__
-        raise ImageFileError(
-            f"no video or picture, or damaged ({kind}); is the copy complete? Export it again"
-        ) from None
 
 
 class _PageReader:

@@ -24,6 +24,7 @@ from mrad_med.io.frames import Frame, list_frames, read_frame
 from mrad_med.io.geometry import upright_affine
 from mrad_med.io.limits import MAX_PIXELS, check_pixels
 from mrad_med.io.photographs import PhotographReader, upright_picture
+from mrad_med.io.refusals import refusing
 from mrad_med.io.volume_reader import VolumeReader
 
 __all__ = ["ImageSource", "read_image", "read_image_file"]
@@ -90,7 +91,7 @@ def read_image_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXEL
         raise ImageFileError("there is no such file")
     if path.stat().st_size == 0:
         raise ImageFileError("the file is empty (0 bytes); copy or export it again")
-    try:
+    with refusing("the file cannot be read ({kind}); copy or export it again"):
         reader = _reader_for(path, max_pixels)
         array, meta = reader.get_data(reader.read(path))
         if array.dtype.kind not in "biuf":
@@ -99,13 +100,6 @@ def read_image_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXEL
         if not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="))
         image = EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(array, meta))
-    except ImageFileError:
-        raise
-    except PermissionError as error:
-        raise ImageFileError("there is no permission to read the file; grant it") from error
-    except Exception as error:  # MONAI, pydicom and nibabel raise nearly everything on damaged files
-        # The message of another library may quote the file, so only its kind is told.
-        raise ImageFileError(f"the file cannot be read ({type(error).__name__}); copy or export it again") from error
     # Of a DICOM film the channels are colors; of a NIfTI volume they are times, which must not pass for colors.
     return _finish(image, str(path), color_axis=isinstance(reader, DicomReader))
 
@@ -128,10 +122,8 @@ def _reader_for(path: Path, max_pixels: int) -> ImageReader:
 def _from_pillow(picture: Image.Image, max_pixels: int) -> NDArray[Any]:
     """Return (H, W[, 3]) of a picture that may be decoded only now."""
     check_pixels(picture.width, picture.height, max_pixels)
-    try:
+    with refusing("the picture cannot be decoded ({kind}); is its file whole?"):
         array, _ = PhotographReader().get_data(upright_picture(picture))
-    except Exception as error:  # Pillow raises nearly everything on damaged files
-        raise ImageFileError(f"the picture cannot be decoded ({type(error).__name__}); is its file whole?") from error
     return np.swapaxes(array, 0, 1)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+from monai.utils import optional_import
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
@@ -72,10 +73,9 @@ def require_nrrd() -> Any:
     Raises:
         ImportError: it is not installed.
     """
-    try:
-        import nrrd  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ImportError('NRRD files need pynrrd: pip install "mrad-med[nrrd]", or write .nii.gz') from error
+    nrrd, is_installed = optional_import("nrrd")
+    if not is_installed:
+        raise ImportError('NRRD files need pynrrd: pip install "mrad-med[nrrd]", or write .nii.gz')
     return nrrd
 
 

@@ -233,7 +233,7 @@ def test_a_bundle_is_evaluated_and_its_table_shown(tmp_path: Path, capsys: pytes
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert printed == (out / "metrics.md").read_text(encoding="utf-8") + "\n"
-    assert "| pixel AUROC |" in printed
+    assert "| pixel AUROC  " in printed
     assert json.loads((out / "metrics.json").read_text())["images"] == {"normal": 1, "anomalous": 1}
     (Path(folder) / "normal" / "broken.png").write_bytes(b"no image")
     assert main(words) == 1
@@ -270,12 +270,12 @@ def test_bundles_are_compared_and_the_tables_shown(tmp_path: Path, capsys: pytes
     printed = capsys.readouterr().out
     assert printed == (out / "benchmark.md").read_text(encoding="utf-8") + "\n"
     zero_shot, with_medical = printed.split("## Protocol: ")[1:]
-    assert "| mrad_tf | " in zero_shot
-    assert "| mrad_ft | " in with_medical
+    assert "| mrad_tf   | " in zero_shot
+    assert "| mrad_ft   | " in with_medical
     (folder / "normal" / "broken.png").write_bytes(b"no image")
     assert main(words) == 1
     captured = capsys.readouterr()
-    assert "| mrad_ft | " in captured.out
+    assert "| mrad_ft   | " in captured.out
     assert "folder: 1 of 3 case(s) failed" in captured.err
 
 

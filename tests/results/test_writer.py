@@ -183,8 +183,9 @@ def test_frame_of_no_video_is_written_as_it_is_scored_in_python(tmp_path, out):
 def test_results_are_saved_with_their_pictures_and_their_failures(tmp_path, out, monkeypatch):
     titles = []
     monkeypatch.setattr(outputs, "draw_overlay", lambda *_, title: titles.append(title) or Figure())
-    pictures, failures = ImageView(plane="coronal"), [FailedCase("broken", "empty")]
-    results = Results([volume(tmp_path)], failures, {"settings": {"plane": "coronal"}}, pictures)
+    view, failures = ImageView(plane="coronal"), [FailedCase("broken", "empty")]
+    scored = replace(volume(tmp_path), slice_scores=np.arange(20, dtype=np.float32), slice_axis=1)
+    results = Results([scored], failures, {"settings": {"plane": "coronal"}}, view)
     results.save(out, write=["overlay", "mask"], threshold=0.5)
     assert " of 20\n" in titles[0]  # coronal slices, not the 16 axial ones
     assert written(out) == ["masks/volume.nii.gz", "overlays/volume.png"]

@@ -21,6 +21,7 @@ from pydicom.tag import Tag
 from mrad_med.errors import ImageFileError
 from mrad_med.io.geometry import Planes, plane_normal
 from mrad_med.io.limits import MAX_VOXELS
+from mrad_med.io.refusals import refusing
 
 __all__ = [
     "IDENTIFIERS",
@@ -130,15 +131,8 @@ def quiet(what: str) -> Iterator[None]:
     Raises:
         ImageFileError: in place of whatever pydicom raises on damaged files.
     """
-    with silent():
-        try:
-            yield
-        except (ImageFileError, MemoryError):
-            raise
-        except PermissionError:
-            raise ImageFileError("there is no permission to read the file; grant it") from None
-        except Exception:  # pydicom raises nearly everything; its messages quote values, so they are cut off
-            raise ImageFileError(f"{what} cannot be read; copy or export the file again") from None
+    with silent(), refusing(f"{what} cannot be read; copy or export the file again"):
+        yield
 
 
 def read_header(path: str | os.PathLike[str], *, more: Sequence[str] = ()) -> pydicom.Dataset:

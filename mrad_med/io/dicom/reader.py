@@ -149,7 +149,7 @@ def _decode(dataset: pydicom.Dataset) -> NDArray[Any]:
         pixels, properties = decoder.as_array(dataset, allow_excess_frames=False)  # type: ignore[arg-type]
         colors = (3,) * (dataset.SamplesPerPixel > 1)
         pixels = pixels.reshape(count_frames(dataset), dataset.Rows, dataset.Columns, *colors)
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # decoders raise nearly everything on damaged files; those in Rust even panic
         advice = "copy or export the file again"

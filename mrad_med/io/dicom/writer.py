@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.utils import optional_import
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
@@ -228,10 +229,9 @@ def require_highdicom() -> Any:
     Raises:
         OutputError: it is not installed.
     """
-    try:
-        import highdicom
-    except ImportError as error:
-        raise OutputError('DICOM output needs highdicom; pip install "mrad-med[seg]"') from error
+    highdicom, is_installed = optional_import("highdicom")
+    if not is_installed:
+        raise OutputError('DICOM output needs highdicom; pip install "mrad-med[seg]"')
     return highdicom
 
 

@@ -184,5 +184,5 @@ def test_errors_are_turned_into_refusals_and_interruptions_are_not(tmp_path):
     for kind in (KeyboardInterrupt, MemoryError):
         with pytest.raises(kind), quiet("the header"):
             raise kind
-    with pytest.raises(ImageFileError, match="cannot be read"):
+    with pytest.raises(ImageFileError, match="there is no such file"):
         read_header(tmp_path / "none.dcm")
