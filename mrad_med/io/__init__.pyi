@@ -21,6 +21,7 @@ from .dicom.writer import (
 )
 from .file_types import kind_of as kind_of
 from .frames import Frame as Frame
+from .frames import FrameReader as FrameReader
 from .frames import close_frames as close_frames
 from .frames import list_frames as list_frames
 from .frames import read_frame as read_frame
@@ -40,6 +41,7 @@ __all__ = [
     "DicomReader",
     "DicomSeries",
     "Frame",
+    "FrameReader",
     "ImageSource",
     "PhotographReader",
     "SourceSeries",
