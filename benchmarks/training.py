@@ -43,6 +43,7 @@ from mrad_med import (
     FeatureCache,
     FineTuneTrainer,
     ImageFeatures,
+    ImageView,
     PromptTrainer,
     build_memory_bank,
     build_mrad_clip,
@@ -376,7 +377,7 @@ def main() -> int:
         print(f"{len(cases)} images of {size} in batches of {arguments.batch_size}.", flush=True)
         clip = random_backbone(arguments.blocks, "fp32")
         ours, initial, order = train_ours(clip, cases, str(Path(folder) / "features"), arguments)
-        preprocessing = build_preprocessing(clip.card, image_size=arguments.image_size, with_mask=True)
+        preprocessing = build_preprocessing(clip.card, ImageView(image_size=arguments.image_size), with_mask=True)
         published = PublishedTraining(clip, CaseDataset(cases, preprocessing), initial, arguments.batch_size)
         published.train(order)
     print_times(published.record, ours)

@@ -52,7 +52,12 @@ _MOVED = {
 }
 
 
+_RENAMED = {"PictureLoader": "ImageView"}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        raise ImportError(f"mrad_med.{name} is now mrad_med.{_RENAMED[name]}; write the new name")
     for place, names in _MOVED.items():
         if name in names.split():
             # Not an AttributeError: `from mrad_med import name` and MONAI's configs would lose its message.

@@ -8,14 +8,18 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai.bundle import ConfigParser
+
+from mrad_med.bundle import plain_errors, read_bundle
 from mrad_med.data.catalog import DATASETS
 from mrad_med.data.datalist import Datalist
 from mrad_med.data.public_sets import load_datalist
-from mrad_med.detector import AnomalyDetector
 from mrad_med.errors import FailedCasesError, OutputError
 from mrad_med.evaluation.evaluation import Evaluation, evaluate_together
 from mrad_med.evaluation.summary import Summary, as_json, benchmark_tables, latex_tables
 from mrad_med.files import atomic_path
+from mrad_med.networks.clip import CLIP
+from mrad_med.networks.head_files import load_head
 
 __all__ = ["run_benchmark"]
 
@@ -30,8 +34,7 @@ def run_benchmark(
     output_dir: str | os.PathLike[str],
     *,
     medical: Collection[str] = (),
-    strict: bool = False,
-    file_size: bool = False,
+    strict_dataset: bool = False,
     resamples: int = 0,
     seed: int = 0,
     progress: bool = True,
@@ -48,12 +51,11 @@ def run_benchmark(
         output_dir: made if absent.
         medical: names of the bundles that saw medical images in training, where their cards do not tell. A bundle whose
             bank or head is of a medical set of the catalog counts as one of them anyway.
-        strict: problems of a set are errors.
-        file_size: as in `Evaluation`.
+        strict_dataset: whether problems of a set are errors.
         resamples: as in `Evaluation`.
         seed: as in `Evaluation`.
         progress: whether to show progress bars.
-        **overrides: values of every bundle's ``configs/inference.json``.
+        **overrides: values of every bundle's ``configs/evaluate.json`` and ``configs/inference.json``.
 
     Returns:
         Protocol, bundle and set to the summary.
@@ -69,71 +71,78 @@ def run_benchmark(
         raise ValueError("two bundles have the same name: rename one of the directories")
     if unknown := set(medical) - set(directories):
         raise ValueError(f"no bundle is named {', '.join(sorted(unknown))}; there are {', '.join(directories)}")
-    cases = {name: load_datalist(name, root, strict=strict) for name, root in datasets.items()}
-    detectors = {name: AnomalyDetector.from_bundle(bundle, **overrides) for name, bundle in directories.items()}
+    cases = {name: load_datalist(name, root, strict=strict_dataset) for name, root in datasets.items()}
+    values = {"resamples": resamples, "seed": seed, "progress": progress, **overrides}
+    configs = _read(directories, values)
     results: dict[str, dict[str, dict[str, Summary]]] = {}
     problems = []
-    saw_medical = {name for name, item in detectors.items() if name in medical or _is_medical(item)}
-    measuring = {"file_size": file_size, "resamples": resamples, "seed": seed, "progress": progress}
+    saw_medical = {name for name, config in configs.items() if name in medical or _is_medical(config)}
     for dataset, datalist in cases.items():
-        for together in _sharing_an_encoder(detectors):
+        evaluations = {
+            name: _evaluation(config, dataset, datalist, Path(output_dir) / dataset / name)
+            for name, config in configs.items()
+        }
+        for together in _sharing_an_encoder(evaluations):
             logger.info("%s on %s", ", ".join(together), dataset)
-            evaluations = [
-                _evaluation(detector, datalist, Path(output_dir) / dataset / name, dataset=dataset, **measuring)
-                for name, detector in together.items()
-            ]
             try:
-                evaluate_together(evaluations)
+                evaluate_together([evaluations[name] for name in together])
             except FailedCasesError as error:
                 problems.append(f"{dataset}: {error}")
-            for name, evaluation in zip(together, evaluations, strict=True):
-                protocol = WITH_MEDICAL if name in saw_medical else ZERO_SHOT
-                results.setdefault(protocol, {}).setdefault(name, {})[dataset] = evaluation.summary
+        for name, evaluation in evaluations.items():
+            protocol = WITH_MEDICAL if name in saw_medical else ZERO_SHOT
+            results.setdefault(protocol, {}).setdefault(name, {})[dataset] = evaluation.summary
     _write(Path(output_dir), results)
     if problems:
         raise FailedCasesError("\n".join(problems))
     return results
 
 
-def _evaluation(detector: AnomalyDetector, cases: Datalist, output_dir: Path, **measuring: Any) -> Evaluation:
-    return Evaluation(
-        detector.network,
-        cases,
-        card=detector.clip.card,
-        output_dir=output_dir,
-        provenance=detector.provenance,
-        inferer=detector.inferer,
-        options=detector.options,
-        image_size=detector.image_size,
-        batch_size=detector.batch_size,
-        num_workers=detector.num_workers,
-        max_pixels=detector.max_pixels,
-        **measuring,
-    )
+def _read(directories: Mapping[str, str | os.PathLike[str]], values: Mapping[str, Any]) -> dict[str, ConfigParser]:
+    """Return the config of each bundle for evaluations; bundles that declare the same backbone share its object."""
+    configs: dict[str, ConfigParser] = {}
+    backbones: dict[str, CLIP] = {}
+    for name, bundle in directories.items():
+        config = read_bundle(bundle, config="evaluate", overrides=values)
+        with plain_errors():
+            names = [key for key in config["clip"] if key != "_target_"]
+            declared = str({key: config.get_parsed_content(f"clip#{key}") for key in names})
+            if declared in backbones:
+                config["clip"] = backbones[declared]
+            backbones[declared] = config.get_parsed_content("clip")
+            # Each change of a config forgets what was made of it; these parts are made once.
+            config.update({part: config.get_parsed_content(part) for part in ("clip", "bank", "network_def")})
+        configs[name] = config
+    return configs
 
 
-def _sharing_an_encoder(detectors: Mapping[str, AnomalyDetector]) -> list[dict[str, AnomalyDetector]]:
-    """Return groups of detectors with the same encoder and input, made to use one and the same object."""
-    groups: dict[tuple[Any, ...], dict[str, AnomalyDetector]] = {}
-    for name, detector in detectors.items():
-        encoder = detector.network.image_encoder
-        device, reading = (
-            next(encoder.parameters()).device,
-            (detector.image_size, detector.max_pixels, str(detector.options)),
-        )
-        group = groups.setdefault((detector.clip.card, encoder.precision, device, reading), {})
-        if group:  # nothing holds on to the detector's own encoder then
-            detector.clip = next(iter(group.values())).clip
-            detector.network.image_encoder = detector.clip.image_encoder
-        group[name] = detector
-    return list(groups.values())
+def _evaluation(config: ConfigParser, dataset: str, cases: Datalist, output_dir: Path) -> Evaluation:
+    """Return the evaluation that a bundle declares, on the cases of a set."""
+    # Objects and no strings or lists, in which MONAI would evaluate what begins with "$" or "@".
+    config.update({"dataset_name": dataset, "cases": tuple(cases), "output_dir": output_dir})
+    with plain_errors():
+        evaluation: Evaluation = config.get_parsed_content("evaluation")
+    return evaluation
 
 
-def _is_medical(detector: AnomalyDetector) -> bool:
-    """Tell whether the cards name a medical set of the catalog, or say themselves that a source is medical."""
+def _sharing_an_encoder(evaluations: Mapping[str, Evaluation]) -> list[list[str]]:
+    """Return the names of evaluations in groups with the same encoder and input."""
+    groups: list[list[str]] = []
+    for name, evaluation in evaluations.items():
+        group = next((group for group in groups if evaluations[group[0]].shared == evaluation.shared), None)
+        if group is None:
+            groups.append([name])
+        else:
+            group.append(name)
+    return groups
+
+
+def _is_medical(config: ConfigParser) -> bool:
+    """Return whether the cards name a medical set of the catalog, or state themselves that a source is medical."""
     entries = [item for item in DATASETS.values() if item.domain == "medical"]
     names = {name.lower() for item in entries for name in (item.name, item.title)}
-    sources = (*detector.bank.card.sources, *detector.training_set)
+    sources = list(config.get_parsed_content("bank").card.sources)
+    card = load_head(config.get_parsed_content("checkpoint"))[1] if "checkpoint" in config else None
+    sources += [] if card is None else card.training_set
     return any(source.get("domain") == "medical" or str(source.get("name")).lower() in names for source in sources)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from mrad_med.errors import OutputError
 
-__all__ = ["atomic_path", "prepare_output", "safe_relative_path", "sha256_of_file"]
+__all__ = ["atomic_path", "prepare_output", "prepare_output_file", "safe_relative_path", "sha256_of_file"]
 
 
 @contextmanager
@@ -55,6 +55,21 @@ def prepare_output(output_dir: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise OutputError(f"cannot write to {folder} ({error.strerror}); choose another folder") from error
     return folder
+
+
+def prepare_output_file(path: str | os.PathLike[str]) -> Path:
+    """Make the folder of a file for results; refuse the file before hours of computing, not after.
+
+    A file that exists is not changed.
+
+    Raises:
+        OutputError: the path is a folder, or its folder cannot be made or written to.
+    """
+    file = Path(path)
+    if os.path.isdir(file):  # noqa: PTH112 - unlike Path's, false where it cannot be known
+        raise OutputError(f"cannot write the file {file}: there is a folder of this name; name a file")
+    prepare_output(file.parent)
+    return file
 
 
 def safe_relative_path(case_id: str) -> str:

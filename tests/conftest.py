@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: each worker, and what it starts, has one core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing
+from matplotlib.figure import Figure
 from open_clip.model import CLIPTextCfg, _build_text_tower
 from open_clip.transformer import VisionTransformer
 from PIL import Image
 
-from mrad_med import CLIP, MemoryBank, build_memory_bank
+import mrad_med
+from mrad_med import CLIP, MemoryBank, build_memory_bank, load_clip
 from mrad_med.networks import CLIPImageEncoder, CLIPTextEncoder
 from mrad_med.types import BackboneCard
+from tests.reference_weights import normalize, openai_state_dict
 
+GOLDEN = Path(__file__).parent / "golden"
 TINY_SIZE = 56  # four patches of 14 pixels a side
 
 
@@ -62,6 +73,87 @@ def make_labelled_batches(count: int = 6, batch_size: int = 2, size: int = TINY_
     ]
 
 
+def run_in_two_processes(function: Callable[..., None], *arguments: Any) -> None:
+    """Run ``function(rank, *arguments)`` in two processes with what `torchrun` tells each of them.
+
+    Both are forked from a third, which stays: importing MONAI takes most of the time of such a test.
+    """
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mrad_med.detector", "tests.training_runs", "sklearn.metrics"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # before the first of them starts
+        torch.multiprocessing.start_processes(
+            _one_of_two, (port, function, arguments), nprocs=2, start_method="forkserver"
+        )
+
+
+def _one_of_two(rank: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    function(rank, *arguments)
+
+
+@pytest.fixture(scope="session")
+def embedded() -> CLIP:
+    """Return the backbone that ships, loaded once for all tests: they leave it as it is."""
+    return load_clip("embedded")
+
+
+@pytest.fixture
+def embedded_is_loaded(embedded: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let bundles and commands take the embedded backbone that is there instead of loading it again."""
+
+    def take(source: str = "embedded", *, device: Any = "cpu", precision: str = "fp32", **keywords: Any) -> CLIP:
+        if (source, str(device), precision, keywords) == ("embedded", "cpu", "fp32", {}):
+            return embedded
+        return load_clip(source, device=device, precision=precision, **keywords)
+
+    monkeypatch.setattr(mrad_med, "load_clip", take)
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, np.ndarray]:
+    """Return the numbers of the published implementation, and the images that they were measured on."""
+    return dict(np.load(GOLDEN / "mrad.npz")) | dict(np.load(GOLDEN / "images.npz"))
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> CLIP:
+    """Return the backbone of the golden numbers, out of a file as OpenAI's are: it takes seconds to make."""
+    path = tmp_path_factory.mktemp("weights") / "clip.pt"
+    torch.save({name: tensor.half() for name, tensor in openai_state_dict().items()}, path)
+    clip = load_clip(path)
+    path.unlink()  # 350 MB, which pytest would keep
+    return clip
+
+
+@pytest.fixture(scope="session")
+def golden_network(
+    tmp_path_factory: pytest.TempPathFactory, reference: CLIP, golden: dict[str, np.ndarray]
+) -> mrad_med.MRAD:
+    folder = tmp_path_factory.mktemp("banks")
+    files = {"image": folder / "cache_model_visa.pt", "patch": folder / "cache_patch_model_visa.pt"}
+    for level, path in files.items():
+        keys, labels = (torch.from_numpy(golden[f"bank_{level}_{part}"]) for part in ("keys", "labels"))
+        torch.save({"keys": keys, "values": torch.nn.functional.one_hot(labels, 2).float()}, path)
+    return mrad_med.build_mrad_tf(reference, mrad_med.load_official_bank(files["image"], files["patch"]))
+
+
+@pytest.fixture(scope="session")
+def golden_outcome(golden_network: mrad_med.MRAD, golden: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Map and score of the three query images, and the features of the one pass that made them."""
+    passes = []
+    handle = golden_network.image_encoder.register_forward_hook(lambda *call: passes.append(call[-1]))
+    result = mrad_med.AnomalyInferer()(normalize(golden["query_images"]), golden_network)
+    handle.remove()
+    assert len(passes) == 1
+    return result | {"features": passes[0]}
+
+
 @pytest.fixture(scope="session")
 def tiny_clip() -> CLIP:
     return make_tiny_clip()
@@ -70,6 +162,16 @@ def tiny_clip() -> CLIP:
 @pytest.fixture(scope="session")
 def tiny_bank(tiny_clip: CLIP) -> MemoryBank:
     return build_memory_bank(tiny_clip, make_labelled_batches(), progress=False)
+
+
+@pytest.fixture
+def plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw figures small and unarranged, for tests of which files are written: arranging takes most of their time."""
+
+    def plain(**_: Any) -> Figure:
+        return Figure(figsize=(2, 1))
+
+    monkeypatch.setattr("mrad_med.results.overlays.Figure", plain)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from mrad_med.data.search import find_cases
 from mrad_med.errors import ImageFileError
 from mrad_med.io.dicom.windows import VOIKeys
 from mrad_med.io.image import read_image
-from mrad_med.transforms.preprocessing import load_picture
+from mrad_med.transforms.preprocessing import ImageView
 from mrad_med.types import FailedCase
 from tests.conftest import TINY_SIZE
 from tests.small_dicom import COLUMNS, ROWS, make_image, write_image, write_series
@@ -214,7 +214,7 @@ def add_good(folder: Path) -> None:
 
 def load(folder: Path, clip: CLIP) -> dict[str, dict | FailedCase]:
     cases = find_cases(folder)
-    loaded = CaseDataset(cases, build_preprocessing(clip.card, image_size=TINY_SIZE))
+    loaded = CaseDataset(cases, build_preprocessing(clip.card, ImageView(image_size=TINY_SIZE)))
     return {case["case_id"]: loaded[index] for index, case in enumerate(cases)}
 
 
@@ -243,7 +243,7 @@ def test_odd_file_is_read_or_passed_over(tmp_path, tiny_clip, name):
 @pytest.fixture
 def detector(tiny_clip: CLIP, tiny_bank: MemoryBank) -> AnomalyDetector:
     network = build_mrad_tf(tiny_clip, tiny_bank, temperature=0.1)
-    return AnomalyDetector(tiny_clip, tiny_bank, network, image_size=TINY_SIZE, batch_size=4)
+    return AnomalyDetector(tiny_clip, tiny_bank, network, batch_size=4, view=ImageView(image_size=TINY_SIZE))
 
 
 def test_folder_of_all_of_them_loses_only_the_bad_ones(tmp_path, detector, caplog, capfd):
@@ -268,7 +268,7 @@ def test_folder_of_all_of_them_loses_only_the_bad_ones(tmp_path, detector, caplo
 
 def test_values_that_are_not_finite_are_seen_as_the_ends_of_the_scale(tmp_path):
     some_are_not_finite(tmp_path)
-    picture = load_picture(tmp_path / "bad.nii")[..., 0]
+    picture = ImageView().show(tmp_path / "bad.nii")[..., 0]
     x = picture[::-1, ::-1].transpose(1, 0, 2)  # as stored, of slices seen upright
     assert np.unique(x[:3]).tolist() == [0]
     assert np.unique(x[3:6]).tolist() == [255]
@@ -285,7 +285,7 @@ def test_pictures_without_a_place_are_read_with_the_spacing_that_is_known(tmp_pa
 
 def test_picture_of_nothing_but_padding_is_black(tmp_path):
     READ["nothing but padding"][0](tmp_path)
-    assert not load_picture(tmp_path / "bad.dcm").any()
+    assert not ImageView().show(tmp_path / "bad.dcm").any()
 
 
 def test_announced_sizes_take_no_memory(tmp_path):
@@ -480,7 +480,7 @@ def test_stored_windows_of_a_tensor_are_kept(tmp_path):
 )
 def test_values_in_memory_are_checked_as_those_of_files(tiny_clip, value, message):
     case = {"image": np.full((20, 24, 5), value), "case_id": "a"}
-    loaded = CaseDataset([case], build_preprocessing(tiny_clip.card, image_size=TINY_SIZE))[0]
+    loaded = CaseDataset([case], build_preprocessing(tiny_clip.card, ImageView(image_size=TINY_SIZE)))[0]
     if message:
         assert isinstance(loaded, FailedCase)
         assert message in loaded.reason

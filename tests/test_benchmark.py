@@ -9,9 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from monai.bundle import ConfigParser
 
-from mrad_med import AnomalyDetector, Evaluation, MemoryBank, build_mrad_ft, build_mrad_tf, run_benchmark
-from mrad_med import benchmark as module
+from mrad_med import Evaluation, ImageView, MemoryBank, benchmark as module, run_benchmark
 from mrad_med.benchmark import WITH_MEDICAL, ZERO_SHOT
 from mrad_med.errors import FailedCasesError, OutputError
 from mrad_med.networks import CLIPImageEncoder
@@ -28,18 +28,53 @@ def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 @pytest.fixture
-def detectors(tiny_bank: MemoryBank, monkeypatch: pytest.MonkeyPatch) -> dict[str, AnomalyDetector]:
-    """Return what stands for bundles of these names: each loads an encoder of its own."""
-    clips = [make_tiny_clip(), make_tiny_clip()]
-    networks = {"tf": build_mrad_tf(clips[0], tiny_bank), "ft": build_mrad_ft(clips[1], tiny_bank, seed=1)}
-    made = {
-        name: AnomalyDetector(clip, tiny_bank, network, image_size=TINY_SIZE, settings={"bundle": name})
-        for (name, network), clip in zip(networks.items(), clips, strict=True)
-    }
-    monkeypatch.setattr(
-        module, "AnomalyDetector", SimpleNamespace(from_bundle=lambda bundle, **_: made[Path(bundle).name])
-    )
+def bundles(
+    tiny_bank: MemoryBank, read: list[ConfigParser], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, ConfigParser]:
+    """Return the configs of bundles of these names, as they are read from disk; both declare the same backbone."""
+    networks = {"tf": "mrad_med.build_mrad_tf", "ft": "mrad_med.build_mrad_ft"}
+    made = {}
+    for name, target in networks.items():
+        config = ConfigParser(
+            {
+                "clip": {"_target_": "tests.conftest.make_tiny_clip", "seed": 0},
+                "network_def": {"_target_": target, "clip": "@clip", "bank": "@bank"},
+                "image_size": TINY_SIZE,
+                "file_size": False,
+                "view": {"_target_": "mrad_med.ImageView", "image_size": "@image_size"},
+                "evaluation": {
+                    "_target_": "mrad_med.Evaluation",
+                    "network": "@network_def",
+                    "cases": "@cases",
+                    "card": "$@clip.card",
+                    "output_dir": "@output_dir",
+                    "provenance": {"settings": {"bundle": name}},
+                    "view": "@view",
+                    "file_size": "@file_size",
+                    "dataset_name": "@dataset_name",
+                    "resamples": "@resamples",
+                    "seed": "@seed",
+                    "progress": "@progress",
+                },
+            }
+        )
+        config["bank"] = tiny_bank
+        made[name] = config
+
+    def read_bundle(bundle: str, *, config: str, overrides: dict[str, Any]) -> ConfigParser:
+        assert config == "evaluate"
+        parser = ConfigParser({**made[Path(bundle).name].get(), **overrides})
+        read.append(parser)
+        return parser
+
+    monkeypatch.setattr(module, "read_bundle", read_bundle)
     return made
+
+
+@pytest.fixture
+def read() -> list[ConfigParser]:
+    """Return a list that grows by each config that is read."""
+    return []
 
 
 @pytest.fixture
@@ -52,18 +87,17 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     return sizes
 
 
-def read(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
 
 
 def test_every_bundle_is_measured_on_every_set_and_each_image_encoded_once(
-    tmp_path: Path, sets: dict[str, str], detectors: dict[str, AnomalyDetector], encoded: list[int]
+    tmp_path: Path, sets: dict[str, str], bundles: dict[str, ConfigParser], encoded: list[int], read: list[ConfigParser]
 ):
     out = tmp_path / "out"
     results = run_benchmark(["tf", "ft"], sets, out, progress=False, seed=3, resamples=20)
     assert sum(encoded) == 2 * 6
-    assert detectors["ft"].network.image_encoder is detectors["tf"].network.image_encoder
-    assert detectors["ft"].clip is detectors["tf"].clip
+    assert read[0]["clip"] is read[1]["clip"]
     assert results.keys() == {ZERO_SHOT}
     assert {name: list(summaries) for name, summaries in results[ZERO_SHOT].items()} == {
         "tf": ["kvasir", "endo"],
@@ -73,10 +107,10 @@ def test_every_bundle_is_measured_on_every_set_and_each_image_encoded_once(
         for dataset in sets:
             folder = out / dataset / name
             assert {path.name for path in folder.iterdir()} == {"cases.csv", "metrics.json", "metrics.md", "records"}
-            written = read(folder / "metrics.json")
+            written = read_json(folder / "metrics.json")
             assert written["settings"]["bundle"] == name
             assert written["intervals"]["drawn"] == {"by": "case", "resamples": 20, "seed": 3}
-            assert read(out / "benchmark.json")[ZERO_SHOT][name][dataset]["image"] == written["image"]
+            assert read_json(out / "benchmark.json")[ZERO_SHOT][name][dataset]["image"] == written["image"]
     page = (out / "benchmark.md").read_text(encoding="utf-8")
     values = [100 * results[ZERO_SHOT]["tf"][dataset]["image"]["auroc"] for dataset in sets]
     assert f"## Protocol: {ZERO_SHOT}\n\n**image AUROC**\n\n| network   |   kvasir |   endo |   mean |" in page
@@ -86,18 +120,16 @@ def test_every_bundle_is_measured_on_every_set_and_each_image_encoded_once(
     assert latex.startswith(f"% Protocol: {ZERO_SHOT}\n% image AUROC, percent\n\\begin{{tabular}}{{lrrr}}")
 
 
-def test_numbers_are_those_of_a_bundle_alone(
-    tmp_path: Path, sets: dict[str, str], detectors: dict[str, AnomalyDetector]
-):
+def test_numbers_are_those_of_a_bundle_alone(tmp_path: Path, sets: dict[str, str], bundles: dict[str, ConfigParser]):
     results = run_benchmark(["tf", "ft"], sets, tmp_path / "out", file_size=True, progress=False)
-    detector, cases = detectors["ft"], module.load_datalist("endo")
+    network, cases = bundles["ft"].get_parsed_content("network_def"), module.load_datalist("endo")
     alone = Evaluation(
-        detector.network,
+        network,
         cases,
-        card=detector.clip.card,
+        card=make_tiny_clip().card,
         output_dir=tmp_path / "alone",
         provenance={},
-        image_size=TINY_SIZE,
+        view=ImageView(image_size=TINY_SIZE),
         file_size=True,
         progress=False,
     ).run()
@@ -119,7 +151,7 @@ def test_numbers_are_those_of_a_bundle_alone(
 def test_networks_that_saw_medical_images_are_kept_apart(
     tmp_path: Path,
     sets: dict[str, str],
-    detectors: dict[str, AnomalyDetector],
+    bundles: dict[str, ConfigParser],
     monkeypatch: pytest.MonkeyPatch,
     sources: list,
     training_set: list,
@@ -127,9 +159,10 @@ def test_networks_that_saw_medical_images_are_kept_apart(
     kept_apart: bool,
 ):
     card = SimpleNamespace(sources=sources, to_dict=dict)
-    bank = SimpleNamespace(card=card, sha256="0")
-    monkeypatch.setattr(detectors["tf"], "bank", bank)
-    monkeypatch.setattr(detectors["tf"], "training_set", training_set)
+    bundles["tf"]["bank"] = SimpleNamespace(card=card, sha256="0")
+    bundles["tf"]["network_def"] = bundles["ft"].get_parsed_content("network_def")
+    bundles["tf"]["checkpoint"] = "model.pt"
+    monkeypatch.setattr(module, "load_head", lambda _: ({}, SimpleNamespace(training_set=training_set)))
     results = run_benchmark(["tf", "ft"], {"endo": sets["endo"]}, tmp_path / "out", medical=medical, progress=False)
     expected = {ZERO_SHOT: ["ft"], WITH_MEDICAL: ["tf"]} if kept_apart else {ZERO_SHOT: ["tf", "ft"]}
     assert {protocol: list(networks) for protocol, networks in results.items()} == expected
@@ -138,18 +171,17 @@ def test_networks_that_saw_medical_images_are_kept_apart(
 
 
 def test_bundles_of_other_inputs_do_not_share(
-    tmp_path: Path, sets: dict[str, str], detectors: dict[str, AnomalyDetector], encoded: list[int]
+    tmp_path: Path, sets: dict[str, str], bundles: dict[str, ConfigParser], encoded: list[int]
 ):
-    detectors["ft"].image_size = 42
+    bundles["ft"]["image_size"] = 42
     run_benchmark(["tf", "ft"], {"endo": sets["endo"]}, tmp_path / "out", progress=False)
     assert sum(encoded) == 2 * 6
-    assert detectors["ft"].network.image_encoder is not detectors["tf"].network.image_encoder
 
 
 def test_a_benchmark_that_was_stopped_goes_on(
     tmp_path: Path,
     sets: dict[str, str],
-    detectors: dict[str, AnomalyDetector],
+    bundles: dict[str, ConfigParser],
     encoded: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -177,13 +209,11 @@ def test_a_benchmark_that_was_stopped_goes_on(
                 assert new == pytest.approx(old, abs=1e-6)
 
 
-def test_failed_cases_are_told_of_at_the_end(
-    tmp_path: Path, sets: dict[str, str], detectors: dict[str, AnomalyDetector]
-):
+def test_failed_cases_are_told_of_at_the_end(tmp_path: Path, sets: dict[str, str], bundles: dict[str, ConfigParser]):
     (tmp_path / "kvasir" / "2.png").write_bytes(b"no image")
     with pytest.raises(FailedCasesError, match=r"^kvasir: 1 of 6 case\(s\) failed, the others are done:\n  2: "):
         run_benchmark(["tf", "ft"], sets, tmp_path / "out", progress=False)
-    written = read(tmp_path / "out" / "benchmark.json")[ZERO_SHOT]
+    written = read_json(tmp_path / "out" / "benchmark.json")[ZERO_SHOT]
     assert {name: list(summaries) for name, summaries in written.items()} == {
         "tf": ["kvasir", "endo"],
         "ft": ["kvasir", "endo"],
@@ -204,7 +234,7 @@ def test_benchmarks_that_cannot_be_are_refused_before_anything_is_loaded(tmp_pat
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(
-    tmp_path: Path, sets: dict[str, str], detectors: dict[str, AnomalyDetector]
+    tmp_path: Path, sets: dict[str, str], bundles: dict[str, ConfigParser]
 ):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "benchmark.md").mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -108,7 +109,7 @@ def test_inference_runs_on_the_samples_and_finds_the_phantoms_lesion(bundle: str
 @each_bundle
 def test_evaluation_measures_the_sample_set(bundle: str, tmp_path: Path):
     configs = [config(bundle, "inference"), config(bundle, "evaluate")]
-    chosen = {"resamples": 20, "threshold": 0.5, "file_size": True, "progress": False, **SMALL}
+    chosen = {"resamples": 20, "dice_threshold": 0.5, "file_size": True, "progress": False, **SMALL}
     run(config_file=configs, bundle_root=str(BUNDLES[bundle]), output_dir=str(tmp_path), **chosen)
     record = values(tmp_path / "metrics.json")
     assert record["images"] == {"normal": 3, "anomalous": 3}
@@ -158,21 +159,15 @@ def test_every_config_works_from_any_directory_and_any_value_is_overridden(
     assert len(parser.get_parsed_content("dataset")) == 3
 
 
-def test_monai_runs_the_bundle_directory_and_a_bad_file_reaches_the_exit_status(tmp_path: Path, image_folder: Path):
+def arguments_of_a_run_with_a_bad_file(image_folder: Path, tmp_path: Path) -> list[str]:
     (image_folder / "broken.png").write_bytes(b"not an image")
     arguments = ["--config_file", str(BUNDLES["mrad_clip"]), "--workflow_name", "mrad_med.BundleWorkflow"]
     arguments += ["--dataset_dir", str(image_folder), "--output_dir", str(tmp_path / "out")]
-    arguments += ["--image_size", "126", "--device", "cpu"]
-    finished = subprocess.run(
-        [sys.executable, "-m", "monai.bundle", "run", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert finished.returncode != 0
-    assert "1 of 4 case(s) failed" in finished.stderr
-    assert {name: row["status"] for name, row in rows(tmp_path / "out").items()} == {
+    return [*arguments, "--image_size", "126", "--device", "cpu"]
+
+
+def assert_only_the_bad_file_failed(folder: Path) -> None:
+    assert {name: row["status"] for name, row in rows(folder).items()} == {
         "a": "ok",
         "b": "ok",
         "c": "ok",
@@ -180,9 +175,34 @@ def test_monai_runs_the_bundle_directory_and_a_bad_file_reaches_the_exit_status(
     }
 
 
-def test_the_shared_bank_belongs_to_the_embedded_backbone_and_says_how_it_was_made():
+def test_monai_runs_the_bundle_directory_and_a_bad_file_ends_it_with_an_error(
+    tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["monai.bundle", "run", *arguments_of_a_run_with_a_bad_file(image_folder, tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(mrad_med.errors.FailedCasesError, match=r"1 of 4 case\(s\) failed"):
+        runpy.run_module("monai.bundle", run_name="__main__")
+    assert_only_the_bad_file_failed(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_monai_runs_the_bundle_directory_and_a_bad_file_reaches_the_exit_status(tmp_path: Path, image_folder: Path):
+    finished = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "run", *arguments_of_a_run_with_a_bad_file(image_folder, tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert finished.returncode != 0
+    assert "1 of 4 case(s) failed" in finished.stderr
+    assert_only_the_bad_file_failed(tmp_path / "out")
+
+
+def test_the_shared_bank_belongs_to_the_embedded_backbone_and_says_how_it_was_made(embedded: mrad_med.CLIP):
     bank = mrad_med.load_memory_bank(ROOT / "bundles" / "memory_banks" / "embedded_industrial.safetensors")
-    bank.check(mrad_med.load_clip("embedded").card)
+    bank.check(embedded.card)
     notes = bank.card.notes
     assert {"temperature", "how_chosen", "held_out_results"} <= notes.keys()
     assert notes["temperature"] == values(config("mrad_tf", "inference"))["temperature"]
@@ -192,15 +212,14 @@ def test_the_shared_bank_belongs_to_the_embedded_backbone_and_says_how_it_was_ma
 
 
 @pytest.mark.parametrize("bundle", ["mrad_ft", "mrad_clip"])
-def test_a_shared_head_belongs_to_backbone_and_bank_and_says_how_it_was_made(bundle: str):
+def test_a_shared_head_belongs_to_backbone_and_bank_and_says_how_it_was_made(bundle: str, embedded: mrad_med.CLIP):
     bank = mrad_med.load_memory_bank(ROOT / "bundles" / "memory_banks" / "embedded_industrial.safetensors")
     _, card = mrad_med.networks.load_head(BUNDLES[bundle] / "models" / "model.pt")
     assert card is not None
     assert card.variant == VARIANTS[bundle]
-    assert card.backbone_sha256 == mrad_med.load_clip("embedded").card.sha256
+    assert card.backbone_sha256 == embedded.card.sha256
     assert card.bank_sha256 == bank.sha256
-    text_encoder = mrad_med.load_clip("embedded").text_encoder
-    assert card.text_sha256 == (sha256_of_text_tower(text_encoder) if bundle == "mrad_clip" else None)
+    assert card.text_sha256 == (sha256_of_text_tower(embedded.text_encoder) if bundle == "mrad_clip" else None)
     assert {source["name"] for source in card.training_set} == {source["name"] for source in bank.card.sources}
     assert card.metrics["how_chosen"]
     for result in card.metrics["held_out_results"]:

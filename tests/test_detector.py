@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mrad_med import CLIP, AnomalyDetector, AnomalyInferer, MemoryBank, build_mrad_tf, make_phantom
+from mrad_med import CLIP, AnomalyDetector, AnomalyInferer, ImageView, MemoryBank, build_mrad_tf, make_phantom
 from mrad_med.errors import DatasetError, FailedCasesError, MemoryBankError
 from tests.conftest import TINY_SIZE, make_tiny_clip
 
@@ -18,7 +18,7 @@ from tests.conftest import TINY_SIZE, make_tiny_clip
 @pytest.fixture
 def detector(tiny_clip: CLIP, tiny_bank: MemoryBank) -> AnomalyDetector:
     network = build_mrad_tf(tiny_clip, tiny_bank, temperature=0.1)
-    return AnomalyDetector(tiny_clip, tiny_bank, network, image_size=TINY_SIZE, batch_size=2)
+    return AnomalyDetector(tiny_clip, tiny_bank, network, batch_size=2, view=ImageView(image_size=TINY_SIZE))
 
 
 def test_a_folder_gives_one_result_a_file_on_the_files_own_grid(detector: AnomalyDetector, image_folder: Path):
@@ -117,7 +117,7 @@ def test_local_cases_are_remembered_through_the_window_they_are_seen_through(
     Image.fromarray(values).save(tmp_path / "deep.tif")
     network = build_mrad_tf(tiny_clip, tiny_bank)
     deep, picture = (
-        AnomalyDetector(tiny_clip, tiny_bank, network, image_size=TINY_SIZE, options={"window": window})
+        AnomalyDetector(tiny_clip, tiny_bank, network, view=ImageView(image_size=TINY_SIZE, window=window))
         .extend_bank([{"image": tmp_path / name, "label": 0}], share=0)
         .bank.image_keys[-1]
         for name, window in (("deep.tif", (40, 400)), ("shown.png", "auto"))
@@ -154,13 +154,13 @@ def test_provenance_names_backbone_bank_and_settings(detector: AnomalyDetector):
     provenance = detector.provenance
     assert provenance["backbone"]["name"] == "tiny 0"
     assert provenance["memory_bank"]["sha256"] == detector.bank.sha256
-    assert provenance["settings"]["image_size"] == TINY_SIZE
+    assert provenance["settings"]["view"]["image_size"] == TINY_SIZE
 
 
 def test_a_bundle_gives_a_detector_and_takes_overrides():
     detector = AnomalyDetector.from_bundle("mrad_tf", image_size=126, temperature=0.5, device="cpu")
     assert detector.network.head.temperature == 0.5
-    assert detector.image_size == 126
+    assert detector.view.image_size == 126
     assert detector.provenance["settings"]["bundle"] == "mrad_tf"
     assert AnomalyDetector.from_bundle(device="cpu").provenance["settings"]["bundle"] == "mrad_clip"
 

@@ -19,6 +19,7 @@ from mrad_med import (
     AnomalyDetector,
     CaseResult,
     Evaluation,
+    ImageView,
     ResultWriter,
     SlidingWindowAnomalyInferer,
     build_mrad_tf,
@@ -36,6 +37,7 @@ from tests.small_dicom import make_image, write_image, write_series
 ROOT = Path(__file__).parent.parent
 AFFINE = np.array([[0, 0, -3.0, 20], [1.5, 0, 0, -9], [0, -1.0, 0, 4], [0, 0, 0, 1]])  # sagittal, and turned
 SMALL = {"image_size": 70, "device": "cpu"}
+pytestmark = pytest.mark.usefixtures("embedded_is_loaded")
 
 
 def picture(*shape: int, dtype: Any = np.uint8) -> np.ndarray:
@@ -47,9 +49,9 @@ def picture(*shape: int, dtype: Any = np.uint8) -> np.ndarray:
 
 @pytest.fixture
 def make(tiny_clip, tiny_bank):
-    def make(**keywords: Any) -> AnomalyDetector:
-        network = build_mrad_tf(tiny_clip, tiny_bank, temperature=0.1)
-        return AnomalyDetector(tiny_clip, tiny_bank, network, image_size=TINY_SIZE, batch_size=1, **keywords)
+    def make(*, window: str = "auto", **keywords: Any) -> AnomalyDetector:
+        network, view = build_mrad_tf(tiny_clip, tiny_bank, temperature=0.1), ImageView(TINY_SIZE, window=window)
+        return AnomalyDetector(tiny_clip, tiny_bank, network, batch_size=1, view=view, **keywords)
 
     return make
 
@@ -221,7 +223,7 @@ def test_ct_through_its_window_gives_what_the_picture_of_pydicom_gives(tmp_path,
     assert len(np.unique(shown)) > 100
     detector = make()
     of_ct, of_shown = one(detector, tmp_path / "ct.dcm"), one(detector, shown)
-    through_percentiles = one(make(options={"window": "percentile"}), tmp_path / "ct.dcm")
+    through_percentiles = one(make(window="percentile"), tmp_path / "ct.dcm")
     # Both round to bytes: where doubles differ in their last bit, a shade of 255 may be another, and no more than that.
     np.testing.assert_allclose(of_ct.anomaly_map, of_shown.anomaly_map, atol=2e-4)
     assert np.abs(of_ct.anomaly_map - through_percentiles.anomaly_map).max() > 2e-3
@@ -249,7 +251,7 @@ def test_profile_of_volumes_smooths_across_slices_in_the_memory_of_the_computer(
     assert (plain.inferer.smooth, plain.inferer.device) == (0, None)
     assert (volumes.inferer.smooth, volumes.inferer.device) == (1, "cpu")
     assert volumes.provenance["settings"]["profiles"] == ["volume"]
-    assert "profiles" not in plain.provenance["settings"]
+    assert plain.provenance["settings"]["profiles"] == []
     step = np.zeros((40, 40, 6), np.float32)
     step[..., 3:] = np.random.RandomState(0).rand(40, 40, 3)  # slices of nothing, then of noise
     rough, smooth = (one(detector, step).anomaly_map for detector in (plain, volumes))
@@ -320,7 +322,7 @@ def test_values_given_come_before_profiles_and_later_profiles_before_earlier():
     ]
     detector = AnomalyDetector.from_bundle("mrad_tf", profiles=["volume"], smooth=0.5, write=["nrrd"], **SMALL)
     assert detector.inferer.smooth == 0.5
-    assert detector.result_settings["write"] == ["nrrd"]
+    assert detector.writing["write"] == ["nrrd"]
     assert detector.provenance["settings"]["smooth"] == 0.5
 
 
@@ -348,7 +350,7 @@ def test_unknown_profile_is_refused_with_those_there_are():
 
 def test_what_scores_images_whole_refuses_sliding_windows(tmp_path):
     detector = AnomalyDetector.from_bundle("mrad_tf", profiles=["sliding"], **SMALL)
-    known = {"card": detector.clip.card, "provenance": {}, "image_size": 70}
+    known = {"card": detector.clip.card, "provenance": {}, "view": ImageView(70)}
     for inferer in (detector.inferer, detector.inferer.slice_inferer):
         with pytest.raises(ValueError, match="measured whole: leave out the sliding windows, and the profile sliding"):
             Evaluation(detector.network, [{"case_id": "a"}], output_dir=tmp_path, inferer=inferer, **known)

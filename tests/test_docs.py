@@ -100,6 +100,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_recipe_trains_scores_and_evaluates(reproduced: Path):
     for name, variant in (("trained", "MRAD-CLIP"), ("trained_by_two", "MRAD-CLIP"), ("trained_ft", "MRAD-FT")):
         card = json.loads((reproduced / name / "models" / "model.json").read_text(encoding="utf-8"))
@@ -115,6 +116,7 @@ def test_recipe_trains_scores_and_evaluates(reproduced: Path):
     assert 0 <= metrics["pixel"]["pro_200"] <= 1
 
 
+@pytest.mark.slow
 def test_commands_of_the_evaluation_page_give_the_same_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -140,6 +142,7 @@ def test_commands_of_the_evaluation_page_give_the_same_numbers(
     assert 0 < float(capsys.readouterr().out.split("'auroc': ")[1].split(",")[0]) < 1
 
 
+@pytest.mark.slow
 def test_commands_of_the_clinical_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "bundles").symlink_to(ROOT / "bundles")
     (tmp_path / "frames").mkdir()
@@ -183,6 +186,7 @@ def test_published_files_become_a_bank(tmp_path: Path, monkeypatch: pytest.Monke
     assert mrad_med.load_memory_bank("visa.safetensors").patch_keys.shape == (2, 32)
 
 
+@pytest.mark.slow
 def test_commands_of_the_export_page_run(reproduced: Path, monkeypatch: pytest.MonkeyPatch):
     """All but the writing of the files, which takes long for a whole backbone and which test_export is about."""
     exported = []
@@ -201,6 +205,7 @@ def test_commands_of_the_export_page_run(reproduced: Path, monkeypatch: pytest.M
     assert maps.shape == (2, 1, 126, 126)
 
 
+@pytest.mark.slow
 def test_a_served_file_gives_what_the_package_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.random.RandomState(0).randint(0, 256, (80, 120, 3), np.uint8)).save("image.png")
@@ -218,7 +223,9 @@ def test_a_served_file_gives_what_the_package_gives(tmp_path: Path, monkeypatch:
     (code,) = blocks("export.md", "python")
     served: dict = {}
     exec(code, served)
-    prepared = mrad_med.build_preprocessing(clip.card, image_size=TINY_SIZE)({"image": "image.png", "case_id": "image"})
+    prepared = mrad_med.build_preprocessing(clip.card, mrad_med.ImageView(image_size=TINY_SIZE))(
+        {"image": "image.png", "case_id": "image"}
+    )
     expected = mrad_med.AnomalyInferer()(prepared["image"][None].as_tensor(), network)
     np.testing.assert_allclose(served["maps"], expected["anomaly_map"].numpy(), atol=1e-5, rtol=0)
     np.testing.assert_allclose(served["scores"], expected["anomaly_score"].numpy(), atol=1e-5, rtol=0)

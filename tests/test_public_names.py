@@ -31,7 +31,7 @@ PUBLIC = {
     "ImageFeatures",
     "MRAD",
     "MemoryBank",
-    "PictureLoader",
+    "ImageView",
     "PixelMetric",
     "PixelMetrics",
     "PrepareFeatures",

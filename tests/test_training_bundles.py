@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -16,12 +15,14 @@ import torch
 from monai.bundle import run
 
 import mrad_med
+from tests.conftest import run_in_two_processes
 
 ROOT = Path(__file__).parent.parent
 BUNDLES = ("mrad_ft", "mrad_clip")
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES)
 # 9 x 9 patches and a few images: enough to see that everything is joined up, not to learn.
 SMALL = {"image_size": 126, "batch_size": 4, "device": "cpu"}
+pytestmark = pytest.mark.usefixtures("embedded_is_loaded")
 EPOCHS = {"mrad_ft": 2, "mrad_clip": 2}
 
 
@@ -269,6 +270,7 @@ def test_monais_tracking_with_mlflow_sees_losses_and_metrics(tmp_path: Path, sur
     assert len(client.get_metric_history(tracked.info.run_id, "train_loss")) == 4
 
 
+@pytest.mark.slow
 def test_the_command_works_from_any_directory_and_says_how_it_goes(tmp_path: Path, surfaces: str, cache: str):
     values = settings("mrad_ft", tmp_path / "out", surfaces, cache)
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", *configs_of("mrad_ft", "train")]
@@ -294,21 +296,16 @@ def test_both_bundles_have_the_same_overlay_for_several_processes():
     assert prompted == fine_tuned
 
 
+def train_in_one_of_two(rank: int, configs: list[str], settings: dict[str, Any]) -> None:
+    """Train as process ``rank`` of two, which the configuration learns from its environment."""
+    run(config_file=configs, **settings)
+
+
 def test_two_processes_train_what_one_does(tmp_path: Path, surfaces: str, cache: str):
-    # Slow: two processes start, and each imports everything. One bundle is enough, this one has both stages.
-    bundle = "mrad_clip"
+    bundle = "mrad_clip"  # one is enough, this one has both stages
     common = settings(bundle, tmp_path / "two", surfaces, cache, max_epochs=1)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "monai.bundle", "run", "--config_file", str(configs_of(bundle, "train", "multi_gpu_train"))]
-    finished = subprocess.run(
-        [*command, *arguments(common | {"batch_size": 2})],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
+    configs = configs_of(bundle, "train", "multi_gpu_train")
+    run_in_two_processes(train_in_one_of_two, configs, common | {"batch_size": 2})
     run(config_file=configs_of(bundle, "train"), **common | {"output_dir": str(tmp_path / "one")})
     two, one = (torch.load(tmp_path / name / "models" / "model.pt", weights_only=True) for name in ("two", "one"))
     for name, tensor in one.items():

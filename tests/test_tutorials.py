@@ -15,6 +15,7 @@ MAX_NOTEBOOK_BYTES = 1_000_000  # outputs are kept, and kept small
 
 
 @pytest.mark.parametrize("path", sorted(TUTORIALS.glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_notebook_runs(path: Path, tmp_path: Path):
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
@@ -38,6 +39,7 @@ def test_each_notebook_has_a_script():
 
 
 @pytest.mark.parametrize("path", sorted(TUTORIALS.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_script_runs(path: Path, tmp_path: Path):
     finished = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr

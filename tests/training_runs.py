@@ -1,8 +1,7 @@
-"""Trainings of both stages on the tiny backbone, as the tests need them; as a program: one process of several."""
+"""Trainings of both stages on the tiny backbone, as the tests need them."""
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,11 +178,8 @@ def train_both_stages(folder: Path, *, batch_size: int) -> dict[str, Any]:
     return results
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    given = parser.parse_args()
+def train_in_one_of_two(rank: int, folder: Path) -> None:
+    """Train both stages as process ``rank`` of two."""
     dist.init_process_group("gloo")
-    result = train_both_stages(given.folder, batch_size=2)
-    torch.save(result, given.folder / f"process_{dist.get_rank()}.pt")
+    torch.save(train_both_stages(folder, batch_size=2), folder / f"process_{rank}.pt")
     dist.destroy_process_group()

@@ -12,7 +12,7 @@ import mrad_med
 output = Path(sys.argv[1] if len(sys.argv) > 1 else "tutorial_bank")
 image_size = 252  # pixels; the bundles use 518, which is slower and finer
 clip = mrad_med.load_clip("embedded")
-steps = mrad_med.build_preprocessing(clip.card, image_size=image_size, with_mask=True)
+steps = mrad_med.build_preprocessing(clip.card, mrad_med.ImageView(image_size=image_size), with_mask=True)
 
 
 def read(folder):

@@ -10,6 +10,7 @@ from typing import Any
 import mrad_med
 from mrad_med.cli.console import ALL_WELL, say
 from mrad_med.cli.overrides import set_command
+from mrad_med.files import prepare_output_file
 from mrad_med.io.limits import MAX_PIXELS
 from mrad_med.types import IMAGE_SIZE
 
@@ -53,6 +54,7 @@ def add_to(commands: Any) -> None:
 
 
 def _build(options: argparse.Namespace) -> int:
+    prepare_output_file(options.out)
     clip = _backbone(options)
     loader = _labelled_loader(options, clip, IMAGE_SIZE)
     try:
@@ -63,6 +65,7 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _extend(options: argparse.Namespace) -> int:
+    prepare_output_file(options.out)
     clip = _backbone(options)
     bank = mrad_med.load_memory_bank(options.bank)
     bank.check(clip.card)
@@ -76,6 +79,7 @@ def _extend(options: argparse.Namespace) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
+    prepare_output_file(options.out)
     banks = [mrad_med.load_memory_bank(path) for path in options.banks]
     return _save(mrad_med.merge_memory_banks(banks), options.out)
 
@@ -91,9 +95,8 @@ def _backbone(options: argparse.Namespace) -> mrad_med.CLIP:
 
 
 def _labelled_loader(options: argparse.Namespace, clip: mrad_med.CLIP, image_size: int) -> mrad_med.CaseLoader:
-    steps = mrad_med.build_preprocessing(
-        clip.card, image_size=options.image_size or image_size, with_mask=True, max_pixels=options.max_pixels
-    )
+    view = mrad_med.ImageView(image_size=options.image_size or image_size, max_pixels=options.max_pixels)
+    steps = mrad_med.build_preprocessing(clip.card, view, with_mask=True)
     cases = mrad_med.load_labelled_folder(options.folder)
     return mrad_med.CaseLoader(mrad_med.CaseDataset(cases, steps), batch_size=options.batch_size)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mrad_med
 from mrad_med.cli.console import ALL_WELL, SOME_FAILED, say, say_table
 from mrad_med.cli.overrides import set_command
+from mrad_med.errors import FailedCasesError
 from mrad_med.results.output_names import DEFAULT_OUTPUTS, OUTPUT_DESCRIPTIONS
 from mrad_med.types import AnomalyKeys
 
@@ -68,26 +70,23 @@ def _detect(options: argparse.Namespace) -> int:
     if options.dry_run:
         parser = mrad_med.bundle.read_bundle(options.bundle, profiles=options.profile, overrides=values)
         return _list(mrad_med.data.survey(options.path, exclude=options.out, **parser.get_parsed_content("search")))
-    detector = mrad_med.AnomalyDetector.from_bundle(options.bundle, profiles=options.profile, **values)
-    found = mrad_med.data.survey(options.path, exclude=options.out, **detector.search)
-    found.warn()
-    writer = mrad_med.ResultWriter(
-        options.out,
-        provenance=detector.provenance,
-        pictures=detector.pictures,
+    workflow = mrad_med.BundleWorkflow(
+        options.bundle,
+        profiles=options.profile,
+        logging_file=False,  # messages go where this command sends them
+        dataset_dir=options.path,  # paths and no strings, which MONAI would evaluate
+        output_dir=options.out,
         resume=not options.restart,
-        **detector.result_settings,
+        **values,
     )
-    pending = writer.pending(found.cases)
-    earlier = len(found.cases) - len(pending)
+    workflow.initialize()
+    found, writer, cases = map(workflow.parser.get_parsed_content, ("found", "writer", "cases"))
+    earlier = len(found.cases) - len(cases)
     if earlier:
         say(f"{earlier} of {len(found.cases)} case(s) are finished already; --restart scores them again")
-    try:
-        failures = detector.stream(pending, writer.write) if pending else []
-    except BaseException:
-        writer.finish(is_whole=False)  # the cases that are done stay in the tables
-        raise
-    writer.finish(failures)
+    with suppress(FailedCasesError):  # the summary names them
+        workflow.run()
+    workflow.finalize()
     return _summarize(writer, found, options.out)
 
 

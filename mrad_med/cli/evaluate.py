@@ -23,7 +23,7 @@ def add_to(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    workflow = build_workflow(options, "evaluate", dataset=options.dataset, dataset_dir=options.dataset_dir)
+    workflow = build_workflow(options, "evaluate", dataset_name=options.dataset, dataset_dir=options.dataset_dir)
     workflow.initialize()
     evaluation = workflow.parser.get_parsed_content("evaluation")
     try:

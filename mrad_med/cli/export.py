@@ -9,6 +9,7 @@ from typing import Any
 import mrad_med
 from mrad_med.cli.console import ALL_WELL, say
 from mrad_med.cli.overrides import set_command
+from mrad_med.files import prepare_output_file
 
 __all__ = ["add_to"]
 
@@ -24,12 +25,13 @@ def add_to(commands: Any) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
+    prepare_output_file(options.out)
     detector = mrad_med.AnomalyDetector.from_bundle(options.bundle, **options.overrides)
     differences = mrad_med.export_network(
         detector.network,
         options.out,
         provenance=detector.provenance,
-        image_size=detector.image_size,
+        image_size=detector.view.image_size,
         inferer=detector.inferer,
     )
     say(f"{options.out}: differs from the network by at most {max(differences.values()):.1e}")

@@ -17,9 +17,10 @@ def add_to(commands: Any) -> None:
     """Add the command to the subparsers of a parser."""
     run = commands.add_parser("run", help="run a bundle directory, as python -m monai.bundle run does")
     run.add_argument("bundle", help="bundle directory, name, or config file")
+    run.add_argument("--profile", action="append", default=[], help="config for a kind of images: endoscopy, volume")
     set_command(run, _run, takes_overrides=True)
 
 
 def _run(options: argparse.Namespace) -> int:
-    run_workflow(mrad_med.BundleWorkflow(options.bundle, **options.overrides))
+    run_workflow(mrad_med.BundleWorkflow(options.bundle, profiles=options.profile, **options.overrides))
     return ALL_WELL

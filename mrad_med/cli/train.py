@@ -8,8 +8,12 @@ from typing import Any
 from mrad_med.cli.console import ALL_WELL, say
 from mrad_med.cli.overrides import set_command
 from mrad_med.cli.workflows import build_workflow, run_workflow
+from mrad_med.files import prepare_output, prepare_output_file
 
 __all__ = ["add_to"]
+
+# Values of the config that name what is written.
+_FOLDERS, _FILES = ("output_dir", "cache_dir", "ckpt_dir"), ("checkpoint", "memory_bank")
 
 
 def add_to(commands: Any) -> None:
@@ -23,6 +27,10 @@ def add_to(commands: Any) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     workflow = build_workflow(options, "train", dataset_dir=options.dataset_dir)
+    for names, prepare in ((_FOLDERS, prepare_output), (_FILES, prepare_output_file)):
+        for name in names:
+            if name in workflow.parser:
+                prepare(workflow.parser.get_parsed_content(name))
     run_workflow(workflow)
     say(f"trained: {workflow.parser.get_parsed_content('checkpoint')}")
     return ALL_WELL

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 from monai.data import Dataset, list_data_collate
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from mrad_med.data.workers import TIME_LIMIT, LostItem, load_ahead
 from mrad_med.errors import FailedCasesError, ImageFileError
 from mrad_med.types import AnomalyKeys, FailedCase
 
@@ -59,20 +59,32 @@ class CaseLoader:
     Args:
         dataset: usually a `CaseDataset`; items that are a `FailedCase` are set aside.
         batch_size: images in a batch, at most.
-        num_workers: processes that read ahead; 0 reads in this one.
+        num_workers: processes that read ahead; 0 reads in this one. They use no shared memory.
         progress: whether to show a progress bar over cases.
+        time_limit: seconds that a process may take for a case; no limit applies without such processes.
 
     Attributes:
         failures: the failed cases of the last pass; one list object, filled while iterating.
     """
 
-    def __init__(self, dataset: Dataset, *, batch_size: int = 4, num_workers: int = 0, progress: bool = True) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        batch_size: int = 4,
+        num_workers: int = 0,
+        progress: bool = True,
+        time_limit: float = TIME_LIMIT,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers (--jobs) must be at least 0, got {num_workers}")
         self.dataset = dataset
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.progress = progress
+        self.time_limit = time_limit
         self.failures: list[FailedCase] = []
 
     @property
@@ -83,20 +95,28 @@ class CaseLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield collated batches in the order of the dataset."""
         self.failures.clear()
-        # MONAI matches a transform with its inverse by id, which only forked workers keep ("spawn" it knows of).
-        context = "fork" if self.num_workers and sys.platform == "linux" else None
-        single = DataLoader(
-            self.dataset,
-            batch_size=None,
-            num_workers=self.num_workers,
-            collate_fn=_unchanged,
-            multiprocessing_context=context,
-        )
         # What takes time is pictures, so that these are counted: of a volume its slices, as soon as it is known.
-        with tqdm(total=len(self.dataset), desc="pictures", unit="picture", disable=not self.progress) as bar:
-            for batch in self._batches(single, bar):
+        total = len(self.dataset)
+        with (
+            closing(self._items()) as items,  # stops the processes also where not all batches are asked for
+            tqdm(total=total, desc="pictures", unit="picture", disable=not self.progress) as bar,
+        ):
+            for batch in self._batches(items, bar):
                 yield list_data_collate(batch)
                 bar.update(sum(map(_pictures, batch)))
+
+    def _items(self) -> Generator[dict[str, Any] | FailedCase, None, None]:
+        """Yield the items of the dataset in order; a case whose process was lost is a failed one."""
+        if self.num_workers == 0:
+            for index in range(len(self.dataset)):
+                yield self.dataset[index]
+            return
+        for item in load_ahead(self.dataset, num_workers=self.num_workers, time_limit=self.time_limit):
+            if isinstance(item, LostItem):
+                case = self.dataset.data[item.index]
+                yield FailedCase(case[AnomalyKeys.CASE_ID], item.reason, case.get(AnomalyKeys.STUDY, ""))
+            else:
+                yield item
 
     def _batches(self, cases: Iterable[dict[str, Any] | FailedCase], bar: Any) -> Iterator[list[dict[str, Any]]]:
         """Yield cases of one shape together; a volume by itself."""
@@ -138,7 +158,3 @@ def raise_for_failures(failures: Sequence[FailedCase], total: int) -> None:
 def _pictures(case: Mapping[str, Any]) -> int:
     image = case[AnomalyKeys.IMAGE]
     return int(image.shape[-1]) if image.ndim == 4 else 1
-
-
-def _unchanged(case: Any) -> Any:
-    return case

@@ -29,19 +29,17 @@ from mrad_med.evaluation.records import (
     MapMaker,
     RecordStore,
     contents_of,
-    fingerprint,
     unpack_mask,
     with_packed_mask,
 )
 from mrad_med.evaluation.summary import write_summary
 from mrad_med.files import prepare_output
-from mrad_med.io.limits import MAX_PIXELS
 from mrad_med.networks.inferers import AnomalyInferer
 from mrad_med.networks.mrad import MRAD
-from mrad_med.networks.provenance import package_versions
+from mrad_med.networks.provenance import fingerprint, package_versions
 from mrad_med.networks.sliding_window import SlidingWindowAnomalyInferer
-from mrad_med.transforms.preprocessing import build_preprocessing
-from mrad_med.types import IMAGE_SIZE, AnomalyKeys, BackboneCard, FailedCase, ImageFeatures
+from mrad_med.transforms.preprocessing import ImageView, build_preprocessing
+from mrad_med.types import AnomalyKeys, BackboneCard, FailedCase, ImageFeatures
 
 __all__ = ["Evaluation", "evaluate_together"]
 
@@ -68,15 +66,14 @@ class Evaluation:
         output_dir: made if absent.
         provenance: what should be recorded of the network (`describe_run`): cards, hashes and settings.
         inferer: says how image and map are weighed in the score, and nothing else: images are scored whole.
-        options: of `build_preprocessing` that go with masks: ``window``, ``plane``, ``strict``.
-        image_size: side of the network's square input in pixels.
+        view: how images are seen; `ImageView` with its defaults if None.
+        preprocessing: transforms from a case to the network that also load its mask; those of the view if None.
         file_size: compare maps with masks at the size of the files instead of that of the network, which the
             literature does.
         batch_size: images that are encoded together.
         num_workers: processes that read ahead; 0 reads in this one.
-        max_pixels: photographs with more pixels are refused.
-        dataset: name of the set in the catalog, for its published numbers; any other name is only recorded.
-        threshold: at which Dice and IoU are told; None leaves them out.
+        dataset_name: name of the set in the catalog, for its published numbers; any other name is only recorded.
+        dice_threshold: anomaly value at or above which a pixel counts for Dice and IoU; None leaves both out.
         resamples: draws of the bootstrap intervals; 0 leaves all intervals out.
         seed: of the draws.
         progress: whether to show a progress bar.
@@ -99,15 +96,14 @@ class Evaluation:
         card: BackboneCard,
         output_dir: str | os.PathLike[str],
         provenance: Mapping[str, Any],
+        view: ImageView | None = None,
+        preprocessing: Compose | None = None,
         inferer: AnomalyInferer | None = None,
-        options: Mapping[str, Any] | None = None,
-        image_size: int = IMAGE_SIZE,
         file_size: bool = False,
         batch_size: int = 4,
         num_workers: int = 0,
-        max_pixels: int = MAX_PIXELS,
-        dataset: str = "",
-        threshold: float | None = None,
+        dataset_name: str = "",
+        dice_threshold: float | None = None,
         resamples: int = RESAMPLES,
         seed: int = 0,
         progress: bool = True,
@@ -120,33 +116,28 @@ class Evaluation:
         self.cases = [dict(case) for case in cases]
         self.output_dir = prepare_output(output_dir)
         self.provenance = dict(provenance)
-        steps = build_preprocessing(
-            card,
-            image_size=image_size,
-            with_mask=True,
-            resize_mask=not file_size,
-            max_pixels=max_pixels,
-            **(options or {}),
-        )
+        view = view or ImageView()
+        steps = preprocessing or build_preprocessing(card, view, with_mask=True, resize_mask=not file_size)
         self.preprocessing = Compose([steps, with_packed_mask])
         self.batch_size, self.num_workers, self.progress = batch_size, num_workers, progress
-        self.dataset, self.resamples, self.seed = dataset, resamples, seed
-        self.compared_at = "size of the files" if file_size else f"{image_size} x {image_size}"
-        self.threshold = threshold
+        self.dataset_name, self.resamples, self.seed = dataset_name, resamples, seed
+        self.compared_at = "size of the files" if file_size else f"{view.image_size} x {view.image_size}"
+        self.dice_threshold = dice_threshold
         inferer = inferer or AnomalyInferer()
         if isinstance(getattr(inferer, "slice_inferer", inferer), SlidingWindowAnomalyInferer):
             raise ValueError("images are measured whole: leave out the sliding windows, and the profile sliding")
-        self.make_map = MapMaker((image_size, image_size), network.sigma, inferer.image_weight, inferer.top_fraction)
-        self.shared = (network.image_encoder, self.cases, card, image_size, file_size, max_pixels, options or {})
+        size = (view.image_size, view.image_size)
+        self.make_map = MapMaker(size, network.sigma, inferer.image_weight, inferer.top_fraction)
+        seen = fingerprint(steps)
+        self.shared = (network.image_encoder, self.cases, card, seen, file_size)
         self._store = RecordStore(
             self.output_dir / "records",
             {
                 "backbone": card.sha256,
                 "precision": network.image_encoder.precision,
                 "head": fingerprint(network.get_submodule("head")),
-                "image_size": image_size,
+                "preprocessing": seen,
                 "file_size": file_size,
-                "options": dict(options or {}),
             },
         )
         self.summary: dict[str, Any] = {}
@@ -220,7 +211,7 @@ class Evaluation:
 
     def finish(self, measured: SetMeasurement, share: Sequence[Case]) -> None:
         """Join what the processes measured, make the summary, and write the results."""
-        joined = SetMeasurement(self.make_map, threshold=self.threshold)
+        joined = SetMeasurement(self.make_map, threshold=self.dice_threshold)
         for part in gather_parts(measured):
             joined.merge(part)
         joined.refine(lambda: self.records(share))
@@ -243,11 +234,11 @@ class Evaluation:
         return joined.intervals(together, resamples=self.resamples, seed=self.seed)
 
     def _described(self, summary: Mapping[str, Any]) -> dict[str, Any]:
-        known = DATASETS.get(self.dataset.lower().replace("_", "-"))
+        known = DATASETS.get(self.dataset_name.lower().replace("_", "-"))
         return {
             "dataset": {
-                "name": self.dataset,
-                "title": known.title if known else self.dataset,
+                "name": self.dataset_name,
+                "title": known.title if known else self.dataset_name,
                 "cases": len(self.cases),
             },
             "compared_at": self.compared_at,
@@ -274,7 +265,7 @@ def evaluate_together(evaluations: Sequence[Evaluation]) -> None:
     """
     first = evaluations[0]
     if any(item.shared != first.shared for item in evaluations):
-        raise ValueError("evaluations that run together must share encoder, cases, image_size, file_size, max_pixels")
+        raise ValueError("evaluations that run together must share encoder, cases, preprocessing and file_size")
     if len({item.output_dir.resolve() for item in evaluations}) < len(evaluations):
         raise ValueError("evaluations that run together need an output_dir each")
     for level, reason in undefined_metrics(first.cases).items():
@@ -282,7 +273,7 @@ def evaluate_together(evaluations: Sequence[Evaluation]) -> None:
     rank, world = rank_and_world()
     share = first.cases[rank::world]
     copies = find_duplicates([case for case in first.cases if Path(case[AnomalyKeys.IMAGE]).is_file()])
-    measured = [SetMeasurement(item.make_map, threshold=item.threshold) for item in evaluations]
+    measured = [SetMeasurement(item.make_map, threshold=item.dice_threshold) for item in evaluations]
     with ThreadPoolExecutor(1) as background:  # metrics are counted while the next batch is encoded
         jobs: deque[Future[None]] = deque()
         for case, records in _scored(evaluations, share):

@@ -18,13 +18,13 @@ from monai.utils import convert_to_tensor
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from mrad_med.files import atomic_path, sha256_of_file
 from mrad_med.networks.maps import GAUSSIAN_SIGMA, IMAGE_WEIGHT, TOP_FRACTION, fuse_scores, upsample_and_blur
 from mrad_med.types import AnomalyKeys, FailedCase
 
-__all__ = ["CaseRecord", "MapMaker", "RecordStore", "contents_of", "fingerprint", "pack_mask", "unpack_mask"]
+__all__ = ["CaseRecord", "MapMaker", "RecordStore", "contents_of", "pack_mask", "unpack_mask"]
 
 logger = logging.getLogger(__name__)
 
@@ -142,19 +142,6 @@ def _content(case: Mapping[str, Any]) -> str:
     files = [sha256_of_file(case[name]) if case.get(name) else None for name in ("image", "mask")]
     values = [int(case[AnomalyKeys.LABEL]), case.get(AnomalyKeys.MASK_THRESHOLD)]
     return hashlib.sha256(json.dumps([files, values]).encode()).hexdigest()
-
-
-def fingerprint(module: nn.Module) -> str:
-    """Return a hash of all tensors and plain settings of a module: modules of one fingerprint answer alike."""
-    digest = hashlib.sha256()
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    for name, part in module.named_modules():
-        values = sorted(item for item in vars(part).items() if isinstance(item[1], (bool, int, float, str)))
-        settings = [item for item in values if item[0] != "training"]
-        digest.update(f"{name} {type(part).__name__} {settings}".encode())
-    return digest.hexdigest()
 
 
 def pack_mask(mask: NDArray[np.bool_] | None) -> bytes:

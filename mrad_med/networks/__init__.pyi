@@ -1,63 +1,34 @@
 from .backbones import load_clip as load_clip
-from .clip import CLIP as CLIP
-from .clip import CLIPImageEncoder as CLIPImageEncoder
-from .clip import CLIPTextEncoder as CLIPTextEncoder
+from .clip import CLIP as CLIP, CLIPImageEncoder as CLIPImageEncoder, CLIPTextEncoder as CLIPTextEncoder
 from .export import export_network as export_network
-from .head_files import load_head as load_head
-from .head_files import save_head as save_head
-from .heads import FineTunedHead as FineTunedHead
-from .heads import PromptedHead as PromptedHead
-from .heads import TrainFreeHead as TrainFreeHead
+from .head_files import load_head as load_head, save_head as save_head
+from .heads import FineTunedHead as FineTunedHead, PromptedHead as PromptedHead, TrainFreeHead as TrainFreeHead
 from .inferers import (
     AnomalyInferer as AnomalyInferer,
-)
-from .inferers import (
     FeatureInferer as FeatureInferer,
-)
-from .inferers import (
     SliceAnomalyInferer as SliceAnomalyInferer,
 )
 from .maps import (
     fuse_scores as fuse_scores,
-)
-from .maps import (
     top_fraction_mean as top_fraction_mean,
-)
-from .maps import (
     upsample_and_blur as upsample_and_blur,
 )
 from .memory_bank import (
     MemoryBank as MemoryBank,
-)
-from .memory_bank import (
     build_memory_bank as build_memory_bank,
-)
-from .memory_bank import (
     load_memory_bank as load_memory_bank,
-)
-from .memory_bank import (
     merge_memory_banks as merge_memory_banks,
 )
 from .mrad import (
     MRAD as MRAD,
-)
-from .mrad import (
     build_mrad_clip as build_mrad_clip,
-)
-from .mrad import (
     build_mrad_ft as build_mrad_ft,
-)
-from .mrad import (
     build_mrad_tf as build_mrad_tf,
 )
-from .official import load_official_bank as load_official_bank
-from .official import load_official_checkpoint as load_official_checkpoint
-from .provenance import describe_run as describe_run
-from .provenance import package_versions as package_versions
-from .retrieval import average_neighbors as average_neighbors
-from .retrieval import retrieve as retrieve
-from .sliding_window import NonBlack as NonBlack
-from .sliding_window import SlidingWindowAnomalyInferer as SlidingWindowAnomalyInferer
+from .official import load_official_bank as load_official_bank, load_official_checkpoint as load_official_checkpoint
+from .provenance import describe_run as describe_run, fingerprint as fingerprint, package_versions as package_versions
+from .retrieval import average_neighbors as average_neighbors, retrieve as retrieve
+from .sliding_window import NonBlack as NonBlack, SlidingWindowAnomalyInferer as SlidingWindowAnomalyInferer
 
 __all__ = [
     "CLIP",
@@ -80,6 +51,7 @@ __all__ = [
     "build_mrad_tf",
     "describe_run",
     "export_network",
+    "fingerprint",
     "fuse_scores",
     "load_clip",
     "load_head",

@@ -19,7 +19,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from mrad_med.errors import ExportError
-from mrad_med.files import atomic_path
+from mrad_med.files import atomic_path, prepare_output_file
 from mrad_med.networks.heads import FineTunedHead, Head, PromptedHead, TrainFreeHead
 from mrad_med.networks.inferers import AnomalyInferer
 from mrad_med.networks.maps import fuse_scores
@@ -70,6 +70,7 @@ def export_network(
     Raises:
         ExportError: the suffix is unknown, a package is missing, the network cannot be exported, or the file disagrees
             with it. No file is left then.
+        OutputError: the file cannot be written.
         ValueError: the image size does not fit the patches.
     """
     path = Path(path)
@@ -81,6 +82,7 @@ def export_network(
         raise ExportError("a graph scores images whole: leave out the sliding windows (and the profile sliding)")
     if any(module.training for module in network.modules()):
         raise ExportError("the network is in training mode, where retrieval differs: call network.eval() before")
+    prepare_output_file(path)
     device = next(network.image_encoder.parameters()).device
     images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
     expected = inferer(images, network)
@@ -231,7 +233,8 @@ def _format(suffix: str) -> tuple[Callable[[_Graph, Tensor, Path, str], None], C
 
 def _write_torchscript(graph: _Graph, images: Tensor, path: Path, metadata: str) -> None:
     traced = torch.jit.freeze(torch.jit.trace(graph, images, check_trace=False))  # type: ignore[no-untyped-call]
-    save_net_with_metadata(traced, str(path), include_config_vals=False, meta_values=json.loads(metadata))
+    with path.open("wb") as stream:  # of a path, the archive inside would have the name, a temporary one
+        save_net_with_metadata(traced, stream, include_config_vals=False, meta_values=json.loads(metadata))
 
 
 def _read_torchscript(path: Path) -> _Model:
@@ -243,7 +246,8 @@ def _program(graph: _Graph, images: Tensor) -> torch.export.ExportedProgram:
 
 
 def _write_program(graph: _Graph, images: Tensor, path: Path, metadata: str) -> None:
-    torch.export.save(_program(graph, images), path, extra_files={METADATA: metadata})
+    with path.open("wb") as stream:
+        torch.export.save(_program(graph, images), stream, extra_files={METADATA: metadata})
 
 
 def _read_program(path: Path) -> _Model:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from datetime import datetime, timezone
@@ -89,16 +90,28 @@ def copy_weights(head: FineTunedHead | PromptedHead) -> dict[str, Tensor]:
 
 
 def save_tensors(content: Mapping[str, Any], path: Path) -> None:
-    """Write tensors and plain values with `torch.save`: the whole file or nothing.
+    """Write tensors and plain values with `torch.save`: the whole file or nothing. Equal content gives equal bytes.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written to.
     """
     try:
-        with atomic_path(path) as partial:
-            torch.save(content, partial)
+        # Into a stream: torch would name the archive inside after the temporary file, and so after this process.
+        with atomic_path(path) as partial, partial.open("wb") as stream:
+            torch.save(_with_shared_strings(content), stream)
     except (OSError, RuntimeError) as error:  # torch's writer raises the latter
         raise OSError(f"cannot write {path} ({error}): free some space or choose another folder") from error
+
+
+def _with_shared_strings(content: Any) -> Any:
+    """Return plain values and tensors with one object for equal strings: pickle writes each object once."""
+    if isinstance(content, str):
+        return sys.intern(str(content))
+    if isinstance(content, Mapping):
+        return {_with_shared_strings(name): _with_shared_strings(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return type(content)(map(_with_shared_strings, content))
+    return content
 
 
 def load_weights(head: FineTunedHead | PromptedHead, state: Mapping[str, Tensor]) -> None:

@@ -175,8 +175,25 @@ class MemoryBank:
         with atomic_path(path) as partial:
             try:
                 save_file(tensors, partial, metadata={"format": _FORMAT, "card": card})
+                _sort_header(partial)
             except SafetensorError as error:
                 raise OSError(f"cannot write the memory bank to {path}: {error}") from error
+
+
+def _sort_header(path: Path) -> None:
+    """Give the header of a safetensors file a fixed order: the library writes metadata in a random one.
+
+    Reference:
+        https://huggingface.co/docs/safetensors: eight bytes with the length of the header, and the header as JSON,
+        which may end with spaces.
+    """
+    with path.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        ordered = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(ordered) <= size:  # else the library writes JSON in another way, which is as valid
+            stream.seek(8)
+            stream.write(ordered.ljust(size))
 
 
 def load_memory_bank(path: str | os.PathLike[str]) -> MemoryBank:

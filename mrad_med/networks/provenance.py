@@ -2,23 +2,107 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields, is_dataclass
 from importlib.metadata import version
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from mrad_med.networks.clip import CLIP
 from mrad_med.networks.memory_bank import MemoryBank
 
-__all__ = ["describe_run", "package_versions"]
+__all__ = ["describe_run", "fingerprint", "package_versions"]
 
 _RECORDED_PACKAGES = ("mrad-med", "monai", "torch", "open_clip_torch", "numpy")
 
 
-def describe_run(clip: CLIP, bank: MemoryBank, **settings: Any) -> dict[str, Any]:
-    """Return what a record of a run should say of its parts: cards, hashes and settings, all plain values."""
-    memory_bank = {"sha256": bank.sha256, "card": bank.card.to_dict()}
-    return {"backbone": asdict(clip.card), "memory_bank": memory_bank, "settings": settings}
+def describe_run(
+    clip: CLIP, bank: MemoryBank, *, parts: Mapping[str, Any] | None = None, **settings: Any
+) -> dict[str, Any]:
+    """Return what a record of a run states of its parts, as plain values: cards, hashes and settings.
+
+    Args:
+        clip: the backbone.
+        bank: the memory bank.
+        parts: by name, whatever else decides the results: head, preprocessing, inferer. Only its hash is recorded.
+        **settings: values that the run was called with.
+    """
+    return {
+        "backbone": asdict(clip.card),
+        "memory_bank": {"sha256": bank.sha256, "card": bank.card.to_dict()},
+        "parts": {name: fingerprint(part) for name, part in (parts or {}).items()},
+        "settings": _plain(settings),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return mappings and data classes as dictionaries, at all depths."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {item.name: getattr(value, item.name) for item in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def fingerprint(part: Any) -> str:
+    """Return a hash of everything that decides what a part does: parts with equal hashes work alike.
+
+    Args:
+        part: a module, a transform, an inferer, or any object made of such and of plain values. A class may name in
+            ``CHANGES_NO_RESULT`` the attributes that only change speed or memory.
+    """
+    digest = hashlib.sha256()
+    _describe(part, digest, set())
+    return digest.hexdigest()
+
+
+def _describe(part: Any, digest: Any, seen: set[int]) -> None:
+    """Add the types, plain values and arrays of an object and of all it holds to a hash."""
+    if part is None or isinstance(part, (bool, int, float, complex, str, bytes, torch.dtype, torch.device)):
+        digest.update(f"{type(part).__name__} {part!r};".encode("utf-8", "surrogateescape"))
+    elif isinstance(part, (Tensor, np.ndarray)):
+        array = part.detach().cpu().contiguous() if isinstance(part, Tensor) else torch.from_numpy(part.copy())
+        digest.update(f"array {tuple(array.shape)} {array.dtype};".encode())
+        digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(part, (np.random.RandomState, np.random.Generator, torch.Generator)):
+        digest.update(b"random;")  # a state says nothing about what a part does
+    elif isinstance(part, (type, FunctionType, BuiltinFunctionType)):
+        digest.update(f"{part.__module__}.{part.__qualname__};".encode())
+    elif id(part) in seen:
+        digest.update(b"itself;")  # an object that holds itself
+    else:
+        seen.add(id(part))
+        digest.update(f"{type(part).__module__}.{type(part).__qualname__}(".encode())
+        for name, value in _items(part):
+            digest.update(f"{name}=".encode())
+            _describe(value, digest, seen)
+        digest.update(b");")
+        seen.discard(id(part))
+
+
+def _items(part: Any) -> list[tuple[str, Any]]:
+    """Return what an object holds, by name and in an order that does not change."""
+    if isinstance(part, nn.Module):
+        named = (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False), *part.named_children())
+        plain = [item for item in vars(part).items() if isinstance(item[1], (bool, int, float, str))]
+        return sorted([*named, *(item for item in plain if item[0] != "training")], key=lambda item: item[0])
+    if isinstance(part, Mapping):
+        return sorted(((str(name), value) for name, value in part.items()), key=lambda item: item[0])
+    if isinstance(part, (set, frozenset)):
+        return [("", item) for item in sorted(part, key=str)]
+    if isinstance(part, Iterable):
+        items = [(str(index), item) for index, item in enumerate(part)] if isinstance(part, (list, tuple)) else []
+        if items or not hasattr(part, "__dict__"):
+            return items
+    ignored = getattr(type(part), "CHANGES_NO_RESULT", ())
+    values = getattr(part, "__dict__", {}).items()
+    return sorted((item for item in values if item[0] not in ignored), key=lambda item: str(item[0]))
 
 
 def package_versions() -> dict[str, str]:

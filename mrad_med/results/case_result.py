@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mrad_med.io.frames import Frame
 from mrad_med.io.image import ImageSource
 from mrad_med.networks.maps import top_fraction_mean
-from mrad_med.transforms.preprocessing import PictureLoader
+from mrad_med.transforms.preprocessing import ImageView
 from mrad_med.transforms.spatial import SliceLayout
 from mrad_med.types import AnomalyKeys
 
@@ -62,19 +62,19 @@ def slice_means(anomaly_map: NDArray[np.float32], *, axis: int) -> NDArray[np.fl
 
 
 def upright_picture(
-    stored: NDArray[np.uint8], affine: NDArray[np.float64] | None, pictures: PictureLoader
+    stored: NDArray[np.uint8], affine: NDArray[np.float64] | None, view: ImageView
 ) -> NDArray[np.uint8]:
     """Return the picture (H, W, 3) of an image or (H, W, D, 3) of a volume, as people look at it.
 
     Args:
-        stored: (W, H, 3) or (X, Y, Z, 3), see `PictureLoader.stored`.
+        stored: (W, H, 3) or (X, Y, Z, 3), see `ImageView.show_stored`.
         affine: (4, 4) voxel to world matrix (RAS, mm) of a volume, None for an image.
-        pictures: how the source is shown.
+        view: how images are seen.
     """
     if affine is None:
         return np.ascontiguousarray(stored.swapaxes(0, 1))
     channels: list[Any] = list(np.moveaxis(stored, -1, 0))
-    return np.stack([pictures.upright(channel, affine) for channel in channels], axis=-1)
+    return np.stack([view.upright(channel, affine) for channel in channels], axis=-1)
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,14 @@ class CaseResult:
 
     @classmethod
     def from_output(
-        cls, case: Mapping[str, Any], output: Mapping[str, Any], pictures: PictureLoader | None = None
+        cls, case: Mapping[str, Any], output: Mapping[str, Any], view: ImageView | None = None
     ) -> CaseResult:
         """Return the result of one case.
 
         Args:
             case: of the datalist.
             output: of an evaluator, decollated and inverted.
-            pictures: how the slices of volumes were cut; by default as `build_preprocessing` does.
+            view: how images are seen; `ImageView` with its defaults if None.
         """
         inverted: MetaTensor = output[AnomalyKeys.ANOMALY_MAP]
         array = inverted.detach().cpu().numpy()[0].astype(np.float32)
@@ -123,7 +123,7 @@ class CaseResult:
         if array.ndim == 2:
             return cls(**values, anomaly_map=np.ascontiguousarray(array.T))
         affine = inverted.affine.cpu().numpy()
-        layout, scores = (pictures or PictureLoader()).layout(affine), output.get(AnomalyKeys.SLICE_SCORES)
+        layout, scores = (view or ImageView()).layout(affine), output.get(AnomalyKeys.SLICE_SCORES)
         if scores is not None:
             scores = scores.detach().cpu().numpy()[:: -1 if layout.is_flipped else 1].astype(np.float32)
         return cls(**values, anomaly_map=array, affine=affine, slice_scores=scores, slice_axis=layout.axis)
@@ -149,21 +149,21 @@ class CaseResult:
         """Index of the map's highest value: (row, column) of an image, (x, y, z) of a volume."""
         return tuple(int(i) for i in np.unravel_index(int(self.anomaly_map.argmax()), self.anomaly_map.shape))
 
-    def rank_slices(self, pictures: PictureLoader | None = None) -> SliceRanking:
+    def rank_slices(self, view: ImageView | None = None) -> SliceRanking:
         """Return the slices of a volume in the order of their ``slice_scores``.
 
         A result without such scores ranks by the mean of the highest pixels of each slice.
 
         Args:
-            pictures: how the source is shown; by default as `build_preprocessing` does.
+            view: how images are seen; `ImageView` with its defaults if None.
 
         Raises:
-            ValueError: the result is not of a volume, the scores do not fit the map, or ``pictures`` cuts the volume
+            ValueError: the result is not of a volume, the scores do not fit the map, or the view cuts the volume
                 along another axis than it was scored along.
         """
         if self.affine is None:
             raise ValueError("slices are ranked in volumes; an image has no affine")
-        layout, scores = (pictures or PictureLoader()).layout(self.affine), self.slice_scores
+        layout, scores = (view or ImageView()).layout(self.affine), self.slice_scores
         if scores is None:
             scores = slice_means(self.anomaly_map, axis=layout.axis)
         elif layout.axis != self.slice_axis % 3:
@@ -177,24 +177,24 @@ class CaseResult:
         return SliceRanking(scores, np.argsort(-scores, kind="stable"), layout)
 
     def overlay_input(
-        self, pictures: PictureLoader | None = None, *, stored: NDArray[np.uint8] | None = None
+        self, view: ImageView | None = None, *, stored: NDArray[np.uint8] | None = None
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32], str]:
         """Return picture (H, W, 3), map (H, W) and a note; of a volume, of its most suspicious slice.
 
         Args:
-            pictures: how the source is shown; by default as `build_preprocessing` does.
-            stored: the source as ``pictures.stored`` returns it; by default it is read.
+            view: how images are seen; `ImageView` with its defaults if None.
+            stored: the source as `ImageView.show_stored` returns it; by default it is read.
 
         Raises:
             ValueError: see `rank_slices`.
         """
-        pictures = pictures or PictureLoader()
-        ranking = None if self.affine is None else self.rank_slices(pictures)
-        stored = pictures.stored(self.source) if stored is None else stored
+        view = view or ImageView()
+        ranking = None if self.affine is None else self.rank_slices(view)
+        stored = view.show_stored(self.source) if stored is None else stored
         if self.affine is None or ranking is None:
-            return upright_picture(stored, None, pictures), self.anomaly_map, ""
+            return upright_picture(stored, None, view), self.anomaly_map, ""
         one = (slice(None),) * ranking.layout.axis + (slice(ranking.order[0], ranking.order[0] + 1),)
-        picture = upright_picture(stored[one], self.affine, pictures)
-        upright = pictures.upright(self.anomaly_map[one], self.affine)
+        picture = upright_picture(stored[one], self.affine, view)
+        upright = view.upright(self.anomaly_map[one], self.affine)
         note = f", slice {ranking.upright_order[0] + 1} of {len(ranking.scores)}"
         return picture[:, :, 0], upright[..., 0], note

@@ -7,14 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ignite.engine import Engine, Events
+from monai.engines import Evaluator
 from monai.utils import ImageMetaKey
 
+from mrad_med.io.frames import close_frames
 from mrad_med.results.case_result import CaseResult
 from mrad_med.results.writer import ResultWriter
-from mrad_med.transforms.preprocessing import PictureLoader
+from mrad_med.transforms.preprocessing import ImageView
 from mrad_med.types import AnomalyKeys, FailedCase
 
-__all__ = ["ResultCollector", "ResultSaver"]
+__all__ = ["ResultCollector", "ResultSaver", "run_evaluator"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +28,12 @@ class ResultCollector:
 
     Args:
         receive: called with each `CaseResult`.
-        pictures: how the slices of volumes were cut; by default as `build_preprocessing` does.
+        view: how images are seen; `ImageView` with its defaults if None.
     """
 
-    def __init__(self, receive: Callable[[CaseResult], None], pictures: PictureLoader | None = None) -> None:
+    def __init__(self, receive: Callable[[CaseResult], None], view: ImageView | None = None) -> None:
         self.receive = receive
-        self.pictures = pictures
+        self.view = view
         self._known: Mapping[str, Mapping[Any, Any]] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -47,9 +49,7 @@ class ResultCollector:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             path = item[AnomalyKeys.IMAGE].meta.get(ImageMetaKey.FILENAME_OR_OBJ)
             read = {AnomalyKeys.CASE_ID: item[AnomalyKeys.CASE_ID], AnomalyKeys.IMAGE: path}
-            self.receive(
-                CaseResult.from_output(self._known.get(item[AnomalyKeys.CASE_ID], read), output, self.pictures)
-            )
+            self.receive(CaseResult.from_output(self._known.get(item[AnomalyKeys.CASE_ID], read), output, self.view))
 
 
 class ResultSaver:
@@ -66,9 +66,31 @@ class ResultSaver:
 
     def attach(self, engine: Engine) -> None:
         """Listen to the engine's iterations and its end."""
-        ResultCollector(self.writer.write, self.writer.pictures).attach(engine)
+        ResultCollector(self.writer.write, self.writer.view).attach(engine)
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, _: Engine) -> None:
         """Write the tables."""
         self.writer.finish(self.failures)
+
+
+def run_evaluator(evaluator: Evaluator, writer: ResultWriter) -> None:
+    """Run an evaluator to its end, and leave a whole folder of results also where it is stopped.
+
+    Args:
+        evaluator: its handlers write the results (`ResultSaver`). With no case left to score it is not run.
+        writer: the writer of the results.
+
+    Raises:
+        BaseException: whatever stopped the evaluator; the cases that were scored before are in the tables.
+    """
+    try:
+        if len(evaluator.data_loader.dataset):
+            evaluator.run()
+        else:
+            writer.finish()
+    except BaseException:
+        writer.finish(is_whole=False)
+        raise
+    finally:
+        close_frames()  # a video that was scored can now be moved or deleted

@@ -23,7 +23,7 @@ from mrad_med.io.videos import import_av
 from mrad_med.io.volume_writer import require_nrrd, write_volume
 from mrad_med.results.case_result import CaseResult, slice_means, upright_picture
 from mrad_med.results.overlays import blend_overlay, draw_montage, draw_overlay, save_overlay
-from mrad_med.transforms.preprocessing import PictureLoader
+from mrad_med.transforms.preprocessing import ImageView
 
 __all__ = ["OUTPUTS", "Output", "OutputSettings", "check_outputs", "is_dicom"]
 
@@ -69,21 +69,21 @@ class OutputSettings:
     Attributes:
         folder: that all of them are below.
         threshold: from which on a pixel is marked in masks and segmentations; None where there are none.
-        pictures: how sources are shown.
+        view: how images are seen.
         keep_identifiers: whether DICOM results name the patient as their source does.
         volume_suffix: of masks of volumes.
     """
 
     folder: Path
     threshold: float | None = None
-    pictures: PictureLoader = field(default_factory=PictureLoader)
+    view: ImageView = field(default_factory=ImageView)
     keep_identifiers: bool = False
     volume_suffix: str = ".nii.gz"
     _cache: CaseCache = field(default_factory=CaseCache, init=False, repr=False, compare=False)
 
     def stored(self, result: CaseResult) -> NDArray[np.uint8]:
-        """Return the picture of a case as its source stores it, see `PictureLoader.stored`; it is not to be changed."""
-        return self._cache.get(result, "stored", lambda: self.pictures.stored(result.source))
+        """Return the image of a case as its source stores it, see `ImageView.show_stored`; it is not to be changed."""
+        return self._cache.get(result, "stored", lambda: self.view.show_stored(result.source))
 
     def source(self, result: CaseResult) -> SourceSeries:
         """Return the headers of a DICOM case."""
@@ -171,18 +171,18 @@ def _write_mask(result: CaseResult, path: Path, settings: OutputSettings) -> lis
 
 
 def _write_overlay(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
-    picture, upright, note = result.overlay_input(settings.pictures, stored=settings.stored(result))
+    picture, upright, note = result.overlay_input(settings.view, stored=settings.stored(result))
     title = f"{result.case_id}{note}\nanomaly score {result.anomaly_score:.4f}"
     save_overlay(path, draw_overlay(picture, upright, title=title))
     return [path]
 
 
 def _write_montage(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
-    affine, pictures = _affine(result), settings.pictures
-    ranking = result.rank_slices(pictures)
-    picture = upright_picture(settings.stored(result), affine, pictures)
+    affine, view = _affine(result), settings.view
+    ranking = result.rank_slices(view)
+    picture = upright_picture(settings.stored(result), affine, view)
     title = f"{result.case_id}, anomaly score {result.anomaly_score:.4f}"
-    upright, scores = pictures.upright(result.anomaly_map, affine), ranking.upright_scores
+    upright, scores = view.upright(result.anomaly_map, affine), ranking.upright_scores
     save_overlay(path, draw_montage(picture, upright, scores, title=title, order=ranking.upright_order))
     return [path]
 
@@ -222,7 +222,7 @@ def _rank_frames(
     score for each frame; its frames are ranked by their parts of the map.
     """
     if result.affine is not None:
-        ranking = result.rank_slices(settings.pictures)
+        ranking = result.rank_slices(settings.view)
         shape, axis = result.anomaly_map.shape, ranking.layout.axis
         index = np.arange(shape[axis], dtype=np.float32).reshape([-1 if i == axis else 1 for i in range(3)])
         slices = frames_on_source(np.broadcast_to(index, shape), source, result.affine)

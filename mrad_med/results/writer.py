@@ -33,7 +33,7 @@ from mrad_med.results.tables import (
     study_rows,
     write_table,
 )
-from mrad_med.transforms.preprocessing import PictureLoader
+from mrad_med.transforms.preprocessing import ImageView
 from mrad_med.types import AnomalyKeys, FailedCase
 
 __all__ = ["ResultWriter"]
@@ -41,8 +41,8 @@ __all__ = ["ResultWriter"]
 logger = logging.getLogger(__name__)
 
 _PICTURES = ("overlay", "montage", "capture")  # outputs that show the pixels of the source
-# Settings that leave the results of a case as they are, or that are recorded by themselves.
-_NO_MATTER = ("batch_size", "device", "num_workers", "frames_per_second", "write", "threshold", "keep_identifiers")
+# Settings that are recorded, but whose effect is in the hashes of the parts, or that change no result.
+_NO_MATTER = ("overrides", "profiles")
 
 
 class ResultWriter:
@@ -58,7 +58,7 @@ class ResultWriter:
         write: names of outputs; by default the map in float32 and an overlay of an image, of a volume a montage too,
             and of a video its overlay video. Outputs that a case cannot have are left out.
         threshold: from which on masks and segmentations mark a pixel.
-        pictures: how sources are shown; by default as `build_preprocessing` does.
+        view: how images are seen; `ImageView` with its defaults if None.
         keep_identifiers: lets DICOM results name the patient as their source does.
         resume: keep the results of finished cases of an earlier run with the same settings, see `pending`.
 
@@ -78,20 +78,20 @@ class ResultWriter:
         provenance: Mapping[str, Any] | None = None,
         write: Sequence[str] | None = None,
         threshold: float | None = None,
-        pictures: PictureLoader | None = None,
+        view: ImageView | None = None,
         keep_identifiers: bool = False,
         resume: bool = False,
     ) -> None:
         check_outputs(write or (), threshold)
         self.output_dir = prepare_output(output_dir)
         self.provenance = dict(provenance or {})
-        self.pictures = pictures or PictureLoader()
+        self.view = view or ImageView()
         self.shortfalls: list[FailedCase] = []
         self.failures: list[FailedCase] = []
         self._warned: set[str] = set()
         self._chosen = None if write is None else tuple(write)
         suffix = ".nrrd" if write and "nrrd" in write and "nifti" not in write else ".nii.gz"
-        self._settings = OutputSettings(self.output_dir, threshold, self.pictures, keep_identifiers, suffix)
+        self._settings = OutputSettings(self.output_dir, threshold, self.view, keep_identifiers, suffix)
         written = {"write": write, "threshold": threshold, "keep_identifiers": keep_identifiers}
         self._journal = Journal(
             self.output_dir / "finished.jsonl", {**_what_matters(self.provenance), **written}, resume=resume
@@ -319,6 +319,5 @@ def _plain(failures: Sequence[FailedCase]) -> list[dict[str, str]]:
 
 def _what_matters(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Return what results depend on of a run's provenance."""
-    settings = dict(provenance.get("settings", {}))
-    overrides = {name: value for name, value in settings.pop("overrides", {}).items() if name not in _NO_MATTER}
-    return {**provenance, "settings": {**settings, "overrides": overrides}, "versions": package_versions()}
+    settings = {name: value for name, value in provenance.get("settings", {}).items() if name not in _NO_MATTER}
+    return {**provenance, "settings": settings, "versions": package_versions()}

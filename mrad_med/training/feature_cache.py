@@ -25,7 +25,7 @@ from mrad_med.files import atomic_path, sha256_of_file
 from mrad_med.io.limits import MAX_PIXELS
 from mrad_med.networks.clip import CLIP
 from mrad_med.training.features import UNKNOWN, FeatureDataset
-from mrad_med.transforms.preprocessing import build_preprocessing
+from mrad_med.transforms.preprocessing import ImageView, build_preprocessing
 from mrad_med.types import IMAGE_SIZE, AnomalyKeys, FailedCase
 
 __all__ = ["FeatureCache"]
@@ -74,9 +74,8 @@ class FeatureCache:
         self.folder = Path(folder)
         self.image_size = image_size
         self.dtype = dtype
-        self.preprocessing = build_preprocessing(
-            clip.card, image_size=image_size, with_mask=True, max_pixels=max_pixels
-        )
+        view = ImageView(image_size=image_size, max_pixels=max_pixels)
+        self.preprocessing = build_preprocessing(clip.card, view, with_mask=True)
         self.failures: list[FailedCase] = []
         self._total = 0
 

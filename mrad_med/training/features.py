@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from mrad_med.distributed import rank_and_world
 from mrad_med.types import AnomalyKeys, ImageFeatures
 
 __all__ = ["UNKNOWN", "FeatureDataset", "collate_features", "feature_loader"]
+
+_BATCHES_AHEAD = 2  # for each thread
 
 UNKNOWN = 255  # in a kept mask: what is anomalous is not known
 
@@ -141,7 +145,7 @@ def feature_loader(
             resumed. Processes then take equal shares, the last cases of which may be repeated; otherwise each case is
             loaded once.
         seed: of the order.
-        num_workers: processes that read ahead.
+        num_workers: threads that read ahead; 0 reads when a batch is asked for.
 
     Raises:
         ValueError: there are more processes than images to share out.
@@ -153,8 +157,49 @@ def feature_loader(
                 f"{len(dataset)} image(s) cannot be shared out among {world} processes: hold out more, or start fewer"
             )
         part = dataset.subset(range(rank, len(dataset), world)) if world > 1 else dataset
-        return DataLoader(part, batch_size=batch_size, collate_fn=collate_features, num_workers=num_workers)
+        return _FeatureLoader(part, batch_size=batch_size, collate_fn=collate_features, threads=num_workers)
     sampler: DistributedSampler[dict[str, Any]] = DistributedSampler(dataset, world, rank, shuffle=True, seed=seed)
-    return DataLoader(
-        dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate_features, num_workers=num_workers
+    return _FeatureLoader(
+        dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate_features, threads=num_workers
     )
+
+
+class _FeatureLoader(DataLoader[dict[str, Any]]):
+    """A `DataLoader` whose batches are read ahead by threads.
+
+    Processes would hand batches over in shared memory, of which a Docker container has 64 MB by default. Features need
+    no decoding, so that threads do as well.
+
+    Args:
+        dataset: as for `DataLoader`.
+        threads: number of threads; 0 reads when a batch is asked for.
+        **keywords: further arguments of `DataLoader`.
+    """
+
+    def __init__(self, dataset: FeatureDataset, *, threads: int, **keywords: Any) -> None:
+        if threads < 0:
+            raise ValueError(f"num_workers must be at least 0, got {threads}")
+        super().__init__(dataset, **keywords)
+        self._threads = threads
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # of which only next() is used
+        """Yield the batches in the order of the sampler."""
+        if not self._threads:
+            return super().__iter__()
+        return self._read_ahead()
+
+    def _read_ahead(self) -> Iterator[dict[str, Any]]:
+        pending: deque[Any] = deque()
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="mrad_med-features") as threads:
+            try:
+                for indices in self.batch_sampler or ():
+                    pending.append(threads.submit(self._read, indices))
+                    if len(pending) > _BATCHES_AHEAD * self._threads:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                threads.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, indices: Sequence[int]) -> dict[str, Any]:
+        return collate_features([self.dataset[index] for index in indices])

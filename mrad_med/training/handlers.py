@@ -130,13 +130,14 @@ class TrainingCheckpoint:
         """Go on from the last epoch that was completed.
 
         Raises:
-            TrainingError: the checkpoint is damaged, or of another training.
+            TrainingError: the checkpoint is damaged, of another training, or of more epochs than are asked for.
         """
         if not self.path.is_file():
             return
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
             given, expected = saved["identity"], self._identity(engine)
+            epochs = saved["trainer"]["iteration"] // expected["epoch_length"]
         except Exception as error:  # bytes that are no checkpoint make the unpickler raise almost anything
             raise TrainingError(f"{self.path} is damaged; delete it to train from the start") from error
         other = sorted(name for name in {*given, *expected} if given.get(name) != expected.get(name))
@@ -146,6 +147,11 @@ class TrainingCheckpoint:
                 "or delete it to train from the start"
             )
         max_epochs = engine.state.max_epochs
+        if epochs > max_epochs:
+            raise TrainingError(
+                f"{self.path} holds a training of {epochs} epoch(s), more than max_epochs, which is {max_epochs}: give "
+                f"at least {epochs}, choose another output folder, or delete it to train from the start"
+            )
         engine.load_state_dict(saved["trainer"])
         engine.state.max_epochs = max_epochs  # which may have been raised
         load_weights(self.head, saved["head"])

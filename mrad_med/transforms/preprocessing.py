@@ -1,9 +1,11 @@
-"""What stands between files and the network, and between the network and results, in MONAI's transforms."""
+"""How an image is seen: one object that transforms it for the network, brings maps back, and shows it to people."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from monai.data import MetaTensor
@@ -26,58 +28,131 @@ from mrad_med.transforms.spatial import (
 )
 from mrad_med.types import IMAGE_SIZE, AnomalyKeys, BackboneCard
 
-__all__ = ["PictureLoader", "build_postprocessing", "build_preprocessing", "load_picture"]
+__all__ = ["ImageView", "build_postprocessing", "build_preprocessing"]
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """How an image is seen, by the network and by people.
+
+    Attributes:
+        image_size: side of the network's square input, in pixels; a multiple of the patch size.
+        max_pixels: largest number of pixels of an image; larger ones are refused.
+        window: range of gray values deeper than bytes, from black to white: see `ApplyWindow`.
+        plane: plane of a volume's slices: see `ToDisplayOrientation`.
+        remove: what is removed from endoscopy frames: see `RemoveArtifacts`.
+        keep_size: whether images keep their own size, for `SlidingWindowAnomalyInferer`.
+        strict_geometry: whether a DICOM series whose slices are not evenly spaced is refused: see `read_series`.
+
+    Raises:
+        ValueError: there is no such window, plane or artifact.
+    """
+
+    image_size: int = IMAGE_SIZE
+    max_pixels: int = MAX_PIXELS
+    window: Window | Sequence[Window] = "auto"
+    plane: str = "auto"
+    remove: Sequence[str] = ()
+    keep_size: bool = False
+    strict_geometry: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what no transform knows, before the first image is read."""
+        object.__setattr__(self, "remove", tuple(self.remove))  # configs give lists
+        _ = self._window, self._turn
+        if self.remove:
+            RemoveArtifactsd(AnomalyKeys.IMAGE.value, self.remove)
+
+    # No limit of pixels applies to what is shown: it was scored before.
+    @cached_property
+    def _load(self) -> LoadMedicalImage:
+        return LoadMedicalImage(sys.maxsize, self.strict_geometry)
+
+    @cached_property
+    def _window(self) -> ApplyWindow:
+        return ApplyWindow(self.window)
+
+    @cached_property
+    def _turn(self) -> ToDisplayOrientation:
+        return ToDisplayOrientation(self.plane)
+
+    def show(self, source: ImageSource) -> NDArray[np.uint8]:
+        """Return what the network sees of a source, upright and at its own size.
+
+        Args:
+            source: an image or a volume as `read_image` takes it.
+
+        Returns:
+            uint8 (H, W, 3), or (H, W, D, 3) for a volume.
+
+        Raises:
+            ImageFileError: the source cannot be read.
+        """
+        return _channels_last(self._turn(self._in_bytes(source)))
+
+    def show_stored(self, source: ImageSource) -> NDArray[np.uint8]:
+        """Return the same as `show` on the axes of the file: uint8 (W, H, 3), or (X, Y, Z, 3) for a volume."""
+        return _channels_last(self._in_bytes(source))
+
+    def _in_bytes(self, source: ImageSource) -> MetaTensor:
+        return ToRGB()(self._window(self._load(source)))  # no Compose: it would take the files of a series one by one
+
+    def layout(self, affine: NDArray[np.float64]) -> SliceLayout:
+        """Return how the slices are arranged in the array of a volume.
+
+        Args:
+            affine: (4, 4) voxel to world matrix (RAS, mm).
+        """
+        return slice_layout(affine, self.plane)
+
+    def upright(self, anomaly_map: NDArray[np.float32], affine: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return the map of a volume, upright like its image.
+
+        Args:
+            anomaly_map: (X, Y, Z) as stored.
+            affine: (4, 4) voxel to world matrix (RAS, mm).
+
+        Returns:
+            float32 (H, W, D).
+        """
+        turned: NDArray[np.float32] = self._turn(MetaTensor(anomaly_map[None], affine=affine)).numpy()[0]
+        return turned
 
 
 def build_preprocessing(
-    card: BackboneCard,
-    *,
-    image_size: int = IMAGE_SIZE,
-    with_mask: bool = False,
-    resize_mask: bool = True,
-    max_pixels: int = MAX_PIXELS,
-    window: Window | Sequence[Window] = "auto",
-    plane: str = "auto",
-    remove: Sequence[str] = (),
-    keep_size: bool = False,
-    strict: bool = True,
+    card: BackboneCard, view: ImageView | None = None, *, with_mask: bool = False, resize_mask: bool = True
 ) -> Compose:
-    """Return what stands between a case ``{"image": source, ...}`` and the network, in MONAI's transforms.
+    """Return the transforms from a case ``{"image": source, ...}`` to the input of the network.
 
     Args:
-        card: of the backbone, for its normalization constants.
-        image_size: side of the square input in pixels, a multiple of the patch size.
-        with_mask: also load ``"mask"`` (a path, None or absent) as (1, H, W).
-        resize_mask: bring the mask to the size of the input; it stays at that of the file otherwise.
-        max_pixels: pictures with more pixels are refused.
-        window: of grey values deeper than bytes, from black to white: see `ApplyWindow`.
-        plane: of a volume's slices: see `ToDisplayOrientation`.
-        remove: of endoscopy frames, what is no tissue: see `RemoveArtifacts`.
-        keep_size: leave images at their own size, for `SlidingWindowAnomalyInferer`.
-        strict: refuse a DICOM series whose slices are not evenly spaced: see `read_series`.
+        card: card of the backbone; it has the normalization constants.
+        view: how images are seen; `ImageView` with its defaults if None.
+        with_mask: whether ``"mask"`` (a path, None or absent) is loaded too, as (1, H, W).
+        resize_mask: whether the mask gets the size of the input; it keeps that of the file otherwise.
 
     Returns:
         A transform that makes ``"image"`` (3, H, W), or (3, H, W, D) for a volume. Its inverse brings maps back onto
-        the file's own grid.
+        the grid of the file.
 
     Raises:
-        ValueError: ``image_size`` is not a multiple of the patch size, or a mask would not fit its image.
+        ValueError: the image size is not a multiple of the patch size, or a mask would not fit its image.
     """
-    if with_mask and (remove or keep_size):
+    view = view or ImageView()
+    if with_mask and (view.remove or view.keep_size):
         raise ValueError("masks go with images that are resized whole: leave out remove and keep_size")
-    if image_size < card.patch_size or image_size % card.patch_size:
-        raise ValueError(f"image_size must be a multiple of the patch size {card.patch_size}, got {image_size}")
+    if view.image_size < card.patch_size or view.image_size % card.patch_size:
+        raise ValueError(f"image_size must be a multiple of the patch size {card.patch_size}, got {view.image_size}")
     image, mask = [AnomalyKeys.IMAGE.value], [AnomalyKeys.MASK.value] * with_mask
     return Compose(
         [
-            LoadMedicalImaged(image, max_pixels, strict),
+            LoadMedicalImaged(image, view.max_pixels, view.strict_geometry),
             *([LoadMaskd(mask)] if with_mask else []),
-            ToDisplayOrientationd(image + mask, plane),
-            ApplyWindowd(image, window),
+            ToDisplayOrientationd(image + mask, view.plane),
+            ApplyWindowd(image, view.window),
             ToRGBd(image),
-            *([RemoveArtifactsd(image, remove)] if remove else []),
-            *([] if keep_size else [ResizeBicubicd(image, image_size)]),
-            *([ResizeMaskd(mask, image_size)] if with_mask and resize_mask else []),
+            *([RemoveArtifactsd(image, view.remove)] if view.remove else []),
+            *([] if view.keep_size else [ResizeBicubicd(image, view.image_size)]),
+            *([ResizeMaskd(mask, view.image_size)] if with_mask and resize_mask else []),
             ScaleIntensityRanged(image, a_min=0, a_max=255, b_min=0, b_max=1),
             NormalizeIntensityd(image, subtrahend=card.mean, divisor=card.std, channel_wise=True),
         ]
@@ -85,10 +160,10 @@ def build_preprocessing(
 
 
 def build_postprocessing(preprocessing: Compose) -> Compose:
-    """Return what brings an inferer's output back onto the file's own grid, in MONAI's transforms.
+    """Return the transforms that bring the output of an inferer back onto the grid of the file.
 
     Args:
-        preprocessing: of the images; it is inverted.
+        preprocessing: transforms of the images; they are inverted.
     """
     maps = AnomalyKeys.ANOMALY_MAP.value
     return Compose(
@@ -99,48 +174,5 @@ def build_postprocessing(preprocessing: Compose) -> Compose:
     )
 
 
-class PictureLoader:
-    """Show what the network sees of a source, at the source's own size.
-
-    No limit of pixels applies: it is meant for sources that were scored.
-
-    Args:
-        window: as in `build_preprocessing`.
-        plane: likewise.
-        strict: likewise.
-    """
-
-    def __init__(self, *, window: Window | Sequence[Window] = "auto", plane: str = "auto", strict: bool = True) -> None:
-        self.plane = plane
-        self._load = LoadMedicalImage(sys.maxsize, strict)
-        self._window = ApplyWindow(window)
-        self._turn = ToDisplayOrientation(plane)
-
-    def __call__(self, source: ImageSource) -> NDArray[np.uint8]:
-        """Return uint8 (H, W, 3), or (H, W, D, 3) for a volume."""
-        return _channels_last(self._turn(self._shades(source)))
-
-    def stored(self, source: ImageSource) -> NDArray[np.uint8]:
-        """Return uint8 (W, H, 3), or (X, Y, Z, 3) for a volume, as the source stores it."""
-        return _channels_last(self._shades(source))
-
-    def _shades(self, source: ImageSource) -> MetaTensor:
-        return ToRGB()(self._window(self._load(source)))  # no Compose: it would take the files of a series one by one
-
-    def layout(self, affine: NDArray[np.float64]) -> SliceLayout:
-        """Return how the slices that are shown lie in a volume as it is stored."""
-        return slice_layout(affine, self.plane)
-
-    def upright(self, anomaly_map: NDArray[np.float32], affine: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return the map (H, W, D) of a volume, upright like its picture, of the map (X, Y, Z) as stored."""
-        turned: NDArray[np.float32] = self._turn(MetaTensor(anomaly_map[None], affine=affine)).numpy()[0]
-        return turned
-
-
-def _channels_last(picture: MetaTensor) -> NDArray[np.uint8]:
-    return np.moveaxis(picture.numpy(), 0, -1)
-
-
-def load_picture(source: ImageSource) -> NDArray[np.uint8]:
-    """Return what the network sees of a source with default settings; see `PictureLoader`."""
-    return PictureLoader()(source)
+def _channels_last(image: MetaTensor) -> NDArray[np.uint8]:
+    return np.moveaxis(image.numpy(), 0, -1)

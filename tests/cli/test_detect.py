@@ -19,7 +19,8 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.uid import EnhancedSRStorage
 
-from mrad_med import AnomalyDetector, ResultWriter, make_chest_phantom
+import mrad_med
+from mrad_med import CaseDataset, ResultWriter, make_chest_phantom
 from mrad_med.cli import main
 from mrad_med.data import write_sample_series
 from mrad_med.io.frames import OverlayVideo
@@ -27,6 +28,7 @@ from mrad_med.results.outputs import OUTPUTS
 from tests.dicom_phantoms import OBLIQUE, PRIVATE, write_multiframe, write_series, write_ultrasound
 
 SMALL = ["--bundle", "mrad_tf", "--image_size", "70", "--device", "cpu"]
+pytestmark = pytest.mark.usefixtures("embedded_is_loaded", "plain_figures")
 DAMAGED = b"\x08\0\0\0" + bytes(100)  # may be DICOM without preamble
 CASES = ["brain", "photo", "ct/series_1"]  # files of a folder come before those of folders in it
 
@@ -69,13 +71,13 @@ def study(tmp_path) -> Path:
 def scored(monkeypatch) -> list[list[str]]:
     """Of each run, the names of the cases that go through the network."""
     runs: list[list[str]] = [[]]
-    stream = AnomalyDetector.stream
+    make = CaseDataset.__init__
 
-    def note(self, cases, receive, **keywords):
-        runs[-1].extend(case["case_id"] for case in cases)
-        return stream(self, cases, receive, **keywords)
+    def note(self, data, transform):
+        runs[-1].extend(case["case_id"] for case in data)
+        make(self, data, transform)
 
-    monkeypatch.setattr(AnomalyDetector, "stream", note)
+    monkeypatch.setattr(CaseDataset, "__init__", note)
     return runs
 
 
@@ -172,7 +174,7 @@ def test_dry_run_lists_what_is_found_and_leaves_no_trace(study, out, monkeypatch
     (study / "ct" / "damaged.dcm").write_bytes(DAMAGED)
     report(study / "ct" / "report")
     before = sorted(study.rglob("*"))
-    monkeypatch.setattr(AnomalyDetector, "from_bundle", lambda *_, **__: pytest.fail("nothing should be loaded"))
+    monkeypatch.setattr(mrad_med, "load_clip", lambda *_, **__: pytest.fail("nothing should be loaded"))
     assert main(["detect", str(study), "--dry-run"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["case", "study", "what", "remarks"]
@@ -191,7 +193,7 @@ def test_dry_run_lists_what_is_found_and_leaves_no_trace(study, out, monkeypatch
     assert main(["detect", str(study), "--dry-run", "--profile", "lungs"]) == 2
     assert main(["detect", str(study), *SMALL]) == 2
     assert "mrad-med: give a folder for results with --out, or --dry-run to see what" in capsys.readouterr().err
-    assert detect(study, out, "--dry-run", "--strict", "False") == 0
+    assert detect(study, out, "--dry-run", "--strict_geometry", "False") == 0
     assert not out.exists()
     assert sorted(study.rglob("*")) == before
 
@@ -200,7 +202,7 @@ def test_profiles_change_what_is_written(study, out):
     assert detect(study, out, "--profile", "volume", "--profile", "sliding", "--write", "nifti") == 0
     assert written(out) == OF_EACH["nifti"]
     record = json.loads((out / "run.json").read_text(encoding="utf-8"))["settings"]
-    assert (record["profiles"], record["smooth"], record["options"]["keep_size"]) == (["volume", "sliding"], 1.0, True)
+    assert (record["profiles"], record["smooth"], record["view"]["keep_size"]) == (["volume", "sliding"], 1.0, True)
 
 
 def test_frames_of_a_video_are_as_many_as_asked_for(tmp_path, out, scored):

@@ -10,11 +10,13 @@ import pytest
 from monai.data import load_net_with_metadata
 
 import mrad_med
+from mrad_med import CaseResult, ResultWriter
 from mrad_med.cli import main
 from mrad_med.data.catalog import DATASETS
 from tests.small_archives import make_archive
 
 SMALL = ["--image_size", "126", "--device", "cpu"]
+pytestmark = pytest.mark.usefixtures("embedded_is_loaded")
 
 
 def test_detect_writes_everything_and_says_so(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -137,19 +139,14 @@ def test_results_cannot_lie_among_the_images(image_folder: Path, capsys: pytest.
 def test_what_is_done_stays_in_the_tables_when_a_run_is_stopped(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: BaseException, status: int
 ):
-    def stream(self, cases, receive):
-        first = self.detect(cases[0]["image"], progress=False).cases[0]
-        receive(first)
-        raise interruption
+    write = ResultWriter.write
 
-    detect = mrad_med.AnomalyDetector.stream
-    monkeypatch.setattr(
-        mrad_med.AnomalyDetector,
-        "stream",
-        lambda self, cases, receive, **keywords: (
-            detect(self, cases, receive, **keywords) if keywords else stream(self, cases, receive)
-        ),
-    )
+    def write_one(self: ResultWriter, result: CaseResult) -> None:
+        if result.case_id != "a":
+            raise interruption
+        write(self, result)
+
+    monkeypatch.setattr(ResultWriter, "write", write_one)
     assert main(["detect", str(image_folder), "--out", str(tmp_path / "out"), *SMALL]) == status
     with (tmp_path / "out" / "scores.csv").open(newline="") as stream_of_rows:
         assert [row["case_id"] for row in csv.DictReader(stream_of_rows)] == ["a"]

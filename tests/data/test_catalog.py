@@ -16,7 +16,7 @@ def test_catalog_has_every_archive_by_its_name():
     assert len({entry.title for entry in DATASETS.values()}) == len(DATASETS) == 25
 
 
-@pytest.mark.parametrize("entry", DATASETS.values(), ids=str)
+@pytest.mark.parametrize("entry", DATASETS.values(), ids=lambda entry: entry.name)
 def test_entry_is_complete(entry):
     assert entry.domain in ("medical", "industrial")
     assert entry.home.startswith(("https://", "http://"))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrad_med import build_preprocessing, choose_held_out, load_labelled_folder, load_training_set
+from mrad_med import ImageView, build_preprocessing, choose_held_out, load_labelled_folder, load_training_set
 from mrad_med.data import load_visa
 from mrad_med.errors import DatasetError
 from mrad_med.types import BackboneCard
@@ -223,7 +223,7 @@ def test_class_numbers_in_the_masks_of_visa_are_anomalous(tmp_path):
     Image.fromarray(picture).save(tmp_path / "pcb1/Data/Images/Anomaly/000.JPG")
     Image.fromarray(mask).save(tmp_path / "pcb1/Data/Masks/Anomaly/000.png")
     card = BackboneCard("tiny", "", 32, 24, 14, 56, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    loaded = build_preprocessing(card, image_size=56, with_mask=True)(load_visa(tmp_path)[-1])["mask"]
+    loaded = build_preprocessing(card, ImageView(image_size=56), with_mask=True)(load_visa(tmp_path)[-1])["mask"]
     expected = np.kron([[1, 0], [0, 1]], np.ones((28, 28)))
     np.testing.assert_array_equal(loaded[0], expected)
 

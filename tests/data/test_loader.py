@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
 from PIL import Image
 
-from mrad_med import CaseDataset, CaseLoader, build_preprocessing, find_cases
+from mrad_med import CaseDataset, CaseLoader, ImageView, build_preprocessing, find_cases
 from mrad_med.errors import FailedCasesError, ImageFileError
 from mrad_med.types import FailedCase
 
@@ -71,7 +71,9 @@ def test_files_that_are_really_bad_are_left_out_with_the_reason(image_folder, ti
     (image_folder / name).touch()
     cases = find_cases(image_folder)
     assert cases[position]["image"] == str(image_folder / name)
-    loader = CaseLoader(CaseDataset(cases, build_preprocessing(tiny_clip.card, image_size=56)), progress=False)
+    loader = CaseLoader(
+        CaseDataset(cases, build_preprocessing(tiny_clip.card, ImageView(image_size=56))), progress=False
+    )
     (batch,) = loader
     assert batch["image"].shape == (3, 3, 56, 56)
     assert list(batch["case_id"]) == ["a", "b", "c"]
@@ -235,7 +237,7 @@ def test_evaluation_without_a_single_good_file_ends_without_an_error():
 def test_progress_of_real_files_is_counted_in_cases(tmp_path, tiny_clip, capsys):
     Image.new("RGB", (20, 30)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
-    steps = build_preprocessing(tiny_clip.card, image_size=56)
+    steps = build_preprocessing(tiny_clip.card, ImageView(image_size=56))
     loader = CaseLoader(CaseDataset(find_cases(tmp_path), steps))
     assert len(list(loader)) == 1
     assert "2/2" in capsys.readouterr().err

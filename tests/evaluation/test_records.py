@@ -18,11 +18,11 @@ from mrad_med.evaluation.records import (
     MapMaker,
     RecordStore,
     contents_of,
-    fingerprint,
     pack_mask,
     unpack_mask,
 )
 from mrad_med.networks.maps import upsample_and_blur
+from mrad_med.networks.provenance import fingerprint
 
 
 def make_record(*, mask: bool = True, seed: int = 0) -> CaseRecord:

@@ -20,8 +20,7 @@ import pytest
 from PIL import Image, ImageOps, ImageSequence
 
 from mrad_med.errors import ImageFileError
-from mrad_med.io import frames as frames_module
-from mrad_med.io import videos
+from mrad_med.io import frames as frames_module, videos
 from mrad_med.io.file_types import VIDEO_SUFFIXES
 from mrad_med.io.frames import (
     Frame,
@@ -32,7 +31,7 @@ from mrad_med.io.frames import (
     list_frames,
     read_frame,
 )
-from mrad_med.transforms.preprocessing import load_picture
+from mrad_med.transforms.preprocessing import ImageView
 
 av = pytest.importorskip("av")
 
@@ -289,7 +288,7 @@ def test_two_places_of_a_video_are_read_in_turn_without_decoding_it_again(tmp_pa
 
 def test_frame_of_a_video_is_shown_as_any_source_is(tmp_path):
     frame = list_frames(write_video(tmp_path / "video.mp4"))[5]
-    assert number_of(load_picture(frame)) == 5
+    assert number_of(ImageView().show(frame)) == 5
 
 
 def test_picture_can_be_changed_without_changing_the_next(tmp_path):

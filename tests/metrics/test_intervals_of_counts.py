@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from mrad_med.metrics import histogram as histograms
-from mrad_med.metrics import intervals_bootstrap
+from mrad_med.metrics import histogram as histograms, intervals_bootstrap
 from mrad_med.metrics.histogram import ScoreCounts
 from mrad_med.metrics.intervals_bootstrap import bin_edges, bootstrap_weights, count_case, pixel_intervals
 from tests.metrics.test_pixel import PixelMetrics, add, blobs, brute_force_pro, compute

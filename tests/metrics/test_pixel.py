@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from scipy.ndimage import label
@@ -17,9 +16,9 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from mrad_med import PixelMetrics
 from mrad_med.distributed import gather_parts
-from mrad_med.metrics import AnomalyMapMetric, AnomalyScoreMetric, image_metrics
-from mrad_med.metrics import histogram as histograms
+from mrad_med.metrics import AnomalyMapMetric, AnomalyScoreMetric, histogram as histograms, image_metrics
 from mrad_med.metrics.pixel import region_weights
+from tests.conftest import run_in_two_processes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics.npz"
 BOUNDED = ("auroc", "ap", "f1_max", "pro", "tpr_at_fpr_0.01", "tpr_at_fpr_0.05")
@@ -394,10 +393,10 @@ def test_one_process_gathers_its_own_part():
     assert gather_parts(part) == [part]
 
 
-def measure_in_parallel(rank: int, processes: int, folder: Path) -> None:
+def measure_in_parallel(rank: int, folder: Path) -> None:
     """Measure every second case in one of two processes."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
-    torch.save(measure_part(rank, processes), folder / f"process_{rank}.pt")
+    dist.init_process_group("gloo")
+    torch.save(measure_part(rank, 2), folder / f"process_{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -414,6 +413,6 @@ def measure_part(rank: int, processes: int) -> dict[str, float]:
 
 
 def test_two_processes_measure_what_one_does(tmp_path: Path):
-    torch.multiprocessing.spawn(measure_in_parallel, (2, tmp_path), nprocs=2)
+    run_in_two_processes(measure_in_parallel, tmp_path)
     first, second = (torch.load(tmp_path / f"process_{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first == second == pytest.approx(measure_part(0, 1), abs=1e-12)

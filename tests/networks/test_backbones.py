@@ -500,11 +500,6 @@ def test_file_said_to_be_of_another_kind_is_refused(tmp_path: Path, model: str, 
         load_clip(tmp_path / "clip.pt", model=model)
 
 
-@pytest.fixture(scope="module")
-def embedded() -> CLIP:
-    return load_clip("embedded")
-
-
 def test_default_backbone_is_the_embedded_one(embedded: CLIP):
     assert load_clip().card == embedded.card
 

@@ -29,7 +29,7 @@ from mrad_med import (
     describe_run,
     export_network,
 )
-from mrad_med.errors import ExportError
+from mrad_med.errors import ExportError, OutputError
 from mrad_med.networks import upsample_and_blur
 from mrad_med.types import HeadCard
 from tests.conftest import TINY_SIZE, make_labelled_batches, make_tiny_clip, make_tiny_text_encoder
@@ -38,6 +38,7 @@ ROOT = Path(__file__).parents[2]
 VARIANTS = {"tf": build_mrad_tf, "ft": build_mrad_ft, "clip": build_mrad_clip}
 FILES = [(variant, suffix) for variant in VARIANTS for suffix in (".ts", ".pt2", ".onnx")]
 FILES.remove(("tf", ".pt2"))  # a part of MRAD-FT's, and seconds less
+SLOW = [("clip", ".pt2"), ("clip", ".onnx"), ("ft", ".onnx")]  # each variant and each format is among the others
 
 Model = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -100,7 +101,10 @@ class Exported:
     metadata: dict[str, Any]
 
 
-@pytest.fixture(scope="module", params=FILES, ids=lambda file: "".join(file))
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(file, id="".join(file), marks=pytest.mark.slow if file in SLOW else ()) for file in FILES],
+)
 def exported(
     request: pytest.FixtureRequest,
     networks: dict[str, MRAD],
@@ -206,6 +210,15 @@ def test_a_file_that_disagrees_is_not_left_and_the_old_one_stays(
         save(networks["tf"], tmp_path, provenance)
     assert (tmp_path / "mrad.ts").read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_computed(
+    networks: dict[str, MRAD], provenance: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(AnomalyInferer, "__call__", None)  # no score is asked for
+    (tmp_path / "notes").touch()
+    with pytest.raises(OutputError, match=r"cannot write to .*notes \((Not a directory|File exists)\); choose another"):
+        export_network(networks["tf"], tmp_path / "notes" / "mrad.ts", provenance=provenance, image_size=TINY_SIZE)
 
 
 def test_other_suffixes_are_refused(networks: dict[str, MRAD], provenance: dict[str, Any], tmp_path: Path):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 import pytest
 import torch
@@ -339,8 +340,8 @@ def test_a_full_disk_leaves_the_head_before(
     saved("MRAD-FT", tmp_path / "model.pt", tiny_clip, tiny_bank, training_set)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def fill_the_disk(_: object, partial: Path) -> None:
-        partial.write_bytes(b"half")
+    def fill_the_disk(_: object, stream: IO[bytes]) -> None:
+        stream.write(b"half")
         raise RuntimeError("unexpected pos 64 vs 0")  # what torch's writer says of it
 
     monkeypatch.setattr(torch, "save", fill_the_disk)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,6 @@ from mrad_med import (
     build_mrad_clip,
     build_mrad_ft,
     feature_loader,
-    load_clip,
     load_official_checkpoint,
 )
 from mrad_med.errors import HeadError
@@ -36,7 +36,7 @@ from mrad_med.networks.retrieval import exclude_nearest, region_tokens, retrieve
 from mrad_med.training import FeatureDataset
 from mrad_med.training.losses import dice_loss, probability_focal_loss
 from mrad_med.types import BankCard, ImageFeatures
-from tests.reference_weights import head_state, normalize, openai_state_dict
+from tests.reference_weights import head_state
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "mrad.npz")
 HEADS = np.load(Path(__file__).parents[1] / "golden" / "learned_heads.npz")
@@ -45,15 +45,6 @@ LossPart = Callable[..., Tensor]
 
 def gap(given: Tensor, name: str) -> float:
     return float(np.abs(given.detach().numpy() - HEADS[name]).max())
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> CLIP:
-    path = tmp_path_factory.mktemp("weights") / "clip.pt"
-    torch.save({name: tensor.half() for name, tensor in openai_state_dict().items()}, path)
-    clip = load_clip(path)
-    path.unlink()
-    return clip
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +76,8 @@ def bank() -> MemoryBank:
 
 
 @pytest.fixture(scope="module")
-def features(reference: CLIP) -> ImageFeatures:
-    images = np.load(Path(__file__).parents[1] / "golden" / "images.npz")["query_images"]
-    with torch.no_grad():
-        return reference.image_encoder(normalize(images))
+def features(golden_outcome: dict[str, Any]) -> ImageFeatures:
+    return golden_outcome["features"]
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from mrad_med.detector import Results
 from mrad_med.errors import OutputError
 from mrad_med.results import ResultCollector, outputs
 from mrad_med.results.case_result import slice_means
-from mrad_med.transforms.preprocessing import PictureLoader
+from mrad_med.transforms.preprocessing import ImageView
 from mrad_med.types import FailedCase
 
 ROWS, COLUMNS = 20, 30
@@ -160,7 +160,7 @@ def test_slices_that_cannot_be_ranked_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match="scored along axis 2 and are to be shown along axis 1; show them in the plane"
     ):
-        make_scored([0.5] * 6).rank_slices(PictureLoader(plane="coronal"))
+        make_scored([0.5] * 6).rank_slices(ImageView(plane="coronal"))
 
 
 # files

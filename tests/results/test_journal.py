@@ -314,8 +314,12 @@ def test_case_that_failed_is_tried_again_but_a_frame_is_finished_with_its_video(
     assert "v,2,1," in tables(out)["studies.csv"]
 
 
-def settings_of(**overrides) -> dict:
-    return {"memory_bank": {"sha256": "ab" * 32}, "settings": {"bundle": "mrad_tf", "overrides": overrides}}
+def settings_of(*, window: str = "auto", plane: str = "auto", **overrides):
+    """Return the provenance of a run: how images are seen, and values that change no result."""
+    return {
+        "memory_bank": {"sha256": "ab" * 32},
+        "settings": {"bundle": "mrad_tf", "view": {"window": window, "plane": plane}, "overrides": overrides},
+    }
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from mrad_med.results import outputs
 from mrad_med.results.output_names import DEFAULT_OUTPUTS
 from mrad_med.results.outputs import OUTPUTS, OutputSettings, check_outputs, is_dicom
 from mrad_med.results.tables import slices_of
-from mrad_med.transforms.preprocessing import PictureLoader
+from mrad_med.transforms.preprocessing import ImageView
 from tests.dicom_phantoms import (
     AXIAL,
     COLUMNS,
@@ -45,7 +45,7 @@ AXES = {"axial": AXIAL, "oblique": OBLIQUE, "flipped": FLIPPED, "coronal": CORON
 THRESHOLD = 0.7  # no number of float32, which holds 0.699999988 in its place
 TURNED = np.array([[0.0, 0.0, 1.5, -3.0], [0.5, 0.0, 0.0, 2.0], [0.0, -2.5, 0.0, 9.0], [0.0, 0.0, 0.0, 1.0]])
 VOXEL = (17, 6, 3)  # column, row and slice of the one that is marked
-STORED = PictureLoader(window="stored")  # which is not used by itself but for CT and radiographs
+STORED = ImageView(window="stored")  # which is not used by itself but for CT and radiographs
 
 
 def settings_for(folder: Path, **changes) -> OutputSettings:
@@ -242,7 +242,7 @@ def test_captures_are_the_nine_frames_of_the_highest_map_over_their_own_pixels(t
 def test_capture_of_a_single_picture_lies_upright_over_it(tmp_path, make):
     source = fill([make(tmp_path / "source.dcm")])[0]
     anomaly_map = np.random.RandomState(5).rand(ROWS, COLUMNS).astype(np.float32)
-    (path,) = write("capture", CaseResult("picture", source, 0.5, anomaly_map), tmp_path, pictures=STORED)
+    (path,) = write("capture", CaseResult("picture", source, 0.5, anomaly_map), tmp_path, view=STORED)
     share = (anomaly_map - anomaly_map.min()) / np.ptp(anomaly_map)
     np.testing.assert_allclose(dcmread(path).pixel_array, under(dcmread(source).pixel_array * 0.255, share), atol=1.5)
 
@@ -251,7 +251,7 @@ def test_captures_of_a_film_without_positions_are_its_own_frames(tmp_path):
     (source,) = fill([write_ultrasound(tmp_path / "source.dcm", NumberOfFrames=SLICES)])
     result = make_dicom(source)
     result.anomaly_map[:, :, 3] = 1
-    paths = write("capture", result, tmp_path, pictures=STORED)
+    paths = write("capture", result, tmp_path, view=STORED)
     frames = dcmread(source).pixel_array * 0.255
     for number, path in enumerate(paths):
         np.testing.assert_allclose(
@@ -405,10 +405,10 @@ def test_most_suspicious_slice_is_captured_where_a_single_one_is(tmp_path, monke
 def test_captures_of_a_volume_that_was_cut_across_its_frames_are_those_of_the_highest_map(tmp_path, monkeypatch):
     result = make_dicom(fill(write_series(tmp_path / "source")))  # axial frames
     result.anomaly_map[..., 3] = 1
-    coronal = PictureLoader(plane="coronal")
+    coronal = ImageView(plane="coronal")
     scored = replace(result, slice_scores=np.arange(ROWS, dtype=np.float32), slice_axis=1)
     monkeypatch.setattr(outputs, "CAPTURES", 1)
-    (path,) = write("capture", scored, tmp_path, pictures=coronal)
+    (path,) = write("capture", scored, tmp_path, view=coronal)
     assert path.name == "overlay_0004.dcm"
 
 

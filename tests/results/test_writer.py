@@ -25,7 +25,7 @@ from mrad_med.io import frames as frames_module
 from mrad_med.io.frames import Frame, list_frames
 from mrad_med.results import outputs
 from mrad_med.results.outputs import OUTPUTS
-from mrad_med.transforms.preprocessing import PictureLoader
+from mrad_med.transforms.preprocessing import ImageView
 from mrad_med.types import FailedCase
 from tests.dicom_phantoms import OBLIQUE, PRIVATE, SLICES, affine_of, write_multiframe, write_series, write_ultrasound
 
@@ -108,6 +108,7 @@ def record(out: Path) -> dict:
 # what is written
 
 
+@pytest.mark.usefixtures("plain_figures")
 def test_each_kind_has_its_defaults(tmp_path, out):
     in_memory = CaseResult("array", np.zeros((*SIZE, 3), np.uint8), 0.5, make_map(*SIZE))
     cases = [photograph(tmp_path), in_memory, volume(tmp_path), *video(tmp_path)]
@@ -144,6 +145,7 @@ CHOICES = {
 
 
 @pytest.mark.parametrize("write", CHOICES)
+@pytest.mark.usefixtures("plain_figures")
 def test_outputs_that_a_case_cannot_have_are_left_out_in_silence(tmp_path, out, write):
     cases = [photograph(tmp_path), volume(tmp_path), series(tmp_path), *video(tmp_path, count=1)]
     writer = run(out, cases, write=write.split(), threshold=0.5)
@@ -178,8 +180,9 @@ def test_frame_of_no_video_is_written_as_it_is_scored_in_python(tmp_path, out):
 def test_results_are_saved_with_their_pictures_and_their_failures(tmp_path, out, monkeypatch):
     titles = []
     monkeypatch.setattr(outputs, "draw_overlay", lambda *_, title: titles.append(title) or Figure())
-    pictures, failures = PictureLoader(plane="coronal"), [FailedCase("broken", "empty")]
-    results = Results([volume(tmp_path)], failures, {"settings": {"plane": "coronal"}}, pictures)
+    view, failures = ImageView(plane="coronal"), [FailedCase("broken", "empty")]
+    scored = replace(volume(tmp_path), slice_scores=np.arange(20, dtype=np.float32), slice_axis=1)
+    results = Results([scored], failures, {"settings": {"plane": "coronal"}}, view)
     results.save(out, write=["overlay", "mask"], threshold=0.5)
     assert " of 20\n" in titles[0]  # coronal slices, not the 16 axial ones
     assert written(out) == ["masks/volume.nii.gz", "overlays/volume.png"]
@@ -188,7 +191,7 @@ def test_results_are_saved_with_their_pictures_and_their_failures(tmp_path, out,
 
 
 def test_results_are_saved_as_their_bundle_says_unless_told_otherwise(tmp_path, out):
-    results = Results([photograph(tmp_path)], result_settings={"write": ["mask"], "threshold": 0.5})
+    results = Results([photograph(tmp_path)], writing={"write": ["mask"], "threshold": 0.5})
     results.save(out)
     assert written(out) == ["masks/photo.png"]
     results.save(out, write=["tiff"])
@@ -218,6 +221,7 @@ def test_same_run_makes_the_same_files(tmp_path):
 # another run into the same folder
 
 
+@pytest.mark.usefixtures("plain_figures")
 def test_case_that_fails_now_has_no_results_of_an_earlier_run(tmp_path, out):
     cases = [photograph(tmp_path, "a"), photograph(tmp_path, "b"), volume(tmp_path), series(tmp_path, "ct")]
     run(out, cases, write=[name for name in ALL if name != "capture"], threshold=0.5)
@@ -236,6 +240,7 @@ def test_captures_are_none_of_an_earlier_run(tmp_path, out, monkeypatch):
 
 
 @pytest.mark.parametrize("make", [lambda folder: [ultrasound(folder)], video])
+@pytest.mark.usefixtures("plain_figures")
 def test_output_that_cannot_be_made_now_is_none_of_an_earlier_run(tmp_path, out, monkeypatch, make):
     run(out, make(tmp_path), write=["overlay", "video"])
     assert len(written(out)) in (1, 4)
@@ -268,6 +273,7 @@ def test_run_that_was_begun_anew_and_stopped_leaves_no_results_of_the_first(tmp_
     assert written(out) == ["maps/a.tiff", "maps/c.tiff"]
 
 
+@pytest.mark.usefixtures("plain_figures")
 def test_tables_without_rows_are_none_of_an_earlier_run(tmp_path, out):
     run(out, [volume(tmp_path), *video(tmp_path)])
     assert {"slices.csv", "studies.csv"} <= set(files_below(out))
@@ -298,6 +304,7 @@ def test_no_byte_of_any_result_tells_who_the_patient_is(tmp_path, out, caplog):
         assert [word for word in words if word.encode() in content] == [], name
 
 
+@pytest.mark.usefixtures("plain_figures")
 def test_identifiers_travel_into_dicom_alone_and_on_request(tmp_path, out):
     run(out, dicom_cases(tmp_path), write=ALL, threshold=0.5, keep_identifiers=True)
     told = {name for name, content in contents(out).items() if PRIVATE["PatientName"].encode() in content}
@@ -309,6 +316,7 @@ def test_identifiers_travel_into_dicom_alone_and_on_request(tmp_path, out):
     ("write", "count"),
     [("overlay", 2), ("overlay capture", 2), ("tiff mask seg", 0)],
 )
+@pytest.mark.usefixtures("plain_figures")
 def test_texts_burned_into_pixels_are_warned_of_once_where_pixels_are_shown(tmp_path, out, caplog, write, count):
     cases = [series(tmp_path), *(ultrasound(tmp_path, name) for name in ("a", "b"))]
     run(out, [*cases, ultrasound(tmp_path, "c", BurnedInAnnotation="YES")], write=write.split(), threshold=0.5)

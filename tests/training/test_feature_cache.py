@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from monai.data import list_data_collate
 from PIL import Image
 from safetensors.torch import save_file
@@ -27,6 +26,7 @@ from mrad_med import (
     CLIP,
     FeatureCache,
     ImageFeatures,
+    ImageView,
     build_memory_bank,
     build_preprocessing,
     collate_features,
@@ -34,7 +34,7 @@ from mrad_med import (
 )
 from mrad_med.errors import FailedCasesError
 from mrad_med.training import FeatureDataset
-from tests.conftest import TINY_SIZE, make_tiny_clip
+from tests.conftest import TINY_SIZE, make_tiny_clip, run_in_two_processes
 
 Case = dict[str, Any]
 
@@ -66,7 +66,7 @@ def fill(cache: FeatureCache, cases: list[Case], **options: Any) -> FeatureDatas
 
 
 def preprocess(clip: CLIP, cases: list[Case]) -> dict[str, Any]:
-    steps = build_preprocessing(clip.card, image_size=TINY_SIZE, with_mask=True)
+    steps = build_preprocessing(clip.card, ImageView(image_size=TINY_SIZE), with_mask=True)
     return list_data_collate([steps(dict(case)) for case in cases])
 
 
@@ -517,10 +517,7 @@ def attempt(action: Callable[[], Any]) -> str:
 def fill_in_one_of_two(rank: int, root: str) -> None:
     """Fill caches as process ``rank`` of two and write down what came of it; one that waits in vain is an error."""
     folder = Path(root)
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     cases, _ = make_bad_cases(folder / f"seen by {rank}", 10)
     clip, counts = make_tiny_clip(), []
     count_images(clip, counts)
@@ -549,9 +546,9 @@ def fill_in_one_of_two(rank: int, root: str) -> None:
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Return what two processes wrote down; most of their time they import MONAI."""
+    """Return what two processes wrote down."""
     root = tmp_path_factory.mktemp("two processes")
-    torch.multiprocessing.spawn(fill_in_one_of_two, args=(str(root),), nprocs=2)
+    run_in_two_processes(fill_in_one_of_two, str(root))
     return [json.loads((root / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import threading
 from pathlib import Path
 
 import pytest
@@ -224,6 +226,38 @@ def test_workers_change_nothing(tmp_path):
         for alone, helped in pairs:
             assert helped["case_id"] == alone["case_id"]
             assert torch.equal(helped["features"].patches, alone["features"].patches)
+
+
+def test_features_are_read_ahead_without_shared_memory_and_in_this_process(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise AssertionError("shared memory was asked for")
+
+    for name in ("_share_fd_cpu_", "_share_filename_cpu_", "_new_shared"):
+        monkeypatch.setattr(torch.UntypedStorage, name, refuse)
+    dataset = make_dataset(tmp_path)
+    assert names_in(feature_loader(dataset, batch_size=3, num_workers=2)) == names_in(
+        feature_loader(dataset, batch_size=3)
+    )
+    assert multiprocessing.active_children() == []
+
+
+def test_batches_that_are_not_asked_for_are_not_read(tmp_path):
+    batches = iter(feature_loader(make_dataset(tmp_path, 9), batch_size=1, num_workers=1))
+    next(batches)
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("mrad_med-features")]
+
+
+def test_an_error_while_reading_ahead_reaches_who_asks(tmp_path):
+    dataset = make_dataset(tmp_path)
+    dataset.files[1].unlink()
+    with pytest.raises(OSError, match="are damaged or gone"):
+        list(feature_loader(dataset, batch_size=1, num_workers=2))
+
+
+def test_a_negative_number_of_threads_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="num_workers must be at least 0, got -1"):
+        feature_loader(make_dataset(tmp_path), num_workers=-1)
 
 
 @pytest.mark.parametrize("world", [2, 3])

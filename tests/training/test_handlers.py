@@ -96,6 +96,8 @@ def test_a_killed_training_ends_like_an_uninterrupted_one_bit_by_bit(
     assert_equal_bits(
         torch.load(resumed.checkpoint.path, weights_only=True), torch.load(whole.checkpoint.path, weights_only=True)
     )
+    for path in (whole.checkpoint.path, whole.checkpoint.best_path):
+        assert (tmp_path / "killed" / path.name).read_bytes() == path.read_bytes()
     assert resumed.evaluator.state.best_metric == whole.evaluator.state.best_metric
     assert resumed.evaluator.state.best_metric_epoch == whole.evaluator.state.best_metric_epoch
 
@@ -121,6 +123,45 @@ def test_a_complete_training_may_be_given_more_epochs(tmp_path: Path, tiny_clip:
     longer = make_run("fine_tune", tmp_path / "a", tiny_clip, dataset, max_epochs=3)
     longer.trainer.run()
     assert longer.trainer.state.iteration == 9
+
+
+@both_stages
+@pytest.mark.parametrize("max_epochs", [1, 3])
+def test_fewer_epochs_than_the_checkpoint_has_are_refused(
+    stage: str, max_epochs: int, tmp_path: Path, tiny_clip: CLIP, dataset: FeatureDataset
+):
+    make_run(stage, tmp_path, tiny_clip, dataset, max_epochs=4).trainer.run()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    run = make_run(stage, tmp_path, tiny_clip, dataset, max_epochs=max_epochs)
+    with pytest.raises(
+        TrainingError,
+        match=rf"last\.pt holds a training of 4 epoch\(s\), more than max_epochs, which is {max_epochs}: give at",
+    ):
+        run.trainer.run()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_fewer_epochs_are_welcome_where_the_checkpoint_has_not_come_so_far(
+    tmp_path: Path, tiny_clip: CLIP, dataset: FeatureDataset, caplog: pytest.LogCaptureFixture
+):
+    kill_in_epoch(make_run("prompts", tmp_path / "killed", tiny_clip, dataset, max_epochs=5), 3)
+    run = make_run("prompts", tmp_path / "killed", tiny_clip, dataset, max_epochs=3)
+    with caplog.at_level("INFO", logger="mrad_med.training.handlers"):
+        run.trainer.run()
+    assert "resumed after epoch 2 of 3" in caplog.text
+    whole = make_run("prompts", tmp_path / "whole", tiny_clip, dataset, max_epochs=3)
+    whole.trainer.run()
+    assert_equal_bits(run.weights, whole.weights)
+
+
+@both_stages
+def test_a_training_saved_twice_has_the_same_bytes(
+    stage: str, tmp_path: Path, tiny_clip: CLIP, dataset: FeatureDataset
+):
+    for name in ("a", "b"):
+        make_run(stage, tmp_path / name, tiny_clip, dataset, max_epochs=2).trainer.run()
+    for name in ("last.pt", "best.pt"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_the_best_epochs_weights_are_in_the_head_and_on_disk_at_the_end(
@@ -230,8 +271,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     make_run("fine_tune", tmp_path, tiny_clip, dataset, max_epochs=1).trainer.run()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def fill_the_disk(_: Any, partial: Path) -> None:
-        partial.write_bytes(b"half")
+    def fill_the_disk(_: Any, stream: Any) -> None:
+        stream.write(b"half")
         raise error
 
     with monkeypatch.context() as context:

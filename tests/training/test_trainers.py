@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,9 +23,17 @@ from mrad_med import (
 )
 from mrad_med.errors import TrainingError
 from mrad_med.training import FeatureDataset, FineTuneLoss
-from tests.training_runs import STAGES, assert_same_training, bank_of, make_run, train_both_stages, write_features
+from tests.conftest import run_in_two_processes
+from tests.training_runs import (
+    STAGES,
+    assert_same_training,
+    bank_of,
+    make_run,
+    train_both_stages,
+    train_in_one_of_two,
+    write_features,
+)
 
-ROOT = Path(__file__).parents[2]
 both_stages = pytest.mark.parametrize("stage", STAGES)
 
 
@@ -205,13 +210,7 @@ def test_the_loss_of_a_step_is_where_monais_handlers_look_for_it(
 
 
 def test_two_processes_learn_and_measure_what_one_does(tmp_path: Path):
-    # Slow: two processes start, and each imports everything.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "tests.training_runs", str(tmp_path)]
-    finished = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-    )
-    assert finished.returncode == 0, finished.stderr
+    run_in_two_processes(train_in_one_of_two, tmp_path)
     first, second = (torch.load(tmp_path / f"process_{rank}.pt", weights_only=True) for rank in (0, 1))
     alone = train_both_stages(tmp_path / "alone", batch_size=4)
     for stage in STAGES:

@@ -17,7 +17,7 @@ from mrad_med import build_preprocessing
 from mrad_med.errors import ImageFileError
 from mrad_med.transforms.intensity import ScaleToBytes, ScaleToBytesd, ToRGB, ToRGBd
 from mrad_med.transforms.load import LoadMaskd, LoadMedicalImage, LoadMedicalImaged
-from mrad_med.transforms.preprocessing import load_picture
+from mrad_med.transforms.preprocessing import ImageView
 from mrad_med.transforms.spatial import (
     ResizeBicubic,
     ResizeBicubicd,
@@ -114,7 +114,7 @@ def test_axial_slice_lies_as_radiologists_see_it(tmp_path, codes):
     quadrants[16:, :20] = 10  # right, posterior
     quadrants[:, :, -1] = 15  # the slice on top
     write_volume(tmp_path / "volume.nii.gz", quadrants, codes=codes)
-    picture = load_picture(tmp_path / "volume.nii.gz")
+    picture = ImageView().show(tmp_path / "volume.nii.gz")
     assert picture.shape == (40, 32, 18, 3)
     for index in range(17):
         axial = picture[:, :, index, 0]
@@ -420,7 +420,7 @@ def test_mask_that_cannot_be_read_is_refused(tmp_path):
 @pytest.mark.parametrize("pixels", [np.full((ROWS, COLUMNS, 3), (51, 102, 204)), np.full((ROWS, COLUMNS), 51)])
 def test_values_are_normalized_as_the_card_says(tmp_path, pixels):
     path = write_picture(tmp_path / "constant.png", pixels.astype(np.uint8))
-    image = build_preprocessing(CARD, image_size=56)({"image": path})["image"]
+    image = build_preprocessing(CARD, ImageView(image_size=56))({"image": path})["image"]
     expected = (np.broadcast_to(pixels[0, 0], 3) / 255 - np.array(CARD.mean)) / np.array(CARD.std)
     assert image.shape == (3, 56, 56)
     assert image.dtype == torch.float32
@@ -430,7 +430,7 @@ def test_values_are_normalized_as_the_card_says(tmp_path, pixels):
 @pytest.mark.parametrize("image_size", [28, 56])
 def test_preprocessed_picture_is_pillows_resized_and_normalized(tmp_path, image_size):
     path = write_picture(tmp_path / "a.png", corner_pixels())
-    image = build_preprocessing(CARD, image_size=image_size)({"image": path})["image"]
+    image = build_preprocessing(CARD, ImageView(image_size=image_size))({"image": path})["image"]
     resized = Image.fromarray(corner_pixels()).resize((image_size, image_size), Image.Resampling.BICUBIC)
     expected = (np.asarray(resized) / 255 - np.array(CARD.mean)) / np.array(CARD.std)
     np.testing.assert_allclose(image.numpy().transpose(1, 2, 0), expected, atol=1e-5)
@@ -442,7 +442,7 @@ def test_image_and_mask_stay_on_top_of_each_other(tmp_path):
         "mask": write_picture(tmp_path / "mask.png", blob()),
         "label": 1,
     }
-    data = build_preprocessing(CARD, image_size=56, with_mask=True)(case)
+    data = build_preprocessing(CARD, ImageView(image_size=56), with_mask=True)(case)
     assert (data["image"].shape, data["mask"].shape, data["label"]) == ((3, 56, 56), (1, 56, 56), 1)
     bright = data["image"][0] > (0.5 - CARD.mean[0]) / CARD.std[0]
     assert (bright == data["mask"][0].bool()).float().mean() > 0.99
@@ -462,7 +462,7 @@ def test_volumes_with_masks_are_refused(tmp_path, with_file):
 
 def test_mask_of_an_anomalous_case_without_a_file_is_not_known(tmp_path):
     path = write_picture(tmp_path / "a.png", corner_pixels())
-    steps = build_preprocessing(CARD, image_size=56, with_mask=True)
+    steps = build_preprocessing(CARD, ImageView(image_size=56), with_mask=True)
     assert steps({"image": path, "label": 1, "mask": None})["mask"].isnan().all()
     assert steps({"image": path, "label": 0, "mask": None})["mask"].max() == 0
 
@@ -470,13 +470,13 @@ def test_mask_of_an_anomalous_case_without_a_file_is_not_known(tmp_path):
 @pytest.mark.parametrize("image_size", [0, -14, 13, 57])
 def test_image_size_that_patches_do_not_fill_is_refused(image_size):
     with pytest.raises(ValueError, match=rf"multiple of the patch size 14, got {image_size}"):
-        build_preprocessing(CARD, image_size=image_size)
+        build_preprocessing(CARD, ImageView(image_size=image_size))
 
 
 def test_preprocessing_refuses_pictures_beyond_the_limit(tmp_path):
     path = write_picture(tmp_path / "a.png", corner_pixels())
     with pytest.raises((ImageFileError, RuntimeError)) as refusal:  # MONAI's Compose wraps what a transform raises
-        build_preprocessing(CARD, image_size=56, max_pixels=100)({"image": path})
+        build_preprocessing(CARD, ImageView(image_size=56, max_pixels=100))({"image": path})
     assert "limit of 100" in f"{refusal.value} {refusal.value.__cause__}"
 
 
@@ -497,8 +497,8 @@ def test_map_of_a_photograph_lies_on_what_is_shown_of_the_file(tmp_path, orienta
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = write_picture(tmp_path / "a.png", pixels, exif=exif)
-    shown = load_picture(path)
-    preprocessing = build_preprocessing(CARD, image_size=56)
+    shown = ImageView().show(path)
+    preprocessing = build_preprocessing(CARD, ImageView(image_size=56))
     data = preprocessing({"image": path})
     restored = invert(preprocessing, data, data["image"][:1].as_tensor())
     assert restored.shape == (1, shown.shape[1], shown.shape[0])
@@ -523,7 +523,7 @@ def test_marked_voxel_of_a_volume_comes_back_to_its_place(tmp_path, codes, spaci
     values = np.zeros((24, 34, 18), np.float32)
     values[5:8, 22:25, 4] = 100
     stored = write_volume(tmp_path / "volume.nii.gz", values, codes=codes, spacing=spacing, turn=turn)
-    preprocessing = build_preprocessing(CARD, image_size=56)
+    preprocessing = build_preprocessing(CARD, ImageView(image_size=56))
     data = preprocessing({"image": tmp_path / "volume.nii.gz"})
     assert data["image"].shape == (3, 56, 56, 18)
     restored = invert(preprocessing, data, data["image"][:1].as_tensor())
@@ -535,7 +535,7 @@ def test_marked_voxel_of_a_volume_comes_back_to_its_place(tmp_path, codes, spaci
 def test_nearest_interpolation_invents_no_values(tmp_path):
     values = np.random.RandomState(2).rand(24, 34, 16).astype(np.float32)
     stored = write_volume(tmp_path / "volume.nii.gz", values, codes="ASR")
-    preprocessing = build_preprocessing(CARD, image_size=56)
+    preprocessing = build_preprocessing(CARD, ImageView(image_size=56))
     data = preprocessing({"image": tmp_path / "volume.nii.gz"})
     classes = torch.randint(0, 5, (1, *data["image"].shape[1:])).float()
     nearest = invert(preprocessing, data, classes, nearest_interp=True)
@@ -551,15 +551,15 @@ def test_nearest_interpolation_invents_no_values(tmp_path):
 def test_picture_is_what_pillow_shows(tmp_path, name):
     path = write_picture(tmp_path / name, corner_pixels())
     with Image.open(path) as picture:
-        np.testing.assert_array_equal(load_picture(path), np.asarray(picture))
+        np.testing.assert_array_equal(ImageView().show(path), np.asarray(picture))
 
 
 def test_picture_of_a_grey_image_has_three_equal_channels(tmp_path):
-    picture = load_picture(write_picture(tmp_path / "grey.png", blob()))
+    picture = ImageView().show(write_picture(tmp_path / "grey.png", blob()))
     np.testing.assert_array_equal(picture, np.dstack([blob()] * 3))
 
 
 def test_picture_of_a_scored_image_has_no_limit(tmp_path, monkeypatch):
     monkeypatch.setattr("mrad_med.io.image.MAX_PIXELS", 100)
     path = write_picture(tmp_path / "a.png", corner_pixels())
-    assert load_picture(path).shape == (ROWS, COLUMNS, 3)
+    assert ImageView().show(path).shape == (ROWS, COLUMNS, 3)
