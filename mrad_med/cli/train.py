@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from mrad_med.cli.console import ALL_WELL, say
 from mrad_med.cli.overrides import set_command
 from mrad_med.cli.workflows import build_workflow, run_workflow
-from mrad_med.files import prepare_output, prepare_output_file
+from mrad_med.files import atomic_path, prepare_output, prepare_output_file
 
 __all__ = ["add_to"]
 
@@ -32,11 +35,21 @@ def _train(options: argparse.Namespace) -> int:
     from mrad_med.store import FolderLock  # which imports torch
 
     workflow = build_workflow(options, "train", dataset_dir=options.dataset_dir)
-    for names, prepare in ((_FOLDERS, prepare_output), (_FILES, prepare_output_file)):
-        for name in names:
-            if name in workflow.parser:
-                prepare(workflow.parser.get_parsed_content(name))
-    with FolderLock(workflow.parser.get_parsed_content("output_dir"), take_over=options.take_over):
+    folder = prepare_output(workflow.parser.get_parsed_content("output_dir"))
+    with FolderLock(folder, take_over=options.take_over):
+        for names, prepare in ((_FOLDERS, prepare_output), (_FILES, prepare_output_file)):
+            for name in names:
+                if name in workflow.parser:
+                    prepare(workflow.parser.get_parsed_content(name))
+        _write_record(folder, is_whole=False)  # true until the run ends, however it ends
         run_workflow(workflow)
+        _write_record(folder, is_whole=True)
     say(f"trained: {workflow.parser.get_parsed_content('checkpoint')}")
     return ALL_WELL
+
+
+def _write_record(folder: Path, *, is_whole: bool) -> None:
+    """Write ``run.json``, which states whether the training came to its end."""
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    with atomic_path(folder / "run.json") as partial:
+        partial.write_text(json.dumps({"created": created, "complete": is_whole}, indent=2) + "\n", encoding="utf-8")

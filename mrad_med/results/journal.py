@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from mrad_med.networks.provenance import package_versions
 from mrad_med.store import make_key, paths_of
 
 __all__ = ["Entry", "Journal", "files_of", "what_matters"]
+
+logger = logging.getLogger(__name__)
 
 _FORMAT = 2  # of a line; lines of another format finish nothing
 _CHECK = ', "check": "{}"}}'  # ends each line: a part of the sha256 of all that stands before
@@ -160,6 +163,22 @@ class Journal:
         """Return whether there is nothing left to do for a case; the arguments are those of `key`."""
         key = self.key(case_id, source, contents)
         return bool(key) and self.may_be_finished(case_id) and self.entries[case_id].key == key
+
+    def report(self, names: Iterable[str]) -> None:
+        """Log why cases of an earlier run are scored again, each reason in one line.
+
+        Args:
+            names: names of the cases that are scored.
+        """
+        known = [self.entries[case_id] for case_id in names if case_id in self.entries]
+        others = sum(entry.settings != self.settings for entry in known)
+        for count, reason in (
+            (self.outdated, "result(s) of an older version of mrad_med are not taken for finished"),
+            (self.damaged, f"line(s) of {self.path.name} are damaged; their cases are scored again"),
+            (others, "case(s) were finished with other settings or versions and are scored again"),
+        ):
+            if count:
+                logger.warning("%s: %d %s", self.path.parent, count, reason)
 
     def add(self, entry: Entry) -> None:
         """Note a finished case.

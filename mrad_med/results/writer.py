@@ -142,8 +142,11 @@ class ResultWriter:
         for case_id in self._cases:
             if case_id in finished:
                 self._take_over(case_id)
-        self._report(set(self._cases) - finished)
-        self._write_record(is_whole=False)  # true until the run ends, however it ends
+        self._journal.report(set(self._cases) - finished)
+        try:
+            self._write_record(is_whole=False)  # true until the run ends, however it ends
+        except OSError as error:
+            raise OutputError(f"cannot write to {self.output_dir} ({error.strerror}); free some space") from error
         return [case for case in cases if case[AnomalyKeys.CASE_ID] not in finished]
 
     def changed(self, failures: Sequence[FailedCase] = ()) -> list[dict[str, Any]]:
@@ -168,19 +171,6 @@ class ResultWriter:
 
     def _source_of(self, case_id: str) -> Any:
         return self._cases[case_id][AnomalyKeys.IMAGE]
-
-    def _report(self, names: set[str]) -> None:
-        """Log why cases of an earlier run are scored again, each reason in one line."""
-        journal = self._journal
-        known = [journal.entries[case_id] for case_id in names if case_id in journal.entries]
-        others = sum(entry.settings != journal.settings for entry in known)
-        for count, reason in (
-            (journal.outdated, "result(s) of an older version of mrad_med are not taken for finished"),
-            (journal.damaged, f"line(s) of {journal.path.name} are damaged; their cases are scored again"),
-            (others, "case(s) were finished with other settings or versions and are scored again"),
-        ):
-            if count:
-                logger.warning("%s: %d %s", self.output_dir, count, reason)
 
     def _take_over(self, case_id: str) -> None:
         """Take what an earlier run finished into the tables."""
@@ -210,9 +200,16 @@ class ResultWriter:
             OutputError: the disk is full, or the folder went away.
             ValueError: the case name would lead out of the output folder.
         """
-        relative = safe_relative_path(result.case_id)
-        if not self._lock.is_held:  # after `finish`
+        if not self._lock.is_held:  # after `finish`, or where the caller goes on after an error
             self._lock = FolderLock(self.output_dir)
+        try:
+            self._write(result)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _write(self, result: CaseResult) -> None:
+        relative = safe_relative_path(result.case_id)
         video = self._video_of(result.case_id, result.source, result.study)
         if self._video is not None and video != self._video.name:
             self._finish_video()
@@ -381,10 +378,7 @@ class ResultWriter:
             **self.provenance,
             **describe_cases(len(self._done), self.failures, not_reached, self.shortfalls),
         }
-        try:
-            write_record(self.output_dir / "run.json", record)
-        except OSError as error:
-            raise OutputError(f"cannot write to {self.output_dir} ({error.strerror}); free some space") from error
+        write_record(self.output_dir / "run.json", record)
 
     def _remove(self, case_id: str) -> None:
         """Remove what was written of a case by an earlier run."""

@@ -30,7 +30,7 @@ from tests.dicom_phantoms import OBLIQUE, PRIVATE, write_multiframe, write_serie
 SMALL = ["--bundle", "mrad_tf", "--image_size", "70", "--device", "cpu"]
 pytestmark = pytest.mark.usefixtures("embedded_is_loaded", "plain_figures")
 DAMAGED = b"\x08\0\0\0" + bytes(100)  # may be DICOM without preamble
-CASES = ["brain", "photo", "ct/series_1"]  # files of a folder come before those of folders in it
+CASES = ["brain", "photo", "ct/series_1-238d1e6b95"]  # files of a folder come before those of folders in it
 
 
 def photograph(path: Path, seed: int = 0) -> Path:
@@ -107,9 +107,9 @@ def test_each_kind_has_its_outputs_and_a_bad_file_costs_only_itself(study, out, 
     report(study / "ct" / "report")
     assert detect(study, out) == 1
     assert written(out) == [
-        *("maps/brain.nii.gz", "maps/ct/series_1.nii.gz", "maps/photo.tiff"),
-        *("montages/brain.png", "montages/ct/series_1.png"),
-        *("overlays/brain.png", "overlays/ct/series_1.png", "overlays/photo.png"),
+        *("maps/brain.nii.gz", "maps/ct/series_1-238d1e6b95.nii.gz", "maps/photo.tiff"),
+        *("montages/brain.png", "montages/ct/series_1-238d1e6b95.png"),
+        *("overlays/brain.png", "overlays/ct/series_1-238d1e6b95.png", "overlays/photo.png"),
     ]
     told = capfd.readouterr()
     assert "3 of 4 case(s) scored" in told.out
@@ -123,8 +123,8 @@ def test_each_kind_has_its_outputs_and_a_bad_file_costs_only_itself(study, out, 
     assert record["failures"] == [{"case_id": "ct/damaged", "reason": rows["ct/damaged"]["reason"]}]
     assert record["cases"] == {"total": 4, "ok": 3, "failed": 1}
     assert any("ct/report: passed over: " in message and "structured report" in message for message in caplog.messages)
-    assert Counter(row["case_id"] for row in table(out, "slices")) == {"brain": 6, "ct/series_1": 5}
-    assert [row["study"] for row in table(out, "studies")] == ["study_1"]
+    assert Counter(row["case_id"] for row in table(out, "slices")) == {"brain": 6, "ct/series_1-238d1e6b95": 5}
+    assert [row["study"] for row in table(out, "studies")] == ["study-40c5e4875b"]
     (study / "ct" / "damaged.dcm").unlink()
     assert detect(study, out) == 0
 
@@ -132,14 +132,14 @@ def test_each_kind_has_its_outputs_and_a_bad_file_costs_only_itself(study, out, 
 OF_EACH = {
     "tiff": ["maps/photo.tiff"],
     "png": ["maps/photo.png"],
-    "nifti": ["maps/brain.nii.gz", "maps/ct/series_1.nii.gz"],
-    "nrrd": ["maps/brain.nrrd", "maps/ct/series_1.nrrd"],
-    "mask": ["masks/brain.nii.gz", "masks/ct/series_1.nii.gz", "masks/photo.png"],
-    "overlay": ["overlays/brain.png", "overlays/ct/series_1.png", "overlays/photo.png"],
-    "montage": ["montages/brain.png", "montages/ct/series_1.png"],
-    "seg": ["dicom/ct/series_1_seg.dcm"],
-    "parametric-map": ["dicom/ct/series_1_map.dcm"],
-    "capture": [f"dicom/ct/series_1/overlay_000{number}.dcm" for number in range(1, 6)],
+    "nifti": ["maps/brain.nii.gz", "maps/ct/series_1-238d1e6b95.nii.gz"],
+    "nrrd": ["maps/brain.nrrd", "maps/ct/series_1-238d1e6b95.nrrd"],
+    "mask": ["masks/brain.nii.gz", "masks/ct/series_1-238d1e6b95.nii.gz", "masks/photo.png"],
+    "overlay": ["overlays/brain.png", "overlays/ct/series_1-238d1e6b95.png", "overlays/photo.png"],
+    "montage": ["montages/brain.png", "montages/ct/series_1-238d1e6b95.png"],
+    "seg": ["dicom/ct/series_1-238d1e6b95_seg.dcm"],
+    "parametric-map": ["dicom/ct/series_1-238d1e6b95_map.dcm"],
+    "capture": [f"dicom/ct/series_1-238d1e6b95/overlay_000{number}.dcm" for number in range(1, 6)],
     "video": [],
 }
 
@@ -183,7 +183,7 @@ def test_dry_run_lists_what_is_found_and_leaves_no_trace(study, out, monkeypatch
     assert cells == [
         ["brain", "volume"],
         ["photo", "photograph"],
-        ["ct/series_1", "study_1", "DICOM CT 5 slices of 24 x 20, axial, 2 x 2 x 5 mm"],
+        ["ct/series_1-238d1e6b95", "study-40c5e4875b", "DICOM CT 5 slices of 24 x 20, axial, 2 x 2 x 5 mm"],
         ["ct/damaged", "DICOM, damaged"],
         ["ct/report", "passed over"],
     ]
@@ -298,8 +298,8 @@ def test_finished_cases_are_not_scored_again_unless_they_or_the_settings_changed
     photograph(study / "added.png", 6)
     assert run(scored, study, out, *few) == ["added"]
     assert list(scores(out)) == ["added", *CASES]
-    (out / "maps" / "ct" / "series_1.nii.gz").unlink()
-    assert run(scored, study, out, *few) == ["ct/series_1"]
+    (out / "maps" / "ct" / "series_1-238d1e6b95.nii.gz").unlink()
+    assert run(scored, study, out, *few) == ["ct/series_1-238d1e6b95"]
     (study / "added.png").unlink()
     assert run(scored, study, out, *few) == []
     assert list(scores(out)) == CASES

@@ -6,7 +6,9 @@ import csv
 import errno
 import json
 import os
+import shutil
 import tempfile
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -271,12 +273,13 @@ def test_table_has_a_row_for_every_case(tmp_path):
 def test_record_says_what_ran_and_how_it_went(tmp_path):
     writer = ResultWriter(tmp_path / "out", provenance={"backbone": {"name": "tiny"}, "settings": {"path": tmp_path}})
     writer.write(make_image_case(tmp_path))
-    writer.finish(FAILURES * 2)
+    writer.finish([*FAILURES, replace(FAILURES[0], case_id="other")])
     record = read_record(tmp_path / "out")
     assert record["backbone"] == {"name": "tiny"}
     assert record["settings"] == {"path": str(tmp_path)}
     assert record["cases"] == {"total": 3, "ok": 1, "failed": 2}
-    assert record["failures"] == [{"case_id": "broken, very", "reason": FAILURES[0].reason}] * 2
+    names = ("broken, very", "other")
+    assert record["failures"] == [{"case_id": name, "reason": FAILURES[0].reason} for name in names]
     assert record["versions"]["mrad-med"] == mrad_med.__version__
     assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert set(record["versions"]) == {"python", "mrad-med", "monai", "torch", "open_clip_torch", "numpy"}
@@ -441,7 +444,7 @@ def test_full_disk_leaves_no_half_of_a_table(tmp_path, monkeypatch, owner, metho
 
 def test_folder_that_is_replaced_by_a_file_meanwhile_is_told(tmp_path):
     writer = ResultWriter(tmp_path / "out")
-    (tmp_path / "out").rmdir()
+    shutil.rmtree(tmp_path / "out")
     (tmp_path / "out").write_text("in the way")
     with pytest.raises(OutputError, match="cannot write the results of photo"):
         writer.write(make_image_case(tmp_path))
