@@ -22,15 +22,21 @@ def add_to(commands: Any) -> None:
     train.add_argument("bundle", help="bundle directory or name, such as mrad_ft")
     train.add_argument("--dataset_dir", required=True, help="VisA as downloaded, or folders of classes")
     train.add_argument("--output_dir", help="folder for features, bank, checkpoints and head (default: the bundle's)")
+    train.add_argument(
+        "--take-over", action="store_true", help="write to a folder that a process of another host has locked"
+    )
     set_command(train, _train, takes_overrides=True)
 
 
 def _train(options: argparse.Namespace) -> int:
+    from mrad_med.store import FolderLock  # which imports torch
+
     workflow = build_workflow(options, "train", dataset_dir=options.dataset_dir)
     for names, prepare in ((_FOLDERS, prepare_output), (_FILES, prepare_output_file)):
         for name in names:
             if name in workflow.parser:
                 prepare(workflow.parser.get_parsed_content(name))
-    run_workflow(workflow)
+    with FolderLock(workflow.parser.get_parsed_content("output_dir"), take_over=options.take_over):
+        run_workflow(workflow)
     say(f"trained: {workflow.parser.get_parsed_content('checkpoint')}")
     return ALL_WELL

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 from itertools import combinations, product
 
-__all__ = ["Identifiers"]
+__all__ = ["HIDDEN", "Identifiers"]
 
 HIDDEN = "anonymous"
 # UTF-8 bytes that make a name, number or date worth hiding: "1" and "MR" are in half of all names, but one Chinese
@@ -49,9 +49,12 @@ class Identifiers:
 
     def hide(self, name: str) -> str:
         """Return a path, its parts separated by ``/``, with ``anonymous`` for each part in which one was found."""
-        return "/".join(HIDDEN if self._words and self._tells(part) else part for part in name.split("/"))
+        return "/".join(HIDDEN if self.found_in(part) else part for part in name.split("/"))
 
-    def _tells(self, part: str) -> bool:
+    def found_in(self, part: str) -> bool:
+        """Return whether one of them is in a part of a path."""
+        if not self._words:
+            return False
         present = _split(part)
         runs = {"".join(present[i:j]) for i, j in combinations(range(len(present) + 1), 2)}  # finds "2025-09-17"
         if runs & self._words:

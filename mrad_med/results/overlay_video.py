@@ -24,14 +24,17 @@ class VideoCollector:
     The frames keep their times. Colors span the range of all maps, for MRAD's probabilities may span no more than 0.01;
     until it is known, small maps wait in a temporary file.
 
+    Args:
+        folder: folder of the temporary file; by default that of the system.
+
     Attributes:
         name: of the video; empty before the first frame.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self.name = ""
         self._frames: list[tuple[Frame, tuple[int, int]]] = []
-        self._maps = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the object
+        self._maps = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with the object
         self._range = (np.inf, -np.inf)
 
     def add(self, result: CaseResult, name: str) -> None:
