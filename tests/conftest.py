@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -187,21 +187,27 @@ def image_folder(tmp_path: Path) -> Path:
     return folder
 
 
-_OPENED: list[str] = []  # what was opened since the fixture below was asked for
-_WATCHED: list[bool] = []  # whether a hook was added: hooks cannot be removed, and one is enough
+_OPENED: list[str] = []  # files, while the fixture below is in use
+_WATCH = {"hooked": False, "on": False}  # a hook cannot be removed, and one is enough
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if _WATCH["on"] and event == "open":
+        _OPENED.append(str(arguments[0]))
 
 
 @pytest.fixture
-def opened() -> Callable[[], Counter[str]]:
-    """Return a function that returns how often each file was opened, by name, since its last call."""
-    if not _WATCHED:
-        _WATCHED.append(True)
-        sys.addaudithook(lambda event, args: _OPENED.append(str(args[0])) if event == "open" else None)
+def opened() -> Iterator[Callable[[], Counter[str]]]:
+    """Yield a function that returns how often each file was opened, by name, since its last call."""
+    if not _WATCH["hooked"]:
+        sys.addaudithook(_watch)
 
     def count() -> Counter[str]:
         names = Counter(Path(name).name for name in _OPENED)
         _OPENED.clear()
         return names
 
-    count()
-    return count
+    _WATCH.update(hooked=True, on=True)
+    yield count
+    _WATCH["on"] = False
+    _OPENED.clear()
