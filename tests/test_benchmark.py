@@ -106,7 +106,8 @@ def test_every_bundle_is_measured_on_every_set_and_each_image_encoded_once(
     for name in ("tf", "ft"):
         for dataset in sets:
             folder = out / dataset / name
-            assert {path.name for path in folder.iterdir()} == {"cases.csv", "metrics.json", "metrics.md", "records"}
+            files = {"cases.csv", "metrics.json", "metrics.md", "records", "run.json"}
+            assert {path.name for path in folder.iterdir()} == files
             written = read_json(folder / "metrics.json")
             assert written["settings"]["bundle"] == name
             assert written["intervals"]["drawn"] == {"by": "case", "resamples": 20, "seed": 3}
