@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import mrad_med
 from mrad_med.cli.console import ALL_WELL, say
 from mrad_med.cli.overrides import set_command
 from mrad_med.cli.workflows import build_workflow, run_workflow
@@ -32,11 +33,9 @@ def add_to(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from mrad_med.store import FolderLock  # which imports torch
-
     workflow = build_workflow(options, "train", dataset_dir=options.dataset_dir)
     folder = prepare_output(workflow.parser.get_parsed_content("output_dir"))
-    with FolderLock(folder, take_over=options.take_over):
+    with mrad_med.store.FolderLock(folder, take_over=options.take_over):
         for names, prepare in ((_FOLDERS, prepare_output), (_FILES, prepare_output_file)):
             for name in names:
                 if name in workflow.parser:
