@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mrad_med.io.frames import Frame, OverlayVideo, read_frame
+from mrad_med.io.frames import Frame, FrameReader, OverlayVideo
 from mrad_med.results.case_result import CaseResult
 from mrad_med.results.overlays import blend_overlay, fit_picture
 
@@ -67,10 +67,10 @@ class VideoCollector:
         rate = 1 / float(np.median(steps)) if len(steps) and np.median(steps) > 0 else PAGES_PER_SECOND
         start, size = times[0] if times else 0.0, None
         self._maps.seek(0)
-        with OverlayVideo(path, frames_per_second=rate) as video:
+        with OverlayVideo(path, frames_per_second=rate) as video, FrameReader() as reader:
             for number, (frame, (rows, columns)) in enumerate(self._frames):
                 small = np.frombuffer(self._maps.read(4 * rows * columns), np.float32).reshape(rows, columns)
-                picture = Image.fromarray(fit_picture(read_frame(frame)))
+                picture = Image.fromarray(fit_picture(reader.read(frame)))
                 size = size or picture.size
                 shown = np.asarray(picture if picture.size == size else picture.resize(size))
                 anomaly_map = np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BILINEAR))
