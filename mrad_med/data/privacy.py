@@ -1,4 +1,4 @@
-"""Patient identifiers hidden in paths, since folders of exports are often named after patients."""
+"""Patient identifiers found in paths, since folders of exports are often named after patients."""
 
 from __future__ import annotations
 
@@ -46,10 +46,6 @@ class Identifiers:
         self._inside = {word for word in self._words if len(word.encode()) >= _INSIDE}
         self._lengths = {len(word) for word in self._inside}
         self._words |= {date for value in values for date in _dates(value)}
-
-    def hide(self, name: str) -> str:
-        """Return a path, its parts separated by ``/``, with ``anonymous`` for each part in which one was found."""
-        return "/".join(HIDDEN if self.found_in(part) else part for part in name.split("/"))
 
     def found_in(self, part: str) -> bool:
         """Return whether one of them is in a part of a path."""

@@ -60,8 +60,8 @@ class DicomSeries:
     """Slices that make one volume, or one file with several frames.
 
     Attributes:
-        case_id: path of the folder below the root, and the number of the series; unique, and no identifier or name
-            out of a header.
+        case_id: path of the folder below the root, number of the series, and a code made of the first slice's UID;
+            unique, and without identifiers or names of a header.
         files: in the order in which the slices lie along their normal; as their names are sorted where that is open.
         modality: such as ``"CT"``; empty where it is not told.
         plane: ``"axial"``, ``"coronal"``, ``"sagittal"``, ``"oblique"`` or ``"unknown"``.
