@@ -32,7 +32,8 @@ from mrad_med.types import AnomalyKeys, FailedCase
 __all__ = ["AnomalyDetector", "Results"]
 
 LOCAL_SHARE = 0.2  # a few local cases count as a fifth of the memory: enough to be seen, not to drown the rest
-_NOT_OF_RESULTS = ("_target_", "output_dir", "provenance", "resume", "view")  # values of a writer set by `Results.save`
+# Values of a writer that `Results.save` sets, or that are of one run.
+_NOT_OF_RESULTS = ("_target_", "output_dir", "provenance", "resume", "take_over", "view")
 
 
 @dataclass

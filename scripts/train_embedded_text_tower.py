@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", default="fp32", help="of the image tower: fp32, or bf16 where it is fast")
     parser.add_argument("--trial-file", type=Path, help="safetensors file for the tower that has not seen all surfaces")
-    parser.add_argument("--output-directory", type=Path, default=default, help="default: mrad_med/weights")
+    parser.add_argument("--output-directory", type=Path, default=default, help="default: mrad_med/networks/weights")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     started = time.time()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +185,29 @@ def image_folder(tmp_path: Path) -> Path:
         pixels[:10, -20:] = (250, 120, 30)
         Image.fromarray(pixels).save(folder / name)
     return folder
+
+
+_OPENED: list[str] = []  # files, while the fixture below is in use
+_WATCH = {"hooked": False, "on": False}  # a hook cannot be removed, and one is enough
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if _WATCH["on"] and event == "open":
+        _OPENED.append(str(arguments[0]))
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[[], Counter[str]]]:
+    """Yield a function that returns how often each file was opened, by name, since its last call."""
+    if not _WATCH["hooked"]:
+        sys.addaudithook(_watch)
+
+    def count() -> Counter[str]:
+        names = Counter(Path(name).name for name in _OPENED)
+        _OPENED.clear()
+        return names
+
+    _WATCH.update(hooked=True, on=True)
+    yield count
+    _WATCH["on"] = False
+    _OPENED.clear()

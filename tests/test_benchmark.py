@@ -106,15 +106,16 @@ def test_every_bundle_is_measured_on_every_set_and_each_image_encoded_once(
     for name in ("tf", "ft"):
         for dataset in sets:
             folder = out / dataset / name
-            assert {path.name for path in folder.iterdir()} == {"cases.csv", "metrics.json", "metrics.md", "records"}
+            files = {"cases.csv", "metrics.json", "metrics.md", "records", "run.json"}
+            assert {path.name for path in folder.iterdir()} == files
             written = read_json(folder / "metrics.json")
             assert written["settings"]["bundle"] == name
             assert written["intervals"]["drawn"] == {"by": "case", "resamples": 20, "seed": 3}
             assert read_json(out / "benchmark.json")[ZERO_SHOT][name][dataset]["image"] == written["image"]
     page = (out / "benchmark.md").read_text(encoding="utf-8")
     values = [100 * results[ZERO_SHOT]["tf"][dataset]["image"]["auroc"] for dataset in sets]
-    assert f"## Protocol: {ZERO_SHOT}\n\n**image AUROC**\n\n| network | kvasir | endo | mean |" in page
-    assert f"| tf | {values[0]:.1f} | {values[1]:.1f} | {sum(values) / 2:.1f} |" in page
+    assert f"## Protocol: {ZERO_SHOT}\n\n**image AUROC**\n\n| network   |   kvasir |   endo |   mean |" in page
+    assert f"| tf        | {values[0]:>8.1f} | {values[1]:>6.1f} | {sum(values) / 2:>6.1f} |" in page
     assert WITH_MEDICAL not in page
     latex = (out / "benchmark.tex").read_text(encoding="utf-8")
     assert latex.startswith(f"% Protocol: {ZERO_SHOT}\n% image AUROC, percent\n\\begin{{tabular}}{{lrrr}}")

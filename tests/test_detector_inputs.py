@@ -20,15 +20,18 @@ from mrad_med import (
     CaseResult,
     Evaluation,
     ImageView,
+    ResultWriter,
     SlidingWindowAnomalyInferer,
     build_mrad_tf,
     export_network,
+    find_cases,
 )
 from mrad_med.bundle import read_bundle
 from mrad_med.detector import Results
 from mrad_med.errors import ExportError
 from mrad_med.io.frames import OverlayVideo, list_frames
 from tests.conftest import TINY_SIZE
+from tests.io.test_frames import handles_of, on_linux
 from tests.small_dicom import make_image, write_image, write_series
 
 ROOT = Path(__file__).parent.parent
@@ -294,6 +297,21 @@ def test_profile_of_endoscopy_takes_out_what_is_no_tissue_and_thins_videos(tmp_p
             video.write(black)
     assert len(detect(endoscopy, tmp_path / "exam.mp4")) == 5  # one second of video
     assert len(endoscopy.detect(tmp_path / "exam.mp4", progress=False, frames_per_second=2)) == 2
+
+
+@on_linux
+def test_video_that_was_scored_can_be_deleted(make, tmp_path):
+    pytest.importorskip("av")
+    with OverlayVideo(tmp_path / "exam.mp4", frames_per_second=5) as video:
+        for shade in (0, 120, 240):
+            video.write(np.full((60, 80, 3), shade, np.uint8))
+    detector = make()
+    assert len(detect(detector, tmp_path / "exam.mp4")) == 3
+    assert handles_of(tmp_path / "exam.mp4") == 0
+    writer = ResultWriter(tmp_path / "out", write=["overlay", "video"])
+    assert detector.stream(find_cases(tmp_path / "exam.mp4"), writer.write, progress=False) == []
+    writer.finish()
+    assert handles_of(tmp_path / "exam.mp4") == handles_of(tmp_path / "out/videos/exam.mp4") == 0
 
 
 def test_values_given_come_before_profiles_and_later_profiles_before_earlier():

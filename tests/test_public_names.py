@@ -78,7 +78,7 @@ PUBLIC = {
     "write_surface_dataset",
 }
 ROOMS = ("io", "transforms", "data", "networks", "metrics", "results", "training", "evaluation")
-SUBMODULES = {*ROOMS, "benchmark", "bundle", "cli", "detector", "distributed", "errors", "files", "types"}
+SUBMODULES = {*ROOMS, "benchmark", "bundle", "cli", "detector", "distributed", "errors", "files", "store", "types"}
 PACKAGES = ("mrad_med", *(f"mrad_med.{room}" for room in ROOMS))
 MOVED = [(place, name) for place, names in mrad_med._MOVED.items() for name in names.split()]
 

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "mrad_med"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # The ground files know nothing of any room; the roof (`cli`, `benchmark`, `detector`) may import everything.
-GROUND = {"errors", "types", "files", "distributed"}
+GROUND = {"errors", "types", "files", "store", "distributed"}
 GROUNDS = {"io", "networks", "metrics"}
 BELOW = GROUNDS | {"transforms", "data"}
 MAY_IMPORT = {

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-__all__ = ["ALL_WELL", "NOTHING_DONE", "SOME_FAILED", "STOPPED", "say", "say_table"]
+__all__ = ["ALL_WELL", "NOTHING_DONE", "SIGNALED", "SOME_FAILED", "STOPPED", "say", "say_table"]
 
 ALL_WELL, SOME_FAILED, NOTHING_DONE, STOPPED = 0, 1, 2, 130  # exit statuses
+SIGNALED = 128  # plus the number of a signal: exit status of a program that the signal ended
 
 
 def say(text: str, *, to_error: bool = False) -> None:

@@ -52,6 +52,9 @@ def add_to(commands: Any) -> None:
     )
     detect.add_argument("--jobs", type=int, dest="num_workers", help="processes that read ahead (default: none)")
     detect.add_argument("--dry-run", action="store_true", help="list what is found, and score nothing")
+    detect.add_argument(
+        "--take-over", action="store_true", help="write to a folder that a process of another host has locked"
+    )
     detect.add_argument("--restart", action="store_true", help="score finished cases of an earlier run again")
     detect.add_argument(
         "--keep-identifiers",
@@ -70,6 +73,8 @@ def _detect(options: argparse.Namespace) -> int:
     if options.dry_run:
         parser = mrad_med.bundle.read_bundle(options.bundle, profiles=options.profile, overrides=values)
         return _list(mrad_med.data.survey(options.path, exclude=options.out, **parser.get_parsed_content("search")))
+    if options.take_over:  # which configs of one's own may lack
+        values["take_over"] = True
     workflow = mrad_med.BundleWorkflow(
         options.bundle,
         profiles=options.profile,

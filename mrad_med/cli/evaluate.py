@@ -19,11 +19,17 @@ def add_to(commands: Any) -> None:
     evaluate.add_argument("--dataset", required=True, help="a set (see mrad-med datasets), or a layout: folder")
     evaluate.add_argument("--dataset_dir", required=True, help="where the set is unpacked")
     evaluate.add_argument("--output_dir", help="folder for results (default: the bundle's)")
+    evaluate.add_argument(
+        "--take-over", action="store_true", help="write to a folder that a process of another host has locked"
+    )
     set_command(evaluate, _evaluate, takes_overrides=True)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    workflow = build_workflow(options, "evaluate", dataset_name=options.dataset, dataset_dir=options.dataset_dir)
+    values = {"dataset_name": options.dataset, "dataset_dir": options.dataset_dir}
+    if options.take_over:
+        values["take_over"] = True
+    workflow = build_workflow(options, "evaluate", **values)
     workflow.initialize()
     evaluation = workflow.parser.get_parsed_content("evaluation")
     try:

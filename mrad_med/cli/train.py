@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
+import mrad_med
 from mrad_med.cli.console import ALL_WELL, say
 from mrad_med.cli.overrides import set_command
 from mrad_med.cli.workflows import build_workflow, run_workflow
-from mrad_med.files import prepare_output, prepare_output_file
+from mrad_med.files import atomic_path, prepare_output, prepare_output_file
 
 __all__ = ["add_to"]
 
@@ -22,15 +26,29 @@ def add_to(commands: Any) -> None:
     train.add_argument("bundle", help="bundle directory or name, such as mrad_ft")
     train.add_argument("--dataset_dir", required=True, help="VisA as downloaded, or folders of classes")
     train.add_argument("--output_dir", help="folder for features, bank, checkpoints and head (default: the bundle's)")
+    train.add_argument(
+        "--take-over", action="store_true", help="write to a folder that a process of another host has locked"
+    )
     set_command(train, _train, takes_overrides=True)
 
 
 def _train(options: argparse.Namespace) -> int:
     workflow = build_workflow(options, "train", dataset_dir=options.dataset_dir)
-    for names, prepare in ((_FOLDERS, prepare_output), (_FILES, prepare_output_file)):
-        for name in names:
-            if name in workflow.parser:
-                prepare(workflow.parser.get_parsed_content(name))
-    run_workflow(workflow)
+    folder = prepare_output(workflow.parser.get_parsed_content("output_dir"))
+    with mrad_med.store.FolderLock(folder, take_over=options.take_over):
+        for names, prepare in ((_FOLDERS, prepare_output), (_FILES, prepare_output_file)):
+            for name in names:
+                if name in workflow.parser:
+                    prepare(workflow.parser.get_parsed_content(name))
+        _write_record(folder, is_whole=False)  # true until the run ends, however it ends
+        run_workflow(workflow)
+        _write_record(folder, is_whole=True)
     say(f"trained: {workflow.parser.get_parsed_content('checkpoint')}")
     return ALL_WELL
+
+
+def _write_record(folder: Path, *, is_whole: bool) -> None:
+    """Write ``run.json``, which states whether the training came to its end."""
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    with atomic_path(folder / "run.json") as partial:
+        partial.write_text(json.dumps({"created": created, "complete": is_whole}, indent=2) + "\n", encoding="utf-8")

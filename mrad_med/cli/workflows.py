@@ -14,8 +14,8 @@ def build_workflow(options: argparse.Namespace, name: str, **values: Any) -> mra
     """Return the workflow of a config of a bundle; all but ``train`` are read on top of the config for inference.
 
     Args:
-        options: of the command: ``bundle``, ``output_dir`` and ``overrides``.
-        name: the config's name in ``configs/``, without ``.json``.
+        options: options of the command: ``bundle``, ``output_dir`` and ``overrides``.
+        name: name of the config in ``configs/``, without ``.json``.
         **values: further values of the config; ``overrides`` take precedence.
 
     Raises:

@@ -7,11 +7,12 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from mrad_med.data.names import UniqueNames, printable
+from mrad_med.data.names import DistinctNames, code_of, printable
 from mrad_med.data.paths import refuse_listing
 from mrad_med.errors import DatasetError, ImageFileError
 from mrad_med.io.dicom.series import (
@@ -25,8 +26,9 @@ from mrad_med.io.dicom.series import (
 )
 from mrad_med.io.file_types import DICOM, kind_of
 from mrad_med.io.geometry import Stack, plane_name
+from mrad_med.store import content_key, make_key
 
-__all__ = ["find_series", "group_series", "split_into_volumes"]
+__all__ = ["find_series", "group_series", "instance_key", "split_into_volumes"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +57,13 @@ def find_series(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
 
 
 def group_series(slices: Iterable[Slice], root: Path) -> list[DicomSeries]:
-    """Return the series that slices make, named after their folders below ``root``."""
+    """Return the series that slices make, named after their folders below ``root``, numbers and first slices."""
     by_series: dict[str, list[Slice]] = defaultdict(list)
     for item in slices:
         by_series[item.series].append(item)
     groups = [(group, notes) for members in by_series.values() for group, notes in split_into_volumes(members)]
     groups.sort(key=lambda item: (item[0][0].path.parent, item[0][0].number or 0, item[0][0].path))
-    return _name([_describe(group, notes) for group, notes in groups], [group[0] for group, _ in groups], root)
+    return _name([(_describe(group, notes), group) for group, notes in groups], root)
 
 
 def _try_slice(path: Path) -> Slice | None:
@@ -122,15 +124,32 @@ def _without_copies(
     return originals, reduced, [*notes, f"{len(group) - len(originals)} copies of slices passed over"]
 
 
-def _name(found: list[DicomSeries], firsts: list[Slice], root: Path) -> list[DicomSeries]:
-    """Return the series with their names: folder, number, and a count where these are the same."""
-    unique = UniqueNames()
+def _name(found: list[tuple[DicomSeries, list[Slice]]], root: Path) -> list[DicomSeries]:
+    """Return the series with their names: folder, number of the series, and the code of the first slice."""
+    distinct = DistinctNames()
     named = []
-    for series, first in zip(found, firsts, strict=True):
-        number = "" if first.number is None else f"_{first.number}"
-        name = printable((first.path.parent.relative_to(root) / f"series{number}").as_posix())
-        named.append(replace(series, case_id=unique(name)))
+    for series, group in found:
+        first = next(item for item in group if item.path == series.files[0])
+        contents = partial(_key_of_files, series.files)
+        case_id = distinct(f"{_place_of(group[0], root)}-{code_of(instance_key(first))}", contents)
+        if case_id is not None:  # else the same files were given twice
+            named.append(replace(series, case_id=case_id))
     return named
+
+
+def _key_of_files(files: Iterable[Path]) -> str:
+    return make_key([content_key(file) for file in files])
+
+
+def _place_of(first: Slice, root: Path) -> str:
+    """Return the folder of a series below the root and its number, which several series may share."""
+    number = "" if first.number is None else f"_{first.number}"
+    return printable((first.path.parent.relative_to(root) / f"series{number}").as_posix())
+
+
+def instance_key(item: Slice) -> str:
+    """Return the key of a DICOM file: of its SOP instance UID, or of its content where it has none."""
+    return content_key(item.path) if item.instance == str(item.path) else make_key(item.instance)
 
 
 def split_into_volumes(members: list[Slice]) -> list[tuple[list[Slice], list[str]]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mrad_med.files import sha256_of_file
+from mrad_med.store import hash_of_file
 from mrad_med.types import AnomalyKeys
 
 __all__ = ["find_duplicates"]
@@ -38,7 +38,7 @@ def find_duplicates(cases: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     for case_id, path in paths.items():
         if case_id not in candidates:
             continue
-        original = first.setdefault(sha256_of_file(path), case_id)
+        original = first.setdefault(hash_of_file(path), case_id)
         if original != case_id:
             duplicates[case_id] = original
     return duplicates

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mrad_med.data.datalist import Datalist, Report, make_cases, shorten
 from mrad_med.data.paths import stem_of
 from mrad_med.errors import ImageFileError
 from mrad_med.io.file_types import PHOTOGRAPH_SUFFIXES
+from mrad_med.io.refusals import refusing
 from mrad_med.types import MASK_THRESHOLD, AnomalyKeys
 
 __all__ = ["cases_by_masks", "check_masks", "pair_masks"]
@@ -122,19 +124,11 @@ def check_masks(cases: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _size_of(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """Return (width, height) as shown, by the header alone; None where it cannot be read."""
-    try:
-        with Image.open(path) as picture:
-            lying = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # from 5 on, rows are shown as columns
-            return (picture.height, picture.width) if lying else (picture.width, picture.height)
-    except Exception:  # Pillow raises nearly everything on damaged files
-        return _tiff_size(path)
-
-
-def _tiff_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Return the same of a TIFF that Pillow does not know."""
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            page = tiff.pages[0]
-            return int(page.imagewidth), int(page.imagelength)
-    except Exception:  # and so does tifffile; the caller says what to do
-        return None
+    damaged = "its header cannot be read ({kind}); copy it again"
+    with suppress(ImageFileError), refusing(damaged), Image.open(path) as picture:
+        lying = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # from 5 on, rows are shown as columns
+        return (picture.height, picture.width) if lying else (picture.width, picture.height)
+    with suppress(ImageFileError), refusing(damaged), tifffile.TiffFile(path) as tiff:  # Pillow does not know all
+        page = tiff.pages[0]
+        return int(page.imagewidth), int(page.imagelength)
+    return None

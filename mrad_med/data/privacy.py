@@ -1,4 +1,4 @@
-"""Patient identifiers hidden in paths, since folders of exports are often named after patients."""
+"""Patient identifiers found in paths, since folders of exports are often named after patients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 from itertools import combinations, product
 
-__all__ = ["Identifiers"]
+__all__ = ["HIDDEN", "Identifiers"]
 
 HIDDEN = "anonymous"
 # UTF-8 bytes that make a name, number or date worth hiding: "1" and "MR" are in half of all names, but one Chinese
@@ -47,11 +47,10 @@ class Identifiers:
         self._lengths = {len(word) for word in self._inside}
         self._words |= {date for value in values for date in _dates(value)}
 
-    def hide(self, name: str) -> str:
-        """Return a path, its parts separated by ``/``, with ``anonymous`` for each part in which one was found."""
-        return "/".join(HIDDEN if self._words and self._tells(part) else part for part in name.split("/"))
-
-    def _tells(self, part: str) -> bool:
+    def found_in(self, part: str) -> bool:
+        """Return whether one of them is in a part of a path."""
+        if not self._words:
+            return False
         present = _split(part)
         runs = {"".join(present[i:j]) for i, j in combinations(range(len(present) + 1), 2)}  # finds "2025-09-17"
         if runs & self._words:

@@ -6,23 +6,24 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from mrad_med.data.datalist import Datalist
-from mrad_med.data.dicom_series import group_series
-from mrad_med.data.names import UniqueNames
+from mrad_med.data.dicom_series import group_series, instance_key
+from mrad_med.data.names import DistinctNames, code_of
 from mrad_med.data.paths import find_files, name_cases
-from mrad_med.data.privacy import Identifiers
+from mrad_med.data.privacy import HIDDEN, Identifiers
 from mrad_med.errors import DatasetError, ImageFileError, NotAnImageError
 from mrad_med.io.dicom.headers import quiet, read_header
 from mrad_med.io.dicom.series import IDENTIFIERS, DicomSeries, Slice, have_one_spacing, read_slice
 from mrad_med.io.file_types import DICOM, PHOTOGRAPH, VIDEO, kind_of, may_have_pages
 from mrad_med.io.frames import Frame, as_frames, find_sequences, list_frames, thin_frames
+from mrad_med.store import content_key, make_key, paths_of
 from mrad_med.types import AnomalyKeys, FailedCase
 
 __all__ = ["FoundCases", "find_cases", "survey"]
@@ -30,6 +31,7 @@ __all__ = ["FoundCases", "find_cases", "survey"]
 logger = logging.getLogger(__name__)
 
 _FRAMED = (VIDEO, PHOTOGRAPH)
+_COPY = "its content is that of another case whose hidden name is the same; that case stands for both"
 _ELSEWHERE = 5  # bytes of the shortest word that is hidden where the file itself does not tell whose it is
 
 
@@ -41,24 +43,40 @@ class FoundCases:
         cases: a datalist, see `find_cases`.
         kinds: what each case is, in words, by its name.
         remarks: what is unusual about a case, in words, by its name.
-        skipped: DICOM objects that are no images, and what they are.
+        skipped: DICOM objects that are no images, and copies of images whose names were hidden, with the reason.
     """
 
     cases: Datalist = field(default_factory=list)
     kinds: dict[str, str] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
     skipped: list[FailedCase] = field(default_factory=list)
-    unique_name: UniqueNames = field(default_factory=UniqueNames, repr=False)
-    unique_video: UniqueNames = field(default_factory=UniqueNames, repr=False)
+    distinct_name: DistinctNames = field(default_factory=DistinctNames, repr=False)
+    distinct_video: DistinctNames = field(default_factory=DistinctNames, repr=False)
 
-    def add(self, image: Any, name: str, kind: str, study: str = "") -> str:
-        """Add a case; return its name, with a count where another has it already."""
-        case_id = self.unique_name(name)
+    def add(self, image: Any, name: str, kind: str, study: str = "") -> str | None:
+        """Add a case; return its name, None where the same content has this name already."""
+        case_id = self.distinct_name(name, partial(_key_of, image))
+        if case_id is None:
+            self.skipped.append(FailedCase(name, _COPY))
+            return None
         self.kinds[case_id] = kind
         self.cases.append(
             {AnomalyKeys.IMAGE.value: image, AnomalyKeys.CASE_ID.value: case_id, AnomalyKeys.STUDY.value: study}
         )
         return case_id
+
+    def add_video(self, name: str, paths: Sequence[str], frames: Sequence[str] = ()) -> str | None:
+        """Return the name of a video, None where the same content has this name already.
+
+        Args:
+            name: the wanted name.
+            paths: its file, or the files of a sequence.
+            frames: names of frames that are named apart from the video; others of other names are another video.
+        """
+        study = self.distinct_video(name, lambda: make_key(_key_of(list(paths)), *frames))
+        if study is None:
+            self.skipped.append(FailedCase(name, _COPY))
+        return study
 
     def warn(self) -> None:
         """Log the remarks, each once, and what was skipped."""
@@ -92,15 +110,16 @@ def find_cases(
         exclude: a folder that is passed over, such as the one results are written to.
         strict: False makes a volume of a series also where slices are missing, repeated or unevenly spaced.
         keep_identifiers: names of cases are made of paths. Unless True, what in them is a name, number or date of a
-            patient, as the DICOM files that are found tell them, is replaced by "anonymous".
+            patient, as the DICOM files that are found state them, is replaced by "anonymous" and a code.
         frames_per_second: of videos, how many are scored; None is all of them.
         sequence_rate: take the photographs of a folder whose names differ only in their last number for a video of so
             many a second; None takes each for itself.
 
     Returns:
         ``{"image", "case_id", "study"}`` for each. The image is what `read_image` takes: a path, the list of paths of a
-        series, or a `Frame`. The name is the path below the root without suffix, and unique. The study is what belongs
-        together: ``study_1`` and so on for DICOM, the video's name for frames, else empty.
+        series, or a `Frame`. The name is unique: the path below the root without suffix, or the folder, number and code
+        of a series. The study is what belongs together: ``study-`` and a code for DICOM, the video's name for frames,
+        else empty. Codes are made of contents (of DICOM, of UIDs), so other cases do not change a name.
 
     Raises:
         DatasetError: the path does not exist, cannot be listed, holds no image, or is itself the excluded folder.
@@ -161,6 +180,9 @@ def survey(
     return found
 
 
+Codes = Callable[[], tuple[str, str]]
+
+
 class _Names:
     """Names of cases, made of paths.
 
@@ -175,13 +197,53 @@ class _Names:
         self._names = dict(zip(files, name_cases(files, base), strict=True))
         self._known = None if identifiers is None else Identifiers(identifiers, shortest=_ELSEWHERE)
 
-    def of(self, file: Path, own: Iterable[str] = ()) -> str:
-        """Return the name of a file, free of everybody's identifiers, and of shorter ones that are its own."""
-        return self.hide(self._names[file], own)
+    def plain(self, file: Path) -> str:
+        """Return the name of a file as it is."""
+        return self._names[file]
 
-    def hide(self, name: str, own: Iterable[str] = ()) -> str:
-        """Return another name, freed likewise."""
-        return name if self._known is None else _hidden_by(frozenset(own)).hide(self._known.hide(name))
+    def of(self, file: Path, own: Iterable[str] = (), codes: Codes | None = None) -> str:
+        """Return the name of a file, free of everybody's identifiers, and of shorter ones that are its own.
+
+        Args:
+            file: one of the files.
+            own: identifiers in its header.
+            codes: returns the keys that stand for hidden parts, see `hide`; by default the key of its content.
+        """
+        return self.hide(self._names[file], own, codes or partial(_twice, partial(content_key, file)))
+
+    def hide(self, name: str, own: Iterable[str], codes: Codes) -> str:
+        """Return a name with ``anonymous-`` and a code for each part that has an identifier.
+
+        Args:
+            name: parts separated by ``/``.
+            own: identifiers of the case.
+            codes: returns two keys, called only where something is hidden: one for folders, which may be shared by what
+                belongs together, and one that is the case's own, for the last part. A last part that is not hidden is
+                followed by its code where the two differ.
+        """
+        if self._known is None:
+            return name
+        parts, mine = name.split("/"), _hidden_by(frozenset(own))
+        hidden = [self._known.found_in(part) or mine.found_in(part) for part in parts]
+        if not any(hidden):
+            return name
+        folder, case = map(code_of, codes())
+        *folders, last = parts
+        shown = [f"{HIDDEN}-{folder}" if is_hidden else part for part, is_hidden in zip(folders, hidden, strict=False)]
+        visible = last if folder == case else f"{last}-{case}"
+        return "/".join([*shown, f"{HIDDEN}-{case}" if hidden[-1] else visible])
+
+
+def _twice(key: Callable[[], str]) -> tuple[str, str]:
+    value = key()
+    return value, value
+
+
+def _key_of(image: Any) -> str:
+    """Return the key of what a case shows."""
+    if isinstance(image, Frame):
+        return make_key(content_key(image.path), image.index, image.time)
+    return make_key([content_key(path) for path in paths_of(image)])
 
 
 @lru_cache(maxsize=64)
@@ -210,7 +272,9 @@ def _add_rest(errors: Mapping[Path, ImageFileError], names: _Names, found: Found
         if isinstance(error, NotAnImageError):
             found.skipped.append(FailedCase(name, str(error)))
         else:
-            found.remarks[found.add(str(file), name, "DICOM, damaged")] = str(error)
+            case_id = found.add(str(file), name, "DICOM, damaged")
+            if case_id is not None:
+                found.remarks[case_id] = str(error)
 
 
 def _identifiers(slices: Iterable[Slice]) -> set[str]:
@@ -241,24 +305,30 @@ def _try_frames(path: Path, kind: str | None, frames_per_second: float | None) -
 
 def _add_frames(frames: Sequence[Frame], name: str, found: FoundCases) -> None:
     """Add the frames of a video or of a picture with several pages."""
-    study, digits = found.unique_video(name), len(str(frames[-1].index))
-    for frame in frames:
+    study, digits = found.add_video(name, [frames[0].path]), len(str(frames[-1].index))
+    for frame in frames if study else ():
         when = "" if frame.time is None else f" at {frame.time:.3f} s"
-        found.add(frame, f"{study}/frame_{frame.index:0{digits}d}", f"frame{when}", study)
+        found.add(frame, f"{study}/frame_{frame.index:0{digits}d}", f"frame{when}", str(study))
 
 
 def _add_sequence(frames: Sequence[Frame], names: _Names, found: FoundCases) -> None:
     """Add numbered photographs as the frames of one video, named after what their names have in common."""
-    common = re.sub(r"[^\w/]*_?\d+\D*$", "", names.of(Path(frames[0].path)))
-    study = found.unique_video(common if common and not common.endswith("/") else f"{common}sequence")
-    for frame in frames:
-        found.add(frame, names.of(Path(frame.path)), f"frame at {frame.time:.3f} s", study)
+    paths = [frame.path for frame in frames]
+    plain, codes = [names.plain(Path(path)) for path in paths], partial(_twice, cache(partial(_key_of, paths)))
+    common = re.sub(r"[^\w/]*_?\d+\D*$", "", plain[0])
+    common = common if common and not common.endswith("/") else f"{common}sequence"
+    hidden = names.hide(common, (), codes)
+    study = found.add_video(hidden, paths, plain if hidden == common else ())
+    shown = [names.hide(name, (), codes) for name in plain]
+    if any(Path(hidden).name != Path(name).name for hidden, name in zip(shown, plain, strict=True)):
+        digits = len(str(len(frames) - 1))
+        shown = [f"{study}/frame_{number:0{digits}d}" for number in range(len(frames))]
+    for frame, name in zip(frames, shown, strict=True) if study else ():
+        found.add(frame, name, f"frame at {frame.time:.3f} s", str(study))
 
 
 def _add_dicom(slices: Mapping[Path, Slice], names: _Names, base: Path, found: FoundCases, *, strict: bool) -> None:
     """Add the cases that DICOM files make."""
-    known = dict.fromkeys(item.study for item in slices.values() if item.study)
-    studies = {uid: f"study_{number}" for number, uid in enumerate(known, 1)}
     for series in group_series(slices.values(), base):
         is_volume = series.is_volume or (not strict and _may_be_volume(series, slices))
         parts = [series.files] if is_volume else [(file,) for file in series.files]
@@ -267,13 +337,29 @@ def _add_dicom(slices: Mapping[Path, Slice], names: _Names, base: Path, found: F
             remarks = [f"one of {len(parts)} slices that make no volume, each scored by itself", *remarks]
             remarks = [] if series.spacing is None else remarks
         for files in parts:
-            own = _identifiers(slices[file] for file in files)
-            name = names.hide(series.case_id, own) if len(files) > 1 else names.of(files[0], own)
+            first, own = slices[files[0]], _identifiers(slices[file] for file in files)
+            codes = partial(_dicom_codes, first)
+            name = names.of(files[0], own, codes)
+            if len(files) > 1:
+                name = _hidden_series(series.case_id, names, own, codes)
             image = str(files[0]) if len(files) == 1 else [str(file) for file in files]
-            first = slices[files[0]]
-            case_id = found.add(image, name, _describe(series, files, first), studies.get(first.study, ""))
-            if remarks:
+            study = f"study-{code_of(make_key(first.study))}" if first.study else ""
+            case_id = found.add(image, name, _describe(series, files, first), study)
+            if remarks and case_id is not None:
                 found.remarks[case_id] = "; ".join(remarks)
+
+
+def _dicom_codes(first: Slice) -> tuple[str, str]:
+    """Return the key of what a DICOM file belongs to, its study as far as it is known, and its own."""
+    own = instance_key(first)
+    return make_key(first.study) if first.study else own, own
+
+
+def _hidden_series(case_id: str, names: _Names, own: Iterable[str], codes: Codes) -> str:
+    """Return the name of a series with hidden identifiers; its own code stands at the end already."""
+    place, code = case_id.rsplit("-", 1)
+    hidden = names.hide(place, own, codes)
+    return hidden if hidden.endswith(f"-{code}") else f"{hidden}-{code}"
 
 
 def _may_be_volume(series: DicomSeries, slices: Mapping[Path, Slice]) -> bool:

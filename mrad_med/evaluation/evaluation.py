@@ -8,8 +8,9 @@ import shlex
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,27 +18,28 @@ from typing import Any
 
 import torch
 from monai.transforms import Compose
-from monai.utils import convert_to_tensor
 
 from mrad_med.data.catalog import DATASETS
 from mrad_med.data.duplicates import find_duplicates
-from mrad_med.data.loader import CaseDataset, CaseLoader, raise_for_failures
+from mrad_med.data.loader import raise_for_failures
 from mrad_med.distributed import gather_parts, rank_and_world
+from mrad_med.errors import OutputError
 from mrad_med.evaluation.measurement import SetMeasurement, undefined_metrics
 from mrad_med.evaluation.records import (
     CaseRecord,
     MapMaker,
     RecordStore,
-    contents_of,
     unpack_mask,
     with_packed_mask,
 )
-from mrad_med.evaluation.summary import write_summary
-from mrad_med.files import prepare_output
+from mrad_med.evaluation.scoring import score_cases
+from mrad_med.evaluation.summary import as_json, write_summary
+from mrad_med.files import atomic_path, prepare_output
 from mrad_med.networks.inferers import AnomalyInferer
 from mrad_med.networks.mrad import MRAD
 from mrad_med.networks.provenance import fingerprint, package_versions
 from mrad_med.networks.sliding_window import SlidingWindowAnomalyInferer
+from mrad_med.store import FolderLock
 from mrad_med.transforms.preprocessing import ImageView, build_preprocessing
 from mrad_med.types import AnomalyKeys, BackboneCard, FailedCase, ImageFeatures
 
@@ -56,8 +58,9 @@ class Evaluation:
 
     Writes ``cases.csv`` (a row per case), ``metrics.json`` (counts, metrics, intervals, hashes, command) and
     ``metrics.md`` (a table, with published numbers where there are some) into the output folder, and ``records/``: what
-    the network said of each case, from which an evaluation that was interrupted goes on. A record is used again as long
-    as network and files stay the same.
+    the network said of each case, from which an interrupted evaluation resumes. A record is used again as long as
+    network, settings, package versions and files stay the same. ``run.json`` states whether the run is complete. Of
+    several processes only one may write to a folder; those of torch.distributed count as one.
 
     Args:
         network: any variant of MRAD.
@@ -77,6 +80,7 @@ class Evaluation:
         resamples: draws of the bootstrap intervals; 0 leaves all intervals out.
         seed: of the draws.
         progress: whether to show a progress bar.
+        take_over: write to the folder although a process of another host has locked it.
 
     Attributes:
         summary: what ``metrics.json`` holds, once it ran.
@@ -107,7 +111,9 @@ class Evaluation:
         resamples: int = RESAMPLES,
         seed: int = 0,
         progress: bool = True,
+        take_over: bool = False,
     ) -> None:
+        self.take_over = take_over
         if not cases:
             raise ValueError("there is no case to evaluate")
         if len({case[AnomalyKeys.CASE_ID] for case in cases}) < len(cases):
@@ -143,7 +149,7 @@ class Evaluation:
         self.summary: dict[str, Any] = {}
         self.failures: list[FailedCase] = []
         self._paths: dict[str, Path] = {}
-        self._started = time.time()
+        self._started = time.monotonic()
 
     def run(self) -> dict[str, Any]:
         """Score what is not scored yet, measure, write, and return the summary that ``metrics.json`` holds.
@@ -161,6 +167,11 @@ class Evaluation:
         """Start with the cases of these names, whose `contents_of` are known."""
         self._paths = {name: self._store.path(content) for name, content in contents.items()}
         self.failures = []
+        self._store.report_outdated()
+
+    def replace(self, contents: Mapping[str, str]) -> None:
+        """Take cases of these names for what they are now."""
+        self._paths |= {name: self._store.path(content) for name, content in contents.items()}
 
     def kept(self, case_id: str) -> CaseRecord | None:
         """Return the record of a case, None where there is none yet."""
@@ -209,6 +220,32 @@ class Evaluation:
                     raise OSError(f"the record of {case[AnomalyKeys.CASE_ID]} is gone from the output: run again")
                 yield case, record
 
+    def write_record(self, reached: Collection[str], *, is_whole: bool) -> None:
+        """Write ``run.json``: whether the run is complete, and which cases were not reached.
+
+        Args:
+            reached: names of the cases that this process has measured.
+            is_whole: whether the run came to its end.
+
+        Raises:
+            OutputError: the folder cannot be written to.
+        """
+        if rank_and_world()[0] > 0:
+            return
+        names = [case[AnomalyKeys.CASE_ID] for case in self.cases]
+        missing = [] if is_whole else [name for name in names if name not in reached]
+        record = {
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "complete": is_whole,
+            "cases": {"total": len(names), "failed": len(self.failures)},
+            "not_reached": {"count": len(missing), "cases": missing},
+        }
+        try:
+            with atomic_path(self.output_dir / "run.json") as partial:
+                partial.write_text(as_json(record), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write to {self.output_dir} ({error.strerror}); free some space") from error
+
     def finish(self, measured: SetMeasurement, share: Sequence[Case]) -> None:
         """Join what the processes measured, make the summary, and write the results."""
         joined = SetMeasurement(self.make_map, threshold=self.dice_threshold)
@@ -246,7 +283,7 @@ class Evaluation:
             "published": dict(known.published) if known else {},
             **self.provenance,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "seconds": round(time.time() - self._started, 1),
+            "seconds": round(time.monotonic() - self._started, 1),
             "processes": rank_and_world()[1],
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "versions": package_versions(),
@@ -270,13 +307,40 @@ def evaluate_together(evaluations: Sequence[Evaluation]) -> None:
         raise ValueError("evaluations that run together need an output_dir each")
     for level, reason in undefined_metrics(first.cases).items():
         logger.warning("%s metrics will be undefined: %s", level, reason)
+    with ExitStack() as folders:
+        for item in evaluations:
+            folders.enter_context(FolderLock(item.output_dir, take_over=item.take_over))
+        reached: set[str] = set()
+        try:
+            for item in evaluations:
+                item.write_record(reached, is_whole=False)  # true until the run ends, however it ends
+            _measure(evaluations, reached)
+        except BaseException:
+            for item in evaluations:
+                item.write_record(reached, is_whole=False)
+            raise
+        for item in evaluations:
+            item.write_record(reached, is_whole=True)
+    if rank_and_world()[0] == 0:  # which has written everything; another process that failed would end this one too
+        raise_for_failures(first.failures, len(first.cases))
+
+
+def _measure(evaluations: Sequence[Evaluation], reached: set[str]) -> None:
+    """Score and measure the share of this process, and let the evaluations write their results.
+
+    Args:
+        evaluations: evaluations that share an encoder.
+        reached: takes the names of the cases that are measured.
+    """
+    first = evaluations[0]
     rank, world = rank_and_world()
     share = first.cases[rank::world]
     copies = find_duplicates([case for case in first.cases if Path(case[AnomalyKeys.IMAGE]).is_file()])
     measured = [SetMeasurement(item.make_map, threshold=item.dice_threshold) for item in evaluations]
     with ThreadPoolExecutor(1) as background:  # metrics are counted while the next batch is encoded
         jobs: deque[Future[None]] = deque()
-        for case, records in _scored(evaluations, share):
+        for case, records in score_cases(evaluations, share):
+            reached.add(case[AnomalyKeys.CASE_ID])
             copy_of = copies.get(case[AnomalyKeys.CASE_ID])
             for meter, record in zip(measured, records, strict=True):
                 jobs.append(background.submit(meter.add, case, record, duplicate_of=copy_of))
@@ -286,39 +350,3 @@ def evaluate_together(evaluations: Sequence[Evaluation]) -> None:
             job.result()
     for item, meter in zip(evaluations, measured, strict=True):
         item.finish(meter, share)
-    if rank == 0:  # which has written everything; another process that failed before would end this one too
-        raise_for_failures(first.failures, len(first.cases))
-
-
-def _scored(evaluations: Sequence[Evaluation], share: Sequence[Case]) -> Iterator[tuple[Case, list[CaseRecord]]]:
-    """Yield each case with its record of every evaluation: those that were kept first, then those scored now."""
-    first = evaluations[0]
-    contents, unreadable = contents_of(share)
-    for item in evaluations:
-        item.open(contents)
-        item.fail(unreadable)
-    todo = {}
-    for case in share:
-        name = case[AnomalyKeys.CASE_ID]
-        if name in contents:
-            kept = [record for item in evaluations if (record := item.kept(name)) is not None]
-            if len(kept) == len(evaluations):
-                yield case, kept
-            else:
-                todo[name] = case
-    logger.info("%d of %d case(s) need to be scored", len(todo), len(share))
-    dataset = CaseDataset([{"mask": None, **case} for case in todo.values()], first.preprocessing)
-    progress = first.progress and rank_and_world()[0] == 0
-    loader = CaseLoader(dataset, batch_size=first.batch_size, num_workers=first.num_workers, progress=progress)
-    device = next(first.network.parameters()).device
-    for batch in loader:
-        images = convert_to_tensor(batch[AnomalyKeys.IMAGE], track_meta=False).to(device)
-        with torch.no_grad():
-            features = first.network.encode(images)
-        answers = [item.score(features, batch[AnomalyKeys.MASK]) for item in evaluations]
-        for name, *records in zip(batch[AnomalyKeys.CASE_ID], *answers, strict=True):
-            for item, record in zip(evaluations, records, strict=True):
-                item.keep(name, record)
-            yield todo[name], list(records)
-    for item in evaluations:
-        item.fail(loader.failures)

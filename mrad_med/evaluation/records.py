@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +18,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from mrad_med.files import atomic_path, sha256_of_file
+from mrad_med.files import atomic_path
 from mrad_med.networks.maps import GAUSSIAN_SIGMA, IMAGE_WEIGHT, TOP_FRACTION, fuse_scores, upsample_and_blur
-from mrad_med.types import AnomalyKeys, FailedCase
+from mrad_med.networks.provenance import package_versions
+from mrad_med.store import make_key
+from mrad_med.types import AnomalyKeys
 
-__all__ = ["CaseRecord", "MapMaker", "RecordStore", "contents_of", "pack_mask", "unpack_mask"]
+__all__ = ["CaseRecord", "MapMaker", "RecordStore", "pack_mask", "unpack_mask"]
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1  # of the files; another number makes those of before unknown
+_DIGITS = 48  # of a key, in the name of a file
+_OLD_DIGITS = 40  # in version 0.1
 
 
 @dataclass(frozen=True)
@@ -77,21 +78,31 @@ class MapMaker:
 
 
 class RecordStore:
-    """Records on disk, found again by what they depend on: an evaluation that was interrupted goes on with them.
+    """Records on disk, found again by what they depend on: an interrupted evaluation resumes with them.
 
     Args:
-        folder: made when the first record is saved.
-        identity: of the network and of how images come to it: whatever changes the answers. Plain values.
+        folder: folder of the records, made when the first one is saved.
+        identity: identity of the network and of how images are seen: whatever changes the answers, as plain values. The
+            versions of packages are added.
     """
 
     def __init__(self, folder: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
-        self.identity = dict(identity)
+        self.identity = {**identity, "versions": package_versions()}
 
     def path(self, content: str) -> Path:
-        """Return where the record of a case is, by its content (`contents_of`)."""
-        text = json.dumps([_FORMAT, self.identity, content], sort_keys=True)
-        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.safetensors"
+        """Return where the record of a case is, by its content (`mrad_med.store.contents_of`)."""
+        return self.folder / f"{make_key(self.identity, content)[:_DIGITS]}.safetensors"
+
+    def report_outdated(self) -> None:
+        """Log in one line how many records are of an older version, which are not used."""
+        count = sum(len(path.stem) == _OLD_DIGITS for path in self.folder.glob("*.safetensors"))
+        if count:
+            logger.warning(
+                "%s: %d record(s) of an older version of mrad_med are not used; their cases are scored again",
+                self.folder,
+                count,
+            )
 
     def load(self, path: Path) -> CaseRecord | None:
         """Return the record in a file, or None where there is none; a damaged one is told of and made again."""
@@ -123,25 +134,6 @@ class RecordStore:
             raise OSError(
                 f"cannot write to {self.folder} ({error}): free some space and run again; what is done stays done"
             ) from error
-
-
-def contents_of(cases: Iterable[Mapping[str, Any]]) -> tuple[dict[str, str], list[FailedCase]]:
-    """Return a hash of what each case is, by its name, and the cases whose image or mask cannot be read."""
-    contents, failures = {}, []
-    for case in cases:
-        name = case[AnomalyKeys.CASE_ID]
-        try:
-            contents[name] = _content(case)
-        except OSError as error:
-            failures.append(FailedCase(name, f"its image or mask cannot be read ({error.strerror}); look at the path"))
-    return contents, failures
-
-
-def _content(case: Mapping[str, Any]) -> str:
-    """Return a hash of image, mask, label, and what the mask's values mean."""
-    files = [sha256_of_file(case[name]) if case.get(name) else None for name in ("image", "mask")]
-    values = [int(case[AnomalyKeys.LABEL]), case.get(AnomalyKeys.MASK_THRESHOLD)]
-    return hashlib.sha256(json.dumps([files, values]).encode()).hexdigest()
 
 
 def pack_mask(mask: NDArray[np.bool_] | None) -> bytes:

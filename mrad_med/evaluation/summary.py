@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 from mrad_med.errors import OutputError
 from mrad_med.files import atomic_path
 from mrad_med.types import FailedCase
@@ -98,12 +100,11 @@ def markdown_summary(summary: Summary) -> str:
     ]
     if count < _NOT_A_CONCLUSION:
         lines += [f"**{count} images prove nothing**: these numbers show that the evaluation runs.", ""]
-    lines += _table_of_metrics(summary)
-    lines += ["", *_notes(summary)]
+    lines += [_table_of_metrics(summary), "", *_notes(summary)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _table_of_metrics(summary: Summary) -> list[str]:
+def _table_of_metrics(summary: Summary) -> str:
     drawn = summary["intervals"].get("drawn")
     means, copies, published = (summary.get(name) for name in ("class_mean", "without_duplicates", "published"))
     columns: list[tuple[str, Callable[[str, str, str], str]]] = [
@@ -119,13 +120,14 @@ def _table_of_metrics(summary: Summary) -> list[str]:
         columns.append(
             ("MRAD-CLIP, published", lambda _, __, key: f"{published[key]:.1f}" if key in published else "-")
         )
-    lines = [
-        f"| metric | {' | '.join(title for title, _ in columns)} |",
-        "|---|" + "---|" * len(columns),
-    ]
-    for level, name, title, key in METRICS:
-        lines.append(f"| {title} | {' | '.join(cell(level, name, key) for _, cell in columns)} |")
-    return lines
+    rows = [[title, *(cell(level, name, key) for _, cell in columns)] for level, name, title, key in METRICS]
+    return _markdown(["metric", *(title for title, _ in columns)], rows)
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table whose columns are aligned in the text too: the first to the left, the others to the right."""
+    alignment = ("left", *["right"] * (len(header) - 1))
+    return tabulate(rows, header, tablefmt="pipe", disable_numparse=True, colalign=alignment)
 
 
 def _notes(summary: Summary) -> list[str]:
@@ -163,9 +165,8 @@ def benchmark_tables(results: Mapping[str, Mapping[str, Summary]], *, metrics: S
     """
     blocks = []
     for title, sets, rows in _tables(results, metrics):
-        lines = [f"**{title}**", "", f"| network | {' | '.join(sets)} | mean |", "|---|" + "---|" * (len(sets) + 1)]
-        lines += [f"| {name} | {' | '.join(map(_number, values))} |" for name, values in rows]
-        blocks.append("\n".join(lines))
+        table = _markdown(["network", *sets, "mean"], [[name, *map(_number, values)] for name, values in rows])
+        blocks.append(f"**{title}**\n\n{table}")
     return "\n\n".join(blocks) + "\n"
 
 

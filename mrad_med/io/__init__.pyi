@@ -11,7 +11,13 @@ from .dicom.writer import (
     write_segmentation as write_segmentation,
 )
 from .file_types import kind_of as kind_of
-from .frames import Frame as Frame, close_frames as close_frames, list_frames as list_frames, read_frame as read_frame
+from .frames import (
+    Frame as Frame,
+    FrameReader as FrameReader,
+    close_frames as close_frames,
+    list_frames as list_frames,
+    read_frame as read_frame,
+)
 from .image import ImageSource as ImageSource, read_image as read_image, read_image_file as read_image_file
 from .limits import MAX_PIXELS as MAX_PIXELS, MAX_VOXELS as MAX_VOXELS
 from .photographs import PhotographReader as PhotographReader
@@ -24,6 +30,7 @@ __all__ = [
     "DicomReader",
     "DicomSeries",
     "Frame",
+    "FrameReader",
     "ImageSource",
     "PhotographReader",
     "SourceSeries",

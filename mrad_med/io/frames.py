@@ -8,9 +8,9 @@ import os
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from PIL import Image, ImageOps
 from mrad_med.errors import ImageFileError
 from mrad_med.io.file_types import is_picture
 from mrad_med.io.limits import MAX_PIXELS, check_pixels
+from mrad_med.io.refusals import refusing
 from mrad_med.io.videos import OverlayVideo, VideoReader, check_count, check_rate, identity_of, video_times
 
 __all__ = [
     "Frame",
+    "FrameReader",
     "OverlayVideo",
     "as_frames",
     "close_frames",
@@ -39,6 +41,7 @@ MAX_ANIMATED_PIXELS = 2_000_000_000  # 1000 frames of full HD; to be listed, an 
 
 _PICTURES = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's names
 _NUMBER = re.compile(r"\d+(?=\D*$)")  # the last one of a name
+_DAMAGED = "no video or picture, or damaged ({kind}); is the copy complete? Export it again"
 _ROUNDING = 6e-4  # seconds; Matroska tells times in milliseconds
 
 
@@ -79,7 +82,7 @@ def list_frames(
     """
     if frames_per_second is not None:
         check_rate(frames_per_second)
-    with _refusals():
+    with refusing(_DAMAGED):
         times_of = _page_times if is_picture(path) else video_times
         frames = [Frame(str(path), index, time) for index, time in enumerate(times_of(Path(path), max_pixels))]
     return frames if frames_per_second is None else thin_frames(frames, frames_per_second)
@@ -127,13 +130,102 @@ def thin_frames(frames: list[Frame], frames_per_second: float) -> list[Frame]:
     return [frame for frame, before, count in zip(frames, [-1, *passed], passed, strict=False) if count > before]
 
 
+class FrameReader:
+    """Read frames from files that stay open from one frame to the next.
+
+    Frames that are asked for in order are decoded once each; asking for an earlier one decodes from the start again.
+    The files that were read last stay open until `close`, or until the end of a ``with`` statement; a file is opened
+    once for each ``max_pixels``. Threads may ask at once.
+
+    A forked process opens files of its own, and lets go of those that it inherited: their handles share one position
+    with those of its parent. A copy that is pickled begins without open files.
+
+    Args:
+        max_open: number of files that are open at most.
+
+    Raises:
+        ValueError: ``max_open`` is not positive.
+    """
+
+    def __init__(self, *, max_open: int = MAX_OPEN) -> None:
+        if max_open < 1:
+            raise ValueError(f"max_open must be at least 1, got {max_open}")
+        self._max_open = max_open
+        self._by_process: dict[int, _OpenFiles] = {}
+
+    def __enter__(self) -> FrameReader:
+        """Return the reader itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close all files."""
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what a copy is made of: no open file."""
+        return partial(FrameReader, max_open=self._max_open), ()
+
+    def read(self, frame: Frame, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+        """Return a frame's picture, see `read_frame`."""
+        with refusing(_DAMAGED):
+            files = self._files()
+            with files.lock:
+                return files.read(frame, max_pixels, self._max_open)
+
+    def close(self) -> None:
+        """Close all files; the next frame opens its file again."""
+        files = self._files()
+        with files.lock:
+            files.close()
+
+    def _files(self) -> _OpenFiles:
+        """Return the files of this process."""
+        process = os.getpid()
+        files = self._by_process.setdefault(process, _OpenFiles())
+        for other in [known for known in list(self._by_process) if known != process]:
+            self._by_process.pop(other, _OpenFiles()).close()  # without its lock, which a thread of the parent may hold
+        return files
+
+
+class _OpenFiles:
+    """Open files of one process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._sources: dict[tuple[Any, ...], _PageReader | VideoReader] = {}  # the one that was read last is the last
+
+    def read(self, frame: Frame, max_pixels: int, max_open: int) -> NDArray[np.uint8]:
+        path = Path(frame.path)
+        identity = (path, identity_of(path), max_pixels)
+        source = self._sources.pop(identity, None)
+        if source is None:
+            while len(self._sources) >= max_open:
+                self._sources.pop(next(iter(self._sources))).close()
+            source = (_PageReader if is_picture(path) else VideoReader)(path, max_pixels)
+        try:
+            picture = source.read(frame.index)
+        except ImageFileError:
+            self._sources[identity] = source
+            raise
+        except BaseException:
+            source.close()  # for its state is unknown
+            raise
+        self._sources[identity] = source
+        return picture
+
+    def close(self) -> None:
+        while self._sources:
+            self._sources.popitem()[1].close()
+
+
+_SHARED = FrameReader()  # of transforms, which are made from configs and pickled to workers
+
+
 def read_frame(frame: Frame, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Return a frame's picture: (H, W, 3) uint8, RGB, upright, transparency over black, pixels as they are stored.
 
-    Of a video it is, bit by bit, what decoding all from the start gives. The files that were read last stay open, so
-    that asking for frames in order decodes each of them once; asking for an earlier one decodes from the start again.
-    A file is opened once for each ``max_pixels``.
-    Threads may ask at once, and processes be forked in between.
+    Of a video it is, bit by bit, what decoding all from the start gives. The file stays open until `close_frames`, see
+    `FrameReader`.
 
     Args:
         frame: one of `list_frames`.
@@ -142,42 +234,12 @@ def read_frame(frame: Frame, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint
     Raises:
         ImageFileError: the file is missing, has changed or is unusable (see `list_frames`), or the frame is damaged.
     """
-    with _refusals(), _LOCK:
-        path = Path(frame.path)
-        identity = (os.getpid(), path, identity_of(path), max_pixels)
-        source = _sources.pop(identity, None)
-        if source is None:
-            while len(_sources) >= MAX_OPEN:
-                _sources.pop(next(iter(_sources))).close()
-            source = (_PageReader if is_picture(path) else VideoReader)(path, max_pixels)
-        try:
-            picture = source.read(frame.index)
-        except ImageFileError:
-            _sources[identity] = source
-            raise
-        except BaseException:
-            source.close()  # for its state is unknown
-            raise
-        _sources[identity] = source  # as the last
-        return picture
+    return _SHARED.read(frame, max_pixels=max_pixels)
 
 
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Raise an `ImageFileError` in place of the libraries' errors, whose messages may quote the file."""
-    try:
-        yield
-    except ImageFileError:
-        raise
-    except FileNotFoundError:
-        raise ImageFileError("there is no such file") from None
-    except PermissionError:
-        raise ImageFileError("there is no permission to read the file; grant it") from None
-    except Exception as error:
-        kind = type(error).__name__
-        raise ImageFileError(
-            f"no video or picture, or damaged ({kind}); is the copy complete? Export it again"
-        ) from None
+def close_frames() -> None:
+    """Close what `read_frame` keeps open in this process."""
+    _SHARED.close()
 
 
 class _PageReader:
@@ -229,17 +291,3 @@ def _page_times(path: Path, max_pixels: int) -> list[float] | list[None]:
     if not durations or min(durations[:-1]) <= 0:
         return [None] * count
     return list(itertools.accumulate(durations[:-1], initial=0.0))
-
-
-_LOCK = threading.Lock()
-_sources: dict[tuple[Any, ...], _PageReader | VideoReader] = {}  # what was read last, the latest as the last
-
-if hasattr(os, "register_at_fork"):  # no child may begin with a lock that nobody opens, or amid a frame
-    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
-
-
-def close_frames() -> None:
-    """Close what `read_frame` keeps open."""
-    with _LOCK:
-        while _sources:
-            _sources.popitem()[1].close()

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Planes", "Stack", "plane_name", "plane_normal", "stack_planes", "upright_affine"]
+__all__ = [
+    "LPS_TO_RAS",
+    "Planes",
+    "Stack",
+    "plane_matrices",
+    "plane_name",
+    "plane_normal",
+    "stack_planes",
+    "upright_affine",
+]
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's axes end left and posterior; NIfTI's and MONAI's right, anterior
 
@@ -81,6 +90,22 @@ def plane_name(orientation: NDArray[np.float64]) -> str:
     return ("sagittal", "coronal", "axial")[axis] if cosines[axis] >= PLANE_COSINE else "oblique"
 
 
+def plane_matrices(planes: Planes) -> NDArray[np.float64]:
+    """Return (N, 4, 3), for each slice the matrix that brings (column, row, 1) to the patient (LPS, mm).
+
+    Args:
+        planes: slices without a `Planes.problem`.
+
+    Reference:
+        DICOM PS3.3, C.7.6.2.1.1, equation C.7.6.2.1-1.
+    """
+    matrices = np.zeros((len(planes.positions), 4, 3))
+    matrices[:, :3, :2] = planes.orientation.T * planes.spacing
+    matrices[:, :3, 2] = planes.positions
+    matrices[:, 3, 2] = 1
+    return matrices
+
+
 def upright_affine(spacing: tuple[float, float], step: float = 1.0) -> NDArray[np.float64]:
     """Return the RAS affine of pictures whose place is not known: seen upright, as an axial slice is."""
     return LPS_TO_RAS @ np.diag([spacing[0], spacing[1], step, 1.0])
@@ -94,9 +119,6 @@ def stack_planes(planes: Planes) -> Stack:
 
     Args:
         planes: without a `Planes.problem`.
-
-    Reference:
-        DICOM PS3.3, C.7.6.2.1.1, equation C.7.6.2.1-1.
     """
     normal = plane_normal(planes.orientation)
     heights = planes.positions @ normal
@@ -105,10 +127,8 @@ def stack_planes(planes: Planes) -> Stack:
     slices = planes.positions[order][~again]
     step = (slices[-1] - slices[0]) / (len(slices) - 1) if len(slices) > 1 else normal * planes.thickness
     affine = np.eye(4)
-    affine[:3, 0] = planes.orientation[0] * planes.spacing[0]
-    affine[:3, 1] = planes.orientation[1] * planes.spacing[1]
+    affine[:, [0, 1, 3]] = plane_matrices(replace(planes, positions=slices[:1]))[0]
     affine[:3, 2] = step
-    affine[:3, 3] = slices[0]
     faults = [*_repetitions(again), *_distances(np.diff(heights[order][~again])), *_sideways(slices, normal)]
     return Stack(
         order=tuple(int(index) for index in order),

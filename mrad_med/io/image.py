@@ -21,8 +21,10 @@ from mrad_med.io.dicom.series import read_series
 from mrad_med.io.dicom.windows import VOIKeys
 from mrad_med.io.file_types import DICOM, IMAGE_SUFFIXES, PHOTOGRAPH, VIDEO, VOLUME, kind_of
 from mrad_med.io.frames import Frame, list_frames, read_frame
+from mrad_med.io.geometry import upright_affine
 from mrad_med.io.limits import MAX_PIXELS, check_pixels
 from mrad_med.io.photographs import PhotographReader, upright_picture
+from mrad_med.io.refusals import refusing
 from mrad_med.io.volume_reader import VolumeReader
 
 __all__ = ["ImageSource", "read_image", "read_image_file"]
@@ -61,9 +63,13 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, strict: boo
     if isinstance(source, (str, os.PathLike)):
         return read_image_file(source, max_pixels=max_pixels)
     if isinstance(source, (list, tuple)) and all(isinstance(path, (str, os.PathLike)) for path in source):
-        if source and kind_of(Path(source[0])) not in (DICOM, None):
-            raise ImageFileError("a list of files is one DICOM series; give several images by name: {'a': path, ...}")
-        return _finish(read_series(source, strict=strict, max_pixels=max_pixels), str(source[0]))
+        try:
+            return _finish(read_series(source, strict=strict, max_pixels=max_pixels), str(source[0]))
+        except ImageFileError:
+            if source and kind_of(Path(source[0])) not in (DICOM, None):
+                message = "a list of files is one DICOM series; give several images by name: {'a': path, ...}"
+                raise ImageFileError(message) from None
+            raise
     if isinstance(source, Frame):
         return _finish(_from_array(read_frame(source, max_pixels=max_pixels)), source.path)
     if isinstance(source, Image.Image):
@@ -85,7 +91,7 @@ def read_image_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXEL
         raise ImageFileError("there is no such file")
     if path.stat().st_size == 0:
         raise ImageFileError("the file is empty (0 bytes); copy or export it again")
-    try:
+    with refusing("the file cannot be read ({kind}); copy or export it again"):
         reader = _reader_for(path, max_pixels)
         array, meta = reader.get_data(reader.read(path))
         if array.dtype.kind not in "biuf":
@@ -94,13 +100,6 @@ def read_image_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXEL
         if not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="))
         image = EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(array, meta))
-    except ImageFileError:
-        raise
-    except PermissionError as error:
-        raise ImageFileError("there is no permission to read the file; grant it") from error
-    except Exception as error:  # MONAI, pydicom and nibabel raise nearly everything on damaged files
-        # The message of another library may quote the file, so only its kind is told.
-        raise ImageFileError(f"the file cannot be read ({type(error).__name__}); copy or export it again") from error
     # Of a DICOM film the channels are colors; of a NIfTI volume they are times, which must not pass for colors.
     return _finish(image, str(path), color_axis=isinstance(reader, DicomReader))
 
@@ -123,10 +122,8 @@ def _reader_for(path: Path, max_pixels: int) -> ImageReader:
 def _from_pillow(picture: Image.Image, max_pixels: int) -> NDArray[Any]:
     """Return (H, W[, 3]) of a picture that may be decoded only now."""
     check_pixels(picture.width, picture.height, max_pixels)
-    try:
+    with refusing("the picture cannot be decoded ({kind}); is its file whole?"):
         array, _ = PhotographReader().get_data(upright_picture(picture))
-    except Exception as error:  # Pillow raises nearly everything on damaged files
-        raise ImageFileError(f"the picture cannot be decoded ({type(error).__name__}); is its file whole?") from error
     return np.swapaxes(array, 0, 1)
 
 
@@ -151,7 +148,7 @@ def _from_array(array: NDArray[Any], max_pixels: int = MAX_PIXELS) -> MetaTensor
         channels, affine = array[None], np.eye(4)
     else:
         channels = np.atleast_3d(array).transpose(2, 1, 0)
-        affine = np.diag([-1.0, -1.0, 1.0, 1.0])  # as of an axial slice that is seen upright
+        affine = upright_affine((1.0, 1.0))
     deep = array.dtype != np.uint8
     values = torch.from_numpy(np.ascontiguousarray(channels, dtype=np.float32 if deep else np.uint8).copy())
     return MetaTensor(values, affine=torch.from_numpy(affine))

@@ -16,12 +16,14 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from mrad_med.errors import ImageFileError
 from mrad_med.io.file_types import PHOTOGRAPH_SUFFIXES
 from mrad_med.io.limits import MAX_PIXELS, check_pixels
+from mrad_med.io.refusals import refusing
 
 __all__ = ["PhotographReader", "upright_picture"]
 
 
 _PILLOW_LIMIT = threading.Lock()  # Pillow's limit is one for the whole process
 
+_UNKNOWN = "not an image in any known format; is the name right and the copy complete?"
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _TRANSPARENT_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
@@ -55,20 +57,15 @@ class PhotographReader(ImageReader):
         names = [data] if isinstance(data, (str, os.PathLike)) else list(data)
         if len(names) != 1:
             raise ImageFileError(f"one file makes one case, got {len(names)} files; list them as separate cases")
-        try:
-            with _open_unlimited(names[0]) as picture:
-                self._check_header(picture)
-                return upright_picture(picture)
-        except UnidentifiedImageError as error:
-            if str(names[0]).lower().endswith((".tif", ".tiff")):
-                return _read_tiff(names[0], self.max_pixels)
-            raise ImageFileError(
-                "not an image in any known format; is the name right and the copy complete?"
-            ) from error
-        except (ImageFileError, PermissionError):
-            raise
-        except Exception as error:  # Pillow raises nearly everything on damaged files
-            raise ImageFileError(f"the image is damaged or truncated ({error}); copy or export it again") from error
+        with refusing("the image is damaged or truncated ({kind}); copy or export it again"):
+            try:
+                with _open_unlimited(names[0]) as picture:
+                    self._check_header(picture)
+                    return upright_picture(picture)
+            except UnidentifiedImageError:
+                if str(names[0]).lower().endswith((".tif", ".tiff")):
+                    return _read_tiff(names[0], self.max_pixels)
+                raise ImageFileError(_UNKNOWN) from None
 
     def _check_header(self, picture: Image.Image) -> None:
         check_pixels(picture.width, picture.height, self.max_pixels)
@@ -104,20 +101,18 @@ def _read_tiff(path: os.PathLike[str] | str, max_pixels: int) -> Image.Image:
 
     Public archives hold such files. Grey values of any depth and colors of 8 bits are read.
     """
-    try:
-        with tifffile.TiffFile(path) as tiff:
+    with refusing("the TIFF cannot be read ({kind}); save it as PNG"):
+        try:
+            tiff = tifffile.TiffFile(path)
+        except tifffile.TiffFileError:
+            raise ImageFileError(_UNKNOWN) from None
+        with tiff:
             _check_frames(len(tiff.pages))
             page = tiff.pages[0]
             check_pixels(page.imagewidth, page.imagelength, max_pixels)
             if page.samplesperpixel not in (1, 3) or page.photometric not in _PLAIN_TONES:
                 raise ImageFileError("a TIFF neither of plain grey values nor of RGB colors; save it as PNG")
             pixels, orientation = page.asarray(), page.tags.valueof(ExifTags.Base.Orientation, default=1)
-    except tifffile.TiffFileError as error:
-        raise ImageFileError("not an image in any known format; is the name right and the copy complete?") from error
-    except ImageFileError:
-        raise
-    except Exception as error:  # as Pillow, it raises nearly everything on damaged files
-        raise ImageFileError(f"the TIFF cannot be read ({type(error).__name__}); save it as PNG") from error
     if pixels.ndim == 3 and pixels.shape[-1] == 3 and pixels.dtype == np.uint8:
         picture = Image.fromarray(pixels)
     elif pixels.ndim == 2 and pixels.dtype.kind in "iuf":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.utils import optional_import
 from numpy.typing import NDArray
 
 from mrad_med.errors import ImageFileError
@@ -60,10 +61,9 @@ def import_av() -> Any:
     Raises:
         ImageFileError: it is missing.
     """
-    try:
-        import av
-    except ImportError:
-        raise ImageFileError('videos need PyAV; pip install "mrad-med[video]"') from None
+    av, is_installed = optional_import("av")
+    if not is_installed:
+        raise ImageFileError('videos need PyAV; pip install "mrad-med[video]"')
     av.logging.set_level(None)  # FFmpeg's messages quote the file; another library may have turned them on
     return av
 

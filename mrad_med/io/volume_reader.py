@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import nibabel
 import numpy as np
 from monai.data import ImageReader
-from monai.utils import MetaKeys, SpaceKeys
+from monai.utils import MetaKeys, SpaceKeys, optional_import
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
@@ -23,9 +23,12 @@ from mrad_med.errors import ImageFileError
 from mrad_med.io.file_types import VOLUME_SUFFIXES
 from mrad_med.io.geometry import LPS_TO_RAS, plane_normal
 from mrad_med.io.limits import MAX_VOXELS, check_voxels
+from mrad_med.io.refusals import refusing
 
 __all__ = ["VOLUME_SUFFIXES", "VolumeReader"]
 
+_UNREADABLE = "the file cannot be read ({kind}); copy or export it again"
+_NO_AFFINE = "the affine in its header gives no directions to its axes; export it again"
 _CHUNK = 2**20  # bytes decoded at a time, so that memory grows with what is there, not with what is announced
 _MAX_HEADER = 2**26  # bytes before the voxels, a line of NRRD or the extensions of NIfTI; 64 MB are more than any has
 _FLAT = 1e-3  # volume spanned by the unit directions of the axes, below which they are no three; a gantry's tilt is 0.8
@@ -85,25 +88,20 @@ class VolumeReader(ImageReader):
 
         Raises:
             ImageFileError: neither NIfTI nor NRRD, damaged, too large, no plain numbers on a grid of two or three
-                axes, without a place in space, split over several files, or NRRD while pynrrd is missing.
-            PermissionError: the file may not be read.
+                axes, without a place in space, split over several files, NRRD while pynrrd is missing, or closed to
+                this user.
         """
         names = [data] if isinstance(data, (str, os.PathLike)) else list(data)
         if len(names) != 1:
             raise ImageFileError(f"one file makes one case, got {len(names)} files; list them as separate cases")
-        try:
-            with Path(names[0]).open("rb") as stream:
-                start = stream.peek(4)
-                if start.startswith(b"NRRD"):
-                    return _read_nrrd(stream, self.max_voxels)
-                if start.startswith(b"\x1f\x8b"):
-                    with gzip.GzipFile(fileobj=stream) as unpacked:
-                        return _read_nifti(unpacked, self.max_voxels)
-                return _read_nifti(stream, self.max_voxels)
-        except (ImageFileError, PermissionError):
-            raise
-        except Exception as error:  # decoders raise nearly everything on damaged files, and may quote them
-            raise _unreadable(type(error).__name__) from error
+        with refusing(_UNREADABLE), Path(names[0]).open("rb") as stream:
+            start = stream.peek(4)
+            if start.startswith(b"NRRD"):
+                return _read_nrrd(stream, self.max_voxels)
+            if start.startswith(b"\x1f\x8b"):
+                with gzip.GzipFile(fileobj=stream) as unpacked:
+                    return _read_nifti(unpacked, self.max_voxels)
+            return _read_nifti(stream, self.max_voxels)
 
     def get_data(self, img: _Volume) -> tuple[NDArray[Any], dict[str, Any]]:
         """Return the (X, Y[, Z]) array, in the file's own units, and the metadata MONAI needs."""
@@ -118,7 +116,7 @@ class VolumeReader(ImageReader):
 
 
 def _unreadable(why: str) -> ImageFileError:
-    return ImageFileError(f"the file cannot be read ({why}); copy or export it again")
+    return ImageFileError(_UNREADABLE.replace("{kind}", why))
 
 
 def _read_nifti(stream: io.BufferedIOBase, max_voxels: int) -> _Volume:
@@ -157,21 +155,17 @@ def _nifti_affine(header: Any) -> NDArray[np.float64]:
     MONAI would replace a sform that contradicts the voxel sizes, if need be by a qform without code, which may mirror
     left and right.
     """
-    try:
-        with np.errstate(all="ignore"):
-            affine = np.array(header.get_best_affine(), dtype=np.float64)
-    except Exception as error:  # numbers that are none, in rotations or sizes
-        raise _no_affine() from error
+    with refusing(_NO_AFFINE), np.errstate(all="ignore"):  # there may be no numbers in rotations or sizes
+        affine = np.array(header.get_best_affine(), dtype=np.float64)
     _check_affine(affine)
     return affine
 
 
 def _read_nrrd(stream: io.BufferedIOBase, max_voxels: int) -> _Volume:
     """Return an NRRD volume: pynrrd reads the header and tells the type; unpacking is bounded here."""
-    try:
-        import nrrd  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ImageFileError('NRRD files need pynrrd; pip install "mrad-med[nrrd]"') from error
+    nrrd, is_installed = optional_import("nrrd")
+    if not is_installed:
+        raise ImageFileError('NRRD files need pynrrd; pip install "mrad-med[nrrd]"')
     header = nrrd.read_header(_nrrd_lines(stream))
     if header.get("line skip", 0) or header.get("byte skip", 0):
         raise ImageFileError("voxels that do not follow the header at once; save it as one plain .nrrd")
@@ -251,7 +245,7 @@ def _nrrd_affine(header: dict[str, Any], axes: list[int]) -> NDArray[np.float64]
         spacings = header.get("spacings", np.ones(len(header["sizes"])))[axes]
         directions, origin = np.diag(spacings), header.get("space origin", _corner(header, axes))
     if not len(axes) <= directions.shape[1] <= 3 or len(origin) != directions.shape[1]:
-        raise _no_affine()
+        raise ImageFileError(_NO_AFFINE)
     affine[: len(origin), : len(axes)] = directions.T
     affine[: len(origin), 3] = origin
     with np.errstate(all="ignore"):
@@ -271,15 +265,11 @@ def _corner(header: dict[str, Any], axes: list[int]) -> NDArray[np.float64]:
     return corner
 
 
-def _no_affine() -> ImageFileError:
-    return ImageFileError("the affine in its header gives no directions to its axes; export it again")
-
-
 def _check_affine(affine: NDArray[np.float64]) -> None:
     with np.errstate(all="ignore"):
         directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or not np.isfinite(directions).all() or abs(np.linalg.det(directions)) < _FLAT:
-        raise _no_affine()
+        raise ImageFileError(_NO_AFFINE)
 
 
 def _check_grid(shape: tuple[int, ...], max_voxels: int) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 
 import nibabel
 import numpy as np
+from monai.utils import optional_import
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from mrad_med.files import atomic_path
+from mrad_med.io.geometry import LPS_TO_RAS, plane_normal
 
 __all__ = ["require_nrrd", "slice_positions", "write_volume"]
-
-_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 
 
 def write_volume(path: str | os.PathLike[str], values: NDArray[Any], affine: NDArray[np.float64]) -> None:
@@ -73,16 +73,15 @@ def require_nrrd() -> Any:
     Raises:
         ImportError: it is not installed.
     """
-    try:
-        import nrrd  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ImportError('NRRD files need pynrrd: pip install "mrad-med[nrrd]", or write .nii.gz') from error
+    nrrd, is_installed = optional_import("nrrd")
+    if not is_installed:
+        raise ImportError('NRRD files need pynrrd: pip install "mrad-med[nrrd]", or write .nii.gz')
     return nrrd
 
 
 def _write_nrrd(path: str | os.PathLike[str], values: NDArray[Any], affine: NDArray[np.float64]) -> None:
     nrrd = require_nrrd()
-    lps = _RAS_TO_LPS @ affine[:3]
+    lps = (LPS_TO_RAS @ affine)[:3]  # its own inverse
     header = {
         "space": "left-posterior-superior",
         "space directions": lps[:, :3].T,
@@ -113,9 +112,7 @@ def slice_positions(affine: NDArray[np.float64], count: int, *, axis: int = 2) -
     """
     if axis not in (0, 1, 2):
         raise ValueError(f"a volume has the axes 0, 1 and 2, got {axis}")
-    first, second = (affine[:3, other] for other in range(3) if other != axis)
-    normal = np.cross(first, second)
-    normal /= np.linalg.norm(normal)
+    normal = plane_normal(affine[:3, [other for other in range(3) if other != axis]].T)
     normal *= np.sign(normal[np.abs(normal).argmax()])
     index = np.arange(count)
     centers: NDArray[np.float64] = affine[:3, 3] @ normal + index * (affine[:3, axis] @ normal)

@@ -66,12 +66,15 @@ def average_precision(counts: ScoreCounts) -> Bounded:
     positives = before[..., -1:] + positive[..., -1:]
     weight = positive / np.where(positives > 0, positives, np.nan)
     at_end = _divide(before + positive, total)
+    value = (weight * at_end).sum(-1)
+    if not counts.is_open.any():
+        return Bounded(value, 0 * value)
     # No anomalous score of a bin has a higher precision than the last of them when all come first, and none a lower
     # one than the first of them when all normal ones come before.
     best = _divide(before + positive, total - counts.negative)
     worst = _divide(before + 1, total - positive + 1)
     spread = np.maximum(best - at_end, at_end - worst) * counts.is_open
-    return Bounded((weight * at_end).sum(-1), (weight * spread).sum(-1))
+    return Bounded(value, (weight * spread).sum(-1))
 
 
 def best_f1(counts: ScoreCounts) -> tuple[Bounded, NDArray[np.float32]]:
@@ -122,6 +125,8 @@ def _area(x: Floats, y: Floats, counts: ScoreCounts, limit: float = 1.0) -> Boun
     width, rise = np.diff(x), np.diff(y)
     inside = np.clip(_divide(limit - x[..., :-1], width), 0, 1)  # share of each piece that is below the limit
     area = (width * inside * (y[..., :-1] + rise * inside / 2)).sum(-1)
+    if not counts.is_open.any():
+        return Bounded(area, 0 * area)
     # The curve is anywhere in the rectangle between two points: half of it away from the diagonal at most, or more of
     # the part that is below the limit.
     return Bounded(area, (width * inside * rise * (1 - inside / 2) * counts.is_open).sum(-1))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mrad_med.metrics.curves import area_under_pro, area_under_roc, average_precision
+from mrad_med.metrics.curves import Bounded, area_under_pro, area_under_roc, average_precision
 from mrad_med.metrics.histogram import ScoreCounts
 from mrad_med.metrics.intervals_delong import LEVEL, Floats, check_level, checked_scores
 from mrad_med.metrics.pixel import PRO_LIMIT, region_weights
@@ -146,7 +146,7 @@ def weighted_auroc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike) -> 
         ValueError: only one label occurs; scores with NaN; labels other than 0 and 1; negative weights; shapes that
             do not fit.
     """
-    return _for_each_row(_auroc, scores, labels, weights)
+    return _for_each_row(area_under_roc, scores, labels, weights)
 
 
 def weighted_average_precision(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike) -> Floats:
@@ -154,13 +154,13 @@ def weighted_average_precision(scores: ArrayLike, labels: ArrayLike, weights: Ar
 
     Arguments, returned values and errors are those of `weighted_auroc`.
     """
-    return _for_each_row(_average_precision, scores, labels, weights)
+    return _for_each_row(average_precision, scores, labels, weights)
 
 
 def _for_each_row(
-    measure: Callable[[Floats, Floats], Floats], scores: ArrayLike, labels: ArrayLike, weights: ArrayLike
+    measure: Callable[[ScoreCounts], Bounded], scores: ArrayLike, labels: ArrayLike, weights: ArrayLike
 ) -> Floats:
-    """Hand the sorted thresholds' cumulated weights, (r, K) anomalous and (r, K) normal, to `measure`, in blocks."""
+    """Return a metric of the weights (r, K) of the distinct scores, the highest first, in blocks of rows."""
     values, is_positive = checked_scores(scores, labels, fewest=1)
     rows = np.asarray(weights)
     if rows.ndim != 2 or rows.shape[1] != len(values):
@@ -173,25 +173,16 @@ def _for_each_row(
     results = [np.empty(0)]
     for block in np.array_split(rows, max(1, rows.size // _BLOCK)):
         ordered = block[:, order].astype(np.float64)
-        positive, negative = (np.add.reduceat(ordered * side, starts, axis=1).cumsum(1) for side in (hit, ~hit))
-        is_defined = (positive[:, -1] > 0) & (negative[:, -1] > 0)
-        with np.errstate(invalid="ignore"):
-            results.append(np.where(is_defined, measure(positive, negative), np.nan))
+        positive, negative = (np.add.reduceat(ordered * side, starts, axis=1) for side in (hit, ~hit))
+        is_defined = positive.any(1) & negative.any(1)
+        results.append(np.where(is_defined, measure(_of_single_scores(positive, negative)).value, np.nan))
     return np.concatenate(results)
 
 
-def _auroc(positive: Floats, negative: Floats) -> Floats:
-    steps = np.diff(negative, prepend=0)
-    middle = positive - np.diff(positive, prepend=0) / 2
-    areas: Floats = (middle * steps).sum(1) / (positive[:, -1] * negative[:, -1])
-    return areas
-
-
-def _average_precision(positive: Floats, negative: Floats) -> Floats:
-    found = positive + negative
-    precision = np.divide(positive, found, out=np.zeros_like(found), where=found > 0)
-    areas: Floats = (np.diff(positive, prepend=0) * precision).sum(1) / positive[:, -1]
-    return areas
+def _of_single_scores(positive: Floats, negative: Floats, overlap: Floats | None = None) -> ScoreCounts:
+    """Return counts (r, K) of bins that each count as one score."""
+    edges = np.zeros(positive.shape[-1], np.float32)  # equal ends
+    return ScoreCounts(edges, edges, positive, negative, overlap, (math.nan, math.nan))
 
 
 def bin_edges(counts: ScoreCounts) -> NDArray[np.float32]:
@@ -259,8 +250,7 @@ def _blocks(weights: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 def _metrics(drawn: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     """Return pixel metrics of (r, 3, K) counts: (r,) each, NaN where undefined."""
-    edges = np.zeros(drawn.shape[-1], np.float32)  # equal ends: each bin counts as one score
-    counts = ScoreCounts(edges, edges, drawn[:, 0], drawn[:, 1], drawn[:, 2], (math.nan, math.nan))
+    counts = _of_single_scores(drawn[:, 0], drawn[:, 1], drawn[:, 2])
     return {
         "auroc": area_under_roc(counts).value,
         "ap": average_precision(counts).value,

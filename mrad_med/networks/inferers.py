@@ -132,6 +132,8 @@ class SliceAnomalyInferer(AnomalyInferer):
         ValueError: a setting is out of its range.
     """
 
+    CHANGES_NO_RESULT = ("slices_per_batch", "device")
+
     def __init__(
         self,
         *,

@@ -54,7 +54,8 @@ def fingerprint(part: Any) -> str:
     """Return a hash of everything that decides what a part does: parts with equal hashes work alike.
 
     Args:
-        part: a module, a transform, an inferer, or any object made of such and of plain values.
+        part: a module, a transform, an inferer, or any object made of such and of plain values. A class may name in
+            ``CHANGES_NO_RESULT`` the attributes that only change speed or memory.
     """
     digest = hashlib.sha256()
     _describe(part, digest, set())
@@ -99,7 +100,9 @@ def _items(part: Any) -> list[tuple[str, Any]]:
         items = [(str(index), item) for index, item in enumerate(part)] if isinstance(part, (list, tuple)) else []
         if items or not hasattr(part, "__dict__"):
             return items
-    return sorted(getattr(part, "__dict__", {}).items(), key=lambda item: str(item[0]))
+    ignored = getattr(type(part), "CHANGES_NO_RESULT", ())
+    values = getattr(part, "__dict__", {}).items()
+    return sorted((item for item in values if item[0] not in ignored), key=lambda item: str(item[0]))
 
 
 def package_versions() -> dict[str, str]:

@@ -70,6 +70,8 @@ class SlidingWindowAnomalyInferer(AnomalyInferer):
         ValueError: a setting is out of its range.
     """
 
+    CHANGES_NO_RESULT = ("sw_batch_size", "sw_device", "device")
+
     def __init__(
         self,
         *,

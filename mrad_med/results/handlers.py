@@ -10,6 +10,7 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.utils import ImageMetaKey
 
+from mrad_med.data.loader import CaseLoader
 from mrad_med.io.frames import close_frames
 from mrad_med.results.case_result import CaseResult
 from mrad_med.results.writer import ResultWriter
@@ -78,7 +79,8 @@ def run_evaluator(evaluator: Evaluator, writer: ResultWriter) -> None:
     """Run an evaluator to its end, and leave a whole folder of results also where it is stopped.
 
     Args:
-        evaluator: its handlers write the results (`ResultSaver`). With no case left to score it is not run.
+        evaluator: its handlers write the results (`ResultSaver`). With no case left to score it is not run. Cases whose
+            files change while they are scored are scored once more.
         writer: the writer of the results.
 
     Raises:
@@ -87,6 +89,7 @@ def run_evaluator(evaluator: Evaluator, writer: ResultWriter) -> None:
     try:
         if len(evaluator.data_loader.dataset):
             evaluator.run()
+            _repeat(evaluator, writer)
         else:
             writer.finish()
     except BaseException:
@@ -94,3 +97,17 @@ def run_evaluator(evaluator: Evaluator, writer: ResultWriter) -> None:
         raise
     finally:
         close_frames()  # a video that was scored can now be moved or deleted
+
+
+def _repeat(evaluator: Evaluator, writer: ResultWriter) -> None:
+    """Score the cases once more whose files changed, and leave the failures of both times in the loader."""
+    loader = evaluator.data_loader
+    if not isinstance(loader, CaseLoader):
+        return
+    changed = writer.changed(loader.failures)
+    if changed:
+        cases, loader.dataset.data = loader.dataset.data, changed
+        evaluator.run()
+        loader.dataset.data = cases
+    names = {case[AnomalyKeys.CASE_ID] for case in loader.dataset.data}
+    loader.failures[:] = [failure for failure in writer.failures if failure.case_id in names]

@@ -1,20 +1,32 @@
-"""Which cases of a folder of results are finished, so that an interrupted run goes on where it stopped."""
+"""Which cases of a folder of results are finished, so that an interrupted run resumes where it stopped."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mrad_med.files import atomic_path
+from mrad_med.files import atomic_path, safe_relative_path
 from mrad_med.io.frames import Frame
+from mrad_med.networks.provenance import package_versions
+from mrad_med.store import make_key, paths_of
 
-__all__ = ["Entry", "Journal"]
+__all__ = ["Entry", "Journal", "files_of", "what_matters"]
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 2  # of a line; lines of another format finish nothing
+_CHECK = ', "check": "{}"}}'  # ends each line: a part of the sha256 of all that stands before
+_CHECK_DIGITS = 16
+_CHECK_LENGTH = len(_CHECK.format("0" * _CHECK_DIGITS))
+# Settings that are recorded, but whose effect is in the hashes of the parts, or that change no result.
+_NO_MATTER = ("overrides", "profiles")
 
 
 @dataclass(frozen=True)
@@ -22,12 +34,13 @@ class Entry:
     """What is kept of a finished case.
 
     Attributes:
-        key: of its source and of the settings it was scored with; empty for an image in memory and what is unfinished.
-        row: of the table of cases.
-        files: that were written, below the output folder.
+        key: key of the case, see `Journal.key`; empty for an image in memory and for what is unfinished.
+        row: its row of the table of cases.
+        files: files that were written, below the output folder.
         slices: rows of the table of slices.
-        video: that it is a frame of, below the output folder; empty where none was asked for.
-        shortfalls: outputs that could not be made: what of, and why.
+        video: the video that it is a frame of, below the output folder; empty where none was asked for.
+        shortfalls: outputs that could not be made: the name of the case or video, and the reason.
+        settings: key of the settings that it was scored with.
     """
 
     key: str
@@ -36,37 +49,53 @@ class Entry:
     slices: list[dict[str, Any]] = field(default_factory=list)
     video: str = ""
     shortfalls: tuple[tuple[str, str], ...] = ()
+    settings: str = ""
+
+
+def files_of(source: Any) -> Sequence[str | os.PathLike[str]]:
+    """Return the files that a source is read from; none for an image in memory."""
+    return [source.path] if isinstance(source, Frame) else paths_of(source)
+
+
+def what_matters(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what results depend on of a run's provenance, and the versions of packages."""
+    settings = {name: value for name, value in provenance.get("settings", {}).items() if name not in _NO_MATTER}
+    return {**provenance, "settings": settings, "versions": package_versions()}
 
 
 class Journal:
     """One line of JSON for each case as it is finished, in a file beside the results.
 
-    A case is finished if it is there with the same settings, the same source files (by name, size and time of change)
-    and all that was written of it.
+    A case is finished if it is there with the same key and all that was written of it is there too. The key covers the
+    name of the case, the content of its files, and the settings. Lines that are damaged, or of an older version, finish
+    nothing.
 
     Args:
-        path: of the file; made with the first case.
+        path: the file; made with the first case.
         settings: whatever results depend on, as plain values.
-        resume: keep what is there; else the file is begun anew.
+        resume: keep what is there; else nothing that is there is finished.
 
     Attributes:
         entries: finished cases by their names.
         files: what was ever written of a case into this folder, by its name.
+        damaged: lines that cannot be read.
+        outdated: lines of an older version.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
         self.path = path
-        self._settings = json.dumps(settings, sort_keys=True, default=str)
+        self.settings = make_key(settings)
         self.entries: dict[str, Entry] = {}
         self.files: dict[str, tuple[str, ...]] = {}
+        self.damaged = self.outdated = 0
         self._frames: dict[str, set[str]] = defaultdict(set)  # names of cases by their video
         self._is_torn = False
         if path.is_file():
             text = path.read_text(encoding="utf-8", errors="replace")
             self._is_torn = bool(text) and not text.endswith("\n")
-            for line in text.split("\n"):
+            for line in filter(None, text.split("\n")):
                 self._read(line)
-        if not resume and self.entries:  # nothing is finished any more, but what was written may have to be removed
+        if not resume and self.files:  # nothing is finished any more, but what was written may have to be removed
             lines = [_line(Entry("", {"case_id": case_id}, files)) for case_id, files in self.files.items()]
             self._is_torn = False
             with atomic_path(path) as partial:
@@ -77,12 +106,18 @@ class Journal:
     def _read(self, line: str) -> None:
         try:
             values = json.loads(line)
+            is_known = values.get("format") == _FORMAT
+            if is_known and line[-_CHECK_LENGTH:] != _check_of(line[:-_CHECK_LENGTH]):
+                raise ValueError("the line does not fit its check")
+            files = tuple(safe_relative_path(str(name)) for name in values["files"])
             shortfalls = tuple((str(name), str(reason)) for name, reason in values["shortfalls"])
-            files = tuple(map(str, values["files"]))
-            entry = Entry(str(values["key"]), values["row"], files, values["slices"], str(values["video"]), shortfalls)
-            self._keep(entry)
-        except (ValueError, KeyError, TypeError):  # the line that was being written when the run was stopped
-            return
+            texts = {name: str(values.get(name, "")) for name in ("key", "video", "settings")}
+            if not is_known:
+                texts["key"] = ""
+            self._keep(Entry(row=values["row"], files=files, slices=values["slices"], shortfalls=shortfalls, **texts))
+            self.outdated += not is_known
+        except (ValueError, KeyError, TypeError, AttributeError):  # such as the line that a killed run was writing
+            self.damaged += 1
 
     def _keep(self, entry: Entry) -> None:
         case_id = str(entry.row["case_id"])
@@ -95,47 +130,82 @@ class Journal:
             self._frames[entry.video].add(case_id)
 
     def forget(self, case_id: str) -> None:
-        """Take a case for unfinished from now on; what was written of it stays known."""
+        """Treat a case as unfinished from now on; what was written of it stays known."""
         self.add(replace(self.entries[case_id], key=""))
 
     def frames_of(self, video: str) -> set[str]:
         """Return the names of the finished cases that are frames of a video."""
         return set(self._frames.get(video, ()))
 
-    def is_finished(self, case_id: str, source: Any) -> bool:
-        """Tell whether there is nothing left to do for a case."""
-        entry, key = self.entries.get(case_id), self.key(source)
-        if entry is None or not key or entry.key != key:
-            return False
-        return all((self.path.parent / name).exists() for name in entry.files)
+    def key(self, case_id: str, source: Any, contents: Sequence[str]) -> str:
+        """Return the key of a case; empty for an image in memory.
 
-    def key(self, source: Any) -> str:
-        """Return what tells whether a source or the settings changed; empty for an image in memory."""
-        if isinstance(source, Frame):
-            files: Sequence[Any] = [source.path]
-        elif isinstance(source, (str, os.PathLike)):
-            files = [source]
-        elif isinstance(source, (list, tuple)):
-            files = source
-        else:
+        Args:
+            case_id: its name.
+            source: what is scored, as `read_image` takes it.
+            contents: hashes of its files, in their order.
+        """
+        if not contents:
             return ""
-        digest = hashlib.sha256(self._settings.encode())
-        digest.update(f"{source.index} {source.time}".encode() if isinstance(source, Frame) else b"")
-        for file in map(Path, files):
-            try:
-                state = file.stat()
-            except OSError:
-                return ""
-            digest.update(f"{file.name}\0{state.st_size}\0{state.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()
+        frame = [source.index, source.time] if isinstance(source, Frame) else None
+        return make_key(self.settings, case_id, list(contents), frame)
+
+    def may_be_finished(self, case_id: str) -> bool:
+        """Return whether a case is known with these settings and its results are there, whatever its files hold now."""
+        entry = self.entries.get(case_id)
+        return (
+            entry is not None
+            and entry.settings == self.settings
+            and all(_is_there(self.path.parent / name) for name in entry.files)
+        )
+
+    def is_finished(self, case_id: str, source: Any, contents: Sequence[str]) -> bool:
+        """Return whether there is nothing left to do for a case; the arguments are those of `key`."""
+        key = self.key(case_id, source, contents)
+        return bool(key) and self.may_be_finished(case_id) and self.entries[case_id].key == key
+
+    def report(self, names: Iterable[str]) -> None:
+        """Log why cases of an earlier run are scored again, each reason in one line.
+
+        Args:
+            names: names of the cases that are scored.
+        """
+        known = [self.entries[case_id] for case_id in names if case_id in self.entries]
+        others = sum(entry.settings != self.settings for entry in known)
+        for count, reason in (
+            (self.outdated, "result(s) of an older version of mrad_med are not taken for finished"),
+            (self.damaged, f"line(s) of {self.path.name} are damaged; their cases are scored again"),
+            (others, "case(s) were finished with other settings or versions and are scored again"),
+        ):
+            if count:
+                logger.warning("%s: %d %s", self.path.parent, count, reason)
 
     def add(self, entry: Entry) -> None:
-        """Note a finished case."""
+        """Note a finished case.
+
+        Raises:
+            OSError: the disk is full, or the folder went away.
+        """
+        entry = replace(entry, settings=self.settings)
         self._keep(entry)
+        start, self._is_torn = "\n" * self._is_torn, True
         with self.path.open("a", encoding="utf-8") as stream:
-            stream.write("\n" * self._is_torn + _line(entry))
+            stream.write(start + _line(entry))
         self._is_torn = False
 
 
+def _is_there(path: Path) -> bool:
+    """Return whether a result is there; a system that lost its power may leave files without content."""
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
 def _line(entry: Entry) -> str:
-    return json.dumps(asdict(entry)) + "\n"
+    text = json.dumps({"format": _FORMAT, **asdict(entry)}).removesuffix("}")
+    return f"{text}{_check_of(text)}\n"
+
+
+def _check_of(text: str) -> str:
+    return _CHECK.format(hashlib.sha256(text.encode()).hexdigest()[:_CHECK_DIGITS])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import tifffile
@@ -18,14 +21,45 @@ from mrad_med.io.dicom.writer import require_highdicom, write_overlay_captures, 
 from mrad_med.io.file_types import DICOM, kind_of
 from mrad_med.io.videos import import_av
 from mrad_med.io.volume_writer import require_nrrd, write_volume
-from mrad_med.networks.maps import TOP_FRACTION
-from mrad_med.results.case_result import CaseResult
+from mrad_med.results.case_result import CaseResult, slice_means, upright_picture
 from mrad_med.results.overlays import blend_overlay, draw_montage, draw_overlay, save_overlay
 from mrad_med.transforms.preprocessing import ImageView
 
 __all__ = ["OUTPUTS", "Output", "OutputSettings", "check_outputs", "is_dicom"]
 
+T = TypeVar("T")
+
 CAPTURES = 9  # slices of a volume that are captured, as many as a montage shows
+
+
+class CaseCache:
+    """What several outputs of a case need of its source, read once.
+
+    One case is kept at a time. It is released when another case is asked for, or when its result is deleted.
+    """
+
+    def __init__(self) -> None:
+        self._case: weakref.ref[CaseResult] | None = None
+        self._read: dict[str, Any] = {}
+
+    def get(self, result: CaseResult, name: str, read: Callable[[], T]) -> T:
+        """Return what a function reads for a case.
+
+        Args:
+            result: the result of the case.
+            name: what is read.
+            read: called where this was not read before for the same case.
+        """
+        if self._case is None or self._case() is not result:
+            self._release()
+            self._case = weakref.ref(result, self._release)
+        if name not in self._read:
+            self._read[name] = read()
+        value: T = self._read[name]
+        return value
+
+    def _release(self, _: Any = None) -> None:
+        self._case, self._read = None, {}
 
 
 @dataclass(frozen=True)
@@ -45,6 +79,16 @@ class OutputSettings:
     view: ImageView = field(default_factory=ImageView)
     keep_identifiers: bool = False
     volume_suffix: str = ".nii.gz"
+    _cache: CaseCache = field(default_factory=CaseCache, init=False, repr=False, compare=False)
+
+    def stored(self, result: CaseResult) -> NDArray[np.uint8]:
+        """Return the image of a case as its source stores it, see `ImageView.show_stored`; it is not to be changed."""
+        return self._cache.get(result, "stored", lambda: self.view.show_stored(result.source))
+
+    def source(self, result: CaseResult) -> SourceSeries:
+        """Return the headers of a DICOM case."""
+        read = partial(read_source_series, result.files, keep_identifiers=self.keep_identifiers)
+        return self._cache.get(result, "source", read)
 
 
 @dataclass(frozen=True)
@@ -127,66 +171,71 @@ def _write_mask(result: CaseResult, path: Path, settings: OutputSettings) -> lis
 
 
 def _write_overlay(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
-    picture, upright, note = result.overlay_input(settings.view)
+    picture, upright, note = result.overlay_input(settings.view, stored=settings.stored(result))
     title = f"{result.case_id}{note}\nanomaly score {result.anomaly_score:.4f}"
     save_overlay(path, draw_overlay(picture, upright, title=title))
     return [path]
 
 
 def _write_montage(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
-    affine, scores = _affine(result), result.slice_scores
-    upright = settings.view.upright(result.anomaly_map, affine)
-    if scores is None:
-        scores = _slice_means(np.moveaxis(upright, -1, 0))
-    elif settings.view.layout(affine).is_flipped:
-        scores = scores[::-1]
+    affine, view = _affine(result), settings.view
+    ranking = result.rank_slices(view)
+    picture = upright_picture(settings.stored(result), affine, view)
     title = f"{result.case_id}, anomaly score {result.anomaly_score:.4f}"
-    save_overlay(path, draw_montage(settings.view.show(result.source), upright, scores, title=title))
+    upright, scores = view.upright(result.anomaly_map, affine), ranking.upright_scores
+    save_overlay(path, draw_montage(picture, upright, scores, title=title, order=ranking.upright_order))
     return [path]
 
 
 def _write_segmentation(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
     threshold = _threshold(settings)
-    write_segmentation(path, result.anomaly_map, _source(result, settings), threshold=threshold, affine=result.affine)
+    write_segmentation(path, result.anomaly_map, settings.source(result), threshold=threshold, affine=result.affine)
     return [path]
 
 
 def _write_parametric_map(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
-    write_parametric_map(path, result.anomaly_map, _source(result, settings), affine=result.affine)
+    write_parametric_map(path, result.anomaly_map, settings.source(result), affine=result.affine)
     return [path]
 
 
 def _write_captures(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
-    """Write the frames with the highest map, as the source's own pictures under the map."""
-    source = _source(result, settings)
+    """Write the most suspicious frames, as the source's own pictures under the map."""
+    source = settings.source(result)
     maps = frames_on_source(result.anomaly_map, source, result.affine)
-    shown = settings.view.show_stored(result.source)  # (columns, rows[, slices], 3)
+    shown = settings.stored(result)  # (columns, rows[, slices], 3)
     if result.affine is None:
         shown = shown.swapaxes(0, 1)
     channels = [frames_on_source(shown[..., i].astype(np.float32), source, result.affine) for i in range(3)]
     pictures = np.stack(channels, axis=-1).astype(np.uint8)
-    highest = np.argsort(-_slice_means(maps), kind="stable")[:CAPTURES]
     low, high = float(maps.min()), float(maps.max())
-    overlays = {int(i): blend_overlay(pictures[i], maps[i], low=low, high=high) for i in highest}
+    chosen = _rank_frames(result, maps, source, settings)[:CAPTURES]
+    overlays = {int(i): blend_overlay(pictures[i], maps[i], low=low, high=high) for i in chosen}
     return write_overlay_captures(path, overlays, source, warn=False)  # who writes results warns once for all
 
 
-def _slice_means(maps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return (D,) means of the highest pixels of maps (D, H, W), as slices are scored without the image's part."""
-    flat = maps.reshape(len(maps), -1)
-    count = max(1, int(TOP_FRACTION * flat.shape[1]))
-    means: NDArray[np.float32] = np.partition(flat, -count, axis=1)[:, -count:].mean(1)
-    return means
+def _rank_frames(
+    result: CaseResult, maps: NDArray[np.float32], source: SourceSeries, settings: OutputSettings
+) -> NDArray[np.intp]:
+    """Return the indices of a source's frames, the most suspicious first.
+
+    Frames that are the slices follow the ranking of the slices. A volume that was scored across its frames has no
+    score for each frame; its frames are ranked by their parts of the map.
+    """
+    if result.affine is not None:
+        ranking = result.rank_slices(settings.view)
+        shape, axis = result.anomaly_map.shape, ranking.layout.axis
+        index = np.arange(shape[axis], dtype=np.float32).reshape([-1 if i == axis else 1 for i in range(3)])
+        slices = frames_on_source(np.broadcast_to(index, shape), source, result.affine)
+        if (slices == slices[:, :1, :1]).all():  # each frame is one slice
+            rank = np.argsort(ranking.order)
+            return np.argsort(rank[slices[:, 0, 0].astype(int)])
+    return np.argsort(-slice_means(maps, axis=0), kind="stable")
 
 
 def _save_png(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> list[Path]:
     with atomic_path(path) as partial:
         Image.fromarray(pixels).save(partial)
     return [path]
-
-
-def _source(result: CaseResult, settings: OutputSettings) -> SourceSeries:
-    return read_source_series(result.files, keep_identifiers=settings.keep_identifiers)
 
 
 def _affine(result: CaseResult) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mrad_med.io.frames import Frame, OverlayVideo, read_frame
+from mrad_med.io.frames import Frame, FrameReader, OverlayVideo
 from mrad_med.results.case_result import CaseResult
 from mrad_med.results.overlays import blend_overlay, fit_picture
 
@@ -24,14 +24,17 @@ class VideoCollector:
     The frames keep their times. Colors span the range of all maps, for MRAD's probabilities may span no more than 0.01;
     until it is known, small maps wait in a temporary file.
 
+    Args:
+        folder: folder of the temporary file; by default that of the system.
+
     Attributes:
         name: of the video; empty before the first frame.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self.name = ""
         self._frames: list[tuple[Frame, tuple[int, int]]] = []
-        self._maps = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the object
+        self._maps = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with the object
         self._range = (np.inf, -np.inf)
 
     def add(self, result: CaseResult, name: str) -> None:
@@ -64,10 +67,10 @@ class VideoCollector:
         rate = 1 / float(np.median(steps)) if len(steps) and np.median(steps) > 0 else PAGES_PER_SECOND
         start, size = times[0] if times else 0.0, None
         self._maps.seek(0)
-        with OverlayVideo(path, frames_per_second=rate) as video:
+        with OverlayVideo(path, frames_per_second=rate) as video, FrameReader() as reader:
             for number, (frame, (rows, columns)) in enumerate(self._frames):
                 small = np.frombuffer(self._maps.read(4 * rows * columns), np.float32).reshape(rows, columns)
-                picture = Image.fromarray(fit_picture(read_frame(frame)))
+                picture = Image.fromarray(fit_picture(reader.read(frame)))
                 size = size or picture.size
                 shown = np.asarray(picture if picture.size == size else picture.resize(size))
                 anomaly_map = np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BILINEAR))

@@ -16,25 +16,13 @@ from PIL import Image
 
 from mrad_med.files import atomic_path
 
-__all__ = ["blend_overlay", "draw_montage", "draw_overlay", "fit_picture", "most_suspicious_slice", "save_overlay"]
+__all__ = ["blend_overlay", "draw_montage", "draw_overlay", "fit_picture", "save_overlay"]
 
 CONTOUR_FRACTION = 0.05  # share of the pixels inside the contour of the top region
 MAX_SIDE = 1024  # pixels; larger pictures are drawn at this size
 CLEAREST, DENSEST = 0.1, 0.7  # opacity of a map without a plain picture beside it, where it is lowest and highest
 _PANEL = 4.6  # inches
 _MONTAGE_PANEL = 2.6  # inches
-
-
-def most_suspicious_slice(anomaly_map: NDArray[np.float32], *, fraction: float = 0.01) -> int:
-    """Return the index of the slice of (H, W, D) whose highest pixels have the highest mean.
-
-    Args:
-        anomaly_map: of a volume.
-        fraction: share of a slice's pixels that count.
-    """
-    flat = anomaly_map.reshape(-1, anomaly_map.shape[-1])
-    count = max(1, int(fraction * len(flat)))
-    return int(np.partition(flat, -count, axis=0)[-count:].mean(0).argmax())
 
 
 def draw_overlay(picture: NDArray[np.uint8], anomaly_map: NDArray[np.float32], *, title: str = "") -> Figure:
@@ -121,6 +109,7 @@ def draw_montage(
     *,
     count: int = 9,
     title: str = "",
+    order: NDArray[np.integer[Any]] | None = None,
 ) -> Figure:
     """Return a figure of the slices with the highest scores, the highest first, each under its anomaly map.
 
@@ -133,13 +122,14 @@ def draw_montage(
         scores: (D,) of the slices; of equal ones the lower slice comes first.
         count: number of slices to show; all of them if there are fewer.
         title: above the panels.
+        order: indices of slices, the first to be shown first; by default those of the scores.
 
     Raises:
         ValueError: the sizes do not fit, scores are not finite, or ``count`` is not positive.
     """
     scores = np.asarray(scores)
     _check(picture, anomaly_map, scores, count)
-    chosen = np.argsort(-scores, kind="stable")[:count]
+    chosen = (np.argsort(-scores, kind="stable") if order is None else order)[:count]
     columns = math.ceil(math.sqrt(len(chosen)))
     rows = math.ceil(len(chosen) / columns)
     scale = _MONTAGE_PANEL / max(anomaly_map.shape[:2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,10 +22,13 @@ __all__ = [
     "SCORE_COLUMNS",
     "SLICE_COLUMNS",
     "STUDY_COLUMNS",
+    "describe_cases",
     "score_row",
     "slice_rows",
     "slices_of",
     "study_rows",
+    "write_or_remove",
+    "write_record",
     "write_table",
 ]
 
@@ -110,6 +114,39 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
         table = csv.DictWriter(stream, columns, restval="")
         table.writeheader()
         table.writerows(rows)
+
+
+def write_or_remove(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table that has rows, and leave none of an earlier run where there are none now."""
+    if rows:
+        write_table(path, columns, rows)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def describe_cases(
+    done: int, failures: Sequence[FailedCase], not_reached: Sequence[str], shortfalls: Sequence[FailedCase]
+) -> dict[str, Any]:
+    """Return what the record of a run states of its cases.
+
+    Args:
+        done: number of cases that were scored.
+        failures: cases that could not be scored.
+        not_reached: names of the cases that are neither.
+        shortfalls: outputs of scored cases that could not be made.
+    """
+    count = {"total": done + len(failures) + len(not_reached), "ok": done, "failed": len(failures)}
+    failed, lacking = (
+        [{"case_id": item.case_id, "reason": item.reason} for item in items] for items in (failures, shortfalls)
+    )
+    missing = {"count": len(not_reached), "cases": list(not_reached)}
+    return {"cases": count, "not_reached": missing, "failures": failed, "not_written": lacking}
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write the record of a run as JSON, whole or not at all."""
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def slice_rows(

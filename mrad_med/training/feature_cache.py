@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -21,9 +19,10 @@ from torch import Tensor
 
 from mrad_med.data.loader import CaseDataset, CaseLoader, raise_for_failures
 from mrad_med.distributed import rank_and_world, share_work
-from mrad_med.files import atomic_path, sha256_of_file
+from mrad_med.files import atomic_path
 from mrad_med.io.limits import MAX_PIXELS
 from mrad_med.networks.clip import CLIP
+from mrad_med.store import contents_of, make_key
 from mrad_med.training.features import UNKNOWN, FeatureDataset
 from mrad_med.transforms.preprocessing import ImageView, build_preprocessing
 from mrad_med.types import IMAGE_SIZE, AnomalyKeys, FailedCase
@@ -35,6 +34,7 @@ logger = logging.getLogger(__name__)
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 _SPARE_BYTES = 2**26  # of the disk, left to others
 _TENSORS = ("image", "patches", "mask")
+_CHANGED = "its image or mask changed while it was read, twice; wait until nothing writes to it, and run again"
 
 Cases = Sequence[Mapping[str, Any]]
 
@@ -113,9 +113,11 @@ class FeatureCache:
         missing = [case for case in cases if case[AnomalyKeys.CASE_ID] in lacking]
         share_work(lambda _: self._check_space(len(missing)), missing)
         progress = progress and rank_and_world()[0] == 0
-        for failures in share_work(
-            lambda share: self._encode(share, files, batch_size, num_workers, progress), missing
+        expected = dict(files)
+        for changed, failures in share_work(
+            lambda share: self._encode_all(share, expected, batch_size, num_workers, progress), missing
         ):
+            files |= changed
             reasons |= {failure.case_id: failure for failure in failures}
         names = [case[AnomalyKeys.CASE_ID] for case in cases]
         self.failures = [reasons[name] for name in names if name in reasons]
@@ -132,6 +134,12 @@ class FeatureCache:
 
     def _look_up(self, cases: Cases) -> tuple[dict[str, Path], list[str], list[FailedCase]]:
         """Return the file of each case, the cases to encode, and those whose image or mask cannot be opened."""
+        contents, failures = contents_of(cases)
+        files = self._files(contents)
+        return files, [name for name, file in files.items() if not _is_whole(file, name)], failures
+
+    def _files(self, contents: Mapping[str, str]) -> dict[str, Path]:
+        """Return the file of each case by its name, from what the cases are (`contents_of`)."""
         card = self.clip.card
         common = {
             "backbone": card.sha256,
@@ -141,25 +149,8 @@ class FeatureCache:
             "dtype": self.dtype,
             "version": version("mrad-med"),
         }
-        files: dict[str, Path] = {}
-        lacking, failures = [], []
-        for case in cases:
-            case_id = case[AnomalyKeys.CASE_ID]
-            content = []
-            try:
-                for name in ("image", "mask"):
-                    content.append(sha256_of_file(case[name]) if case.get(name) else None)
-            except OSError as error:
-                reason = error.strerror or type(error).__name__
-                failures.append(FailedCase(case_id, f"its {name} cannot be read ({reason}); look at the path"))
-                continue
-            threshold = [float(case[key]) for key in (AnomalyKeys.MASK_THRESHOLD,) if key in case]
-            identity = json.dumps([common, content, int(case[AnomalyKeys.LABEL]), *threshold], sort_keys=True)
-            digest = hashlib.sha256(identity.encode()).hexdigest()
-            files[case_id] = self.folder / digest[:2] / f"{digest[2:34]}.safetensors"
-            if not _is_whole(files[case_id], case_id):
-                lacking.append(case_id)
-        return files, lacking, failures
+        keys = {name: make_key(common, content) for name, content in contents.items()}
+        return {name: self.folder / key[:2] / f"{key[2:34]}.safetensors" for name, key in keys.items()}
 
     def _check_space(self, count: int) -> None:
         """Refuse before the encoder runs for hours what the disk cannot hold."""
@@ -173,17 +164,36 @@ class FeatureCache:
                 f"in {self.folder}: choose another cache folder, a smaller image_size, or fp16"
             )
 
+    def _encode_all(
+        self, cases: Cases, files: Mapping[str, Path], batch_size: int, num_workers: int, progress: bool
+    ) -> tuple[dict[str, Path], list[FailedCase]]:
+        """Write the features of the cases; those that change meanwhile are encoded once more.
+
+        Returns:
+            The files of cases that changed, and the cases that have no features.
+        """
+        changed, failures = self._encode(cases, files, batch_size, num_workers, progress)
+        if not changed:
+            return {}, failures
+        latest, unreadable = contents_of(changed)
+        again = [case for case in changed if case[AnomalyKeys.CASE_ID] in latest]
+        twice, others = self._encode(again, self._files(latest), batch_size, num_workers, progress)
+        refused = [FailedCase(case[AnomalyKeys.CASE_ID], _CHANGED) for case in twice]
+        return self._files(latest), [*failures, *unreadable, *others, *refused]
+
     def _encode(
         self, cases: Cases, files: Mapping[str, Path], batch_size: int, num_workers: int, progress: bool
-    ) -> list[FailedCase]:
-        """Write the features of the cases, and return those that have none."""
+    ) -> tuple[list[Mapping[str, Any]], list[FailedCase]]:
+        """Write the features of the cases; return those that changed meanwhile, and those that have no features."""
         if not cases:
-            return []
+            return [], []
         device = next(self.clip.image_encoder.parameters()).device
+        by_name = {case[AnomalyKeys.CASE_ID]: case for case in cases}
         # Cases of several sets need not have the same further keys, which could not be collated then.
         steps = Compose([self.preprocessing, SelectItemsd(["image", "mask", "case_id"])])
         dataset = CaseDataset([{"mask": None, **case} for case in cases], steps)
         loader = CaseLoader(dataset, batch_size=batch_size, num_workers=num_workers, progress=progress)
+        changed: dict[str, Mapping[str, Any]] = {}
         failures = []
         for batch in loader:
             images = convert_to_tensor(batch["image"], track_meta=False).to(device)
@@ -191,12 +201,23 @@ class FeatureCache:
                 features = self.clip.image_encoder(images)
             masks = convert_to_tensor(batch["mask"], track_meta=False)
             kept = features.patches.to(_DTYPES[self.dtype])
+            changed |= self._changed([by_name[name] for name in batch["case_id"]], files)
             for name, image, patches, mask in zip(batch["case_id"], features.image, kept, masks, strict=True):
+                if name in changed:
+                    continue
                 if image.isfinite().all() and patches.isfinite().all():
                     self._save(files[name], image, patches, mask)
                 else:
                     failures.append(FailedCase(name, f"its features exceed {self.dtype} or are NaN; try fp32"))
-        return [*loader.failures, *failures]
+        changed |= self._changed([by_name[failure.case_id] for failure in loader.failures], files)
+        failures += loader.failures
+        return list(changed.values()), [failure for failure in failures if failure.case_id not in changed]
+
+    def _changed(self, cases: Cases, files: Mapping[str, Path]) -> dict[str, Mapping[str, Any]]:
+        """Return the cases that are not any more what their files of features belong to, by their names."""
+        now = self._files(contents_of(cases)[0])
+        names = {case[AnomalyKeys.CASE_ID]: case for case in cases}
+        return {name: case for name, case in names.items() if now.get(name) != files[name]}
 
     def _save(self, path: Path, image: Tensor, patches: Tensor, mask: Tensor) -> None:
         known = torch.where(mask[0].isnan(), float(UNKNOWN), (mask[0] > 0.5).float())

@@ -19,7 +19,8 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.uid import EnhancedSRStorage
 
-from mrad_med import AnomalyDetector, ResultWriter, make_chest_phantom
+import mrad_med
+from mrad_med import CaseDataset, ResultWriter, make_chest_phantom
 from mrad_med.cli import main
 from mrad_med.data import write_sample_series
 from mrad_med.io.frames import OverlayVideo
@@ -29,7 +30,7 @@ from tests.dicom_phantoms import OBLIQUE, PRIVATE, write_multiframe, write_serie
 SMALL = ["--bundle", "mrad_tf", "--image_size", "70", "--device", "cpu"]
 pytestmark = pytest.mark.usefixtures("embedded_is_loaded", "plain_figures")
 DAMAGED = b"\x08\0\0\0" + bytes(100)  # may be DICOM without preamble
-CASES = ["brain", "photo", "ct/series_1"]  # files of a folder come before those of folders in it
+CASES = ["brain", "photo", "ct/series_1-238d1e6b95"]  # files of a folder come before those of folders in it
 
 
 def photograph(path: Path, seed: int = 0) -> Path:
@@ -70,13 +71,13 @@ def study(tmp_path) -> Path:
 def scored(monkeypatch) -> list[list[str]]:
     """Of each run, the names of the cases that go through the network."""
     runs: list[list[str]] = [[]]
-    stream = AnomalyDetector.stream
+    make = CaseDataset.__init__
 
-    def note(self, cases, receive, **keywords):
-        runs[-1].extend(case["case_id"] for case in cases)
-        return stream(self, cases, receive, **keywords)
+    def note(self, data, transform):
+        runs[-1].extend(case["case_id"] for case in data)
+        make(self, data, transform)
 
-    monkeypatch.setattr(AnomalyDetector, "stream", note)
+    monkeypatch.setattr(CaseDataset, "__init__", note)
     return runs
 
 
@@ -106,9 +107,9 @@ def test_each_kind_has_its_outputs_and_a_bad_file_costs_only_itself(study, out, 
     report(study / "ct" / "report")
     assert detect(study, out) == 1
     assert written(out) == [
-        *("maps/brain.nii.gz", "maps/ct/series_1.nii.gz", "maps/photo.tiff"),
-        *("montages/brain.png", "montages/ct/series_1.png"),
-        *("overlays/brain.png", "overlays/ct/series_1.png", "overlays/photo.png"),
+        *("maps/brain.nii.gz", "maps/ct/series_1-238d1e6b95.nii.gz", "maps/photo.tiff"),
+        *("montages/brain.png", "montages/ct/series_1-238d1e6b95.png"),
+        *("overlays/brain.png", "overlays/ct/series_1-238d1e6b95.png", "overlays/photo.png"),
     ]
     told = capfd.readouterr()
     assert "3 of 4 case(s) scored" in told.out
@@ -122,8 +123,8 @@ def test_each_kind_has_its_outputs_and_a_bad_file_costs_only_itself(study, out, 
     assert record["failures"] == [{"case_id": "ct/damaged", "reason": rows["ct/damaged"]["reason"]}]
     assert record["cases"] == {"total": 4, "ok": 3, "failed": 1}
     assert any("ct/report: passed over: " in message and "structured report" in message for message in caplog.messages)
-    assert Counter(row["case_id"] for row in table(out, "slices")) == {"brain": 6, "ct/series_1": 5}
-    assert [row["study"] for row in table(out, "studies")] == ["study_1"]
+    assert Counter(row["case_id"] for row in table(out, "slices")) == {"brain": 6, "ct/series_1-238d1e6b95": 5}
+    assert [row["study"] for row in table(out, "studies")] == ["study-40c5e4875b"]
     (study / "ct" / "damaged.dcm").unlink()
     assert detect(study, out) == 0
 
@@ -131,14 +132,14 @@ def test_each_kind_has_its_outputs_and_a_bad_file_costs_only_itself(study, out, 
 OF_EACH = {
     "tiff": ["maps/photo.tiff"],
     "png": ["maps/photo.png"],
-    "nifti": ["maps/brain.nii.gz", "maps/ct/series_1.nii.gz"],
-    "nrrd": ["maps/brain.nrrd", "maps/ct/series_1.nrrd"],
-    "mask": ["masks/brain.nii.gz", "masks/ct/series_1.nii.gz", "masks/photo.png"],
-    "overlay": ["overlays/brain.png", "overlays/ct/series_1.png", "overlays/photo.png"],
-    "montage": ["montages/brain.png", "montages/ct/series_1.png"],
-    "seg": ["dicom/ct/series_1_seg.dcm"],
-    "parametric-map": ["dicom/ct/series_1_map.dcm"],
-    "capture": [f"dicom/ct/series_1/overlay_000{number}.dcm" for number in range(1, 6)],
+    "nifti": ["maps/brain.nii.gz", "maps/ct/series_1-238d1e6b95.nii.gz"],
+    "nrrd": ["maps/brain.nrrd", "maps/ct/series_1-238d1e6b95.nrrd"],
+    "mask": ["masks/brain.nii.gz", "masks/ct/series_1-238d1e6b95.nii.gz", "masks/photo.png"],
+    "overlay": ["overlays/brain.png", "overlays/ct/series_1-238d1e6b95.png", "overlays/photo.png"],
+    "montage": ["montages/brain.png", "montages/ct/series_1-238d1e6b95.png"],
+    "seg": ["dicom/ct/series_1-238d1e6b95_seg.dcm"],
+    "parametric-map": ["dicom/ct/series_1-238d1e6b95_map.dcm"],
+    "capture": [f"dicom/ct/series_1-238d1e6b95/overlay_000{number}.dcm" for number in range(1, 6)],
     "video": [],
 }
 
@@ -173,7 +174,7 @@ def test_dry_run_lists_what_is_found_and_leaves_no_trace(study, out, monkeypatch
     (study / "ct" / "damaged.dcm").write_bytes(DAMAGED)
     report(study / "ct" / "report")
     before = sorted(study.rglob("*"))
-    monkeypatch.setattr(AnomalyDetector, "from_bundle", lambda *_, **__: pytest.fail("nothing should be loaded"))
+    monkeypatch.setattr(mrad_med, "load_clip", lambda *_, **__: pytest.fail("nothing should be loaded"))
     assert main(["detect", str(study), "--dry-run"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["case", "study", "what", "remarks"]
@@ -182,7 +183,7 @@ def test_dry_run_lists_what_is_found_and_leaves_no_trace(study, out, monkeypatch
     assert cells == [
         ["brain", "volume"],
         ["photo", "photograph"],
-        ["ct/series_1", "study_1", "DICOM CT 5 slices of 24 x 20, axial, 2 x 2 x 5 mm"],
+        ["ct/series_1-238d1e6b95", "study-40c5e4875b", "DICOM CT 5 slices of 24 x 20, axial, 2 x 2 x 5 mm"],
         ["ct/damaged", "DICOM, damaged"],
         ["ct/report", "passed over"],
     ]
@@ -201,7 +202,7 @@ def test_profiles_change_what_is_written(study, out):
     assert detect(study, out, "--profile", "volume", "--profile", "sliding", "--write", "nifti") == 0
     assert written(out) == OF_EACH["nifti"]
     record = json.loads((out / "run.json").read_text(encoding="utf-8"))["settings"]
-    assert (record["profiles"], record["smooth"], record["options"]["keep_size"]) == (["volume", "sliding"], 1.0, True)
+    assert (record["profiles"], record["smooth"], record["view"]["keep_size"]) == (["volume", "sliding"], 1.0, True)
 
 
 def test_frames_of_a_video_are_as_many_as_asked_for(tmp_path, out, scored):
@@ -297,8 +298,8 @@ def test_finished_cases_are_not_scored_again_unless_they_or_the_settings_changed
     photograph(study / "added.png", 6)
     assert run(scored, study, out, *few) == ["added"]
     assert list(scores(out)) == ["added", *CASES]
-    (out / "maps" / "ct" / "series_1.nii.gz").unlink()
-    assert run(scored, study, out, *few) == ["ct/series_1"]
+    (out / "maps" / "ct" / "series_1-238d1e6b95.nii.gz").unlink()
+    assert run(scored, study, out, *few) == ["ct/series_1-238d1e6b95"]
     (study / "added.png").unlink()
     assert run(scored, study, out, *few) == []
     assert list(scores(out)) == CASES

@@ -10,6 +10,7 @@ import pytest
 from monai.data import load_net_with_metadata
 
 import mrad_med
+from mrad_med import CaseResult, ResultWriter
 from mrad_med.cli import main
 from mrad_med.data.catalog import DATASETS
 from tests.small_archives import make_archive
@@ -138,19 +139,14 @@ def test_results_cannot_lie_among_the_images(image_folder: Path, capsys: pytest.
 def test_what_is_done_stays_in_the_tables_when_a_run_is_stopped(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: BaseException, status: int
 ):
-    def stream(self, cases, receive):
-        first = self.detect(cases[0]["image"], progress=False).cases[0]
-        receive(first)
-        raise interruption
+    write = ResultWriter.write
 
-    detect = mrad_med.AnomalyDetector.stream
-    monkeypatch.setattr(
-        mrad_med.AnomalyDetector,
-        "stream",
-        lambda self, cases, receive, **keywords: (
-            detect(self, cases, receive, **keywords) if keywords else stream(self, cases, receive)
-        ),
-    )
+    def write_one(self: ResultWriter, result: CaseResult) -> None:
+        if result.case_id != "a":
+            raise interruption
+        write(self, result)
+
+    monkeypatch.setattr(ResultWriter, "write", write_one)
     assert main(["detect", str(image_folder), "--out", str(tmp_path / "out"), *SMALL]) == status
     with (tmp_path / "out" / "scores.csv").open(newline="") as stream_of_rows:
         assert [row["case_id"] for row in csv.DictReader(stream_of_rows)] == ["a"]
@@ -237,7 +233,7 @@ def test_a_bundle_is_evaluated_and_its_table_shown(tmp_path: Path, capsys: pytes
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert printed == (out / "metrics.md").read_text(encoding="utf-8") + "\n"
-    assert "| pixel AUROC |" in printed
+    assert "| pixel AUROC  " in printed
     assert json.loads((out / "metrics.json").read_text())["images"] == {"normal": 1, "anomalous": 1}
     (Path(folder) / "normal" / "broken.png").write_bytes(b"no image")
     assert main(words) == 1
@@ -274,12 +270,12 @@ def test_bundles_are_compared_and_the_tables_shown(tmp_path: Path, capsys: pytes
     printed = capsys.readouterr().out
     assert printed == (out / "benchmark.md").read_text(encoding="utf-8") + "\n"
     zero_shot, with_medical = printed.split("## Protocol: ")[1:]
-    assert "| mrad_tf | " in zero_shot
-    assert "| mrad_ft | " in with_medical
+    assert "| mrad_tf   | " in zero_shot
+    assert "| mrad_ft   | " in with_medical
     (folder / "normal" / "broken.png").write_bytes(b"no image")
     assert main(words) == 1
     captured = capsys.readouterr()
-    assert "| mrad_ft | " in captured.out
+    assert "| mrad_ft   | " in captured.out
     assert "folder: 1 of 3 case(s) failed" in captured.err
 
 

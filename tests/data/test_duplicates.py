@@ -34,7 +34,7 @@ def test_files_of_one_size_with_other_bytes_are_no_copies(tmp_path):
 
 def test_only_files_whose_size_occurs_twice_are_read(tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr("mrad_med.data.duplicates.sha256_of_file", lambda path: read.append(path.name) or path.name)
+    monkeypatch.setattr("mrad_med.data.duplicates.hash_of_file", lambda path: read.append(path.name) or path.name)
     find_duplicates(make_cases(tmp_path, a=b"1", b=b"22", c=b"333", d=b"44"))
     assert read == ["b", "d"]
 

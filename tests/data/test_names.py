@@ -7,15 +7,19 @@ import unicodedata
 
 import pytest
 
-from mrad_med.data.names import UniqueNames, printable
-from mrad_med.data.privacy import Identifiers
+from mrad_med.data.names import DistinctNames, code_of, printable
+from mrad_med.data.privacy import HIDDEN, Identifiers
 from mrad_med.files import safe_relative_path
 
 FINGAL = ["Fingal^Olive", "PID-73519", "20250917", "19520314"]
 
 
 def without_identifiers(name: str, identifiers: list[str]) -> str:
-    return Identifiers(identifiers).hide(name)
+    return hide(Identifiers(identifiers), name)
+
+
+def hide(identifiers: Identifiers, name: str) -> str:
+    return "/".join(HIDDEN if identifiers.found_in(part) else part for part in name.split("/"))
 
 
 @pytest.mark.parametrize(
@@ -126,15 +130,33 @@ def test_name_without_identifiers_is_kept_as_it_is():
 
 
 def test_words_shorter_than_asked_for_are_passed_over():
-    assert Identifiers(["Lee^Anna"], shortest=5).hide("Lee/Anna/anna lee/2025") == "Lee/Anna/anonymous/2025"
-    assert Identifiers(["20250917"], shortest=5).hide("17 Sep 2025") == "anonymous"
+    assert hide(Identifiers(["Lee^Anna"], shortest=5), "Lee/Anna/anna lee/2025") == "Lee/Anna/anonymous/2025"
+    assert hide(Identifiers(["20250917"], shortest=5), "17 Sep 2025") == "anonymous"
 
 
-def test_names_are_given_once():
-    unique = UniqueNames()
-    assert [unique(name) for name in ("a", "a", "a_3", "a", "b", "a_2", "a")] == [
-        *("a", "a_2", "a_3", "a_4", "b", "a_2_2", "a_5")
+def test_name_is_given_to_one_content_and_another_content_has_its_own_code():
+    distinct = DistinctNames()
+    asked = [("x", "a"), ("y", "a"), ("x", "b"), ("x", "b"), ("x", "a"), ("x", "c"), ("y", "b"), ("x", "b")]
+    given = [distinct(name, lambda letter=letter: letter * 64) for name, letter in asked]
+    assert given == ["x", "y", "x-bbbbbbbbbb", None, None, "x-cccccccccc", "y-bbbbbbbbbb", None]
+
+
+def test_codes_that_happen_to_be_equal_are_told_apart_by_the_whole_key():
+    distinct = DistinctNames()
+    keys = ["0" * 64, "a" * 10 + "1" * 54, "a" * 10 + "2" * 54]
+    assert [distinct("x", lambda key=key: key) for key in [*keys, *keys]] == [
+        *("x", "x-aaaaaaaaaa", f"x-{keys[2]}"),
+        *(None, None, None),
     ]
+
+
+def test_content_is_not_asked_for_where_names_differ():
+    distinct = DistinctNames()
+    assert [distinct(name, lambda: pytest.fail("hashed for nothing")) for name in "abc"] == ["a", "b", "c"]
+
+
+def test_code_is_the_start_of_a_key():
+    assert code_of("0123456789abcdef" * 4) == "0123456789"
 
 
 @pytest.mark.parametrize("name", ["..", "a/..", "../a", "/a", "a\\b", "", "."])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import random
 import shutil
 from collections.abc import Iterable
@@ -17,8 +19,9 @@ from pydicom.uid import EnhancedSRStorage, RTStructureSetStorage
 
 from mrad_med.data.search import find_cases, survey
 from mrad_med.errors import DatasetError, ImageFileError
-from mrad_med.io.frames import OverlayVideo, list_frames
+from mrad_med.io.frames import Frame, OverlayVideo, list_frames
 from mrad_med.io.image import read_image
+from mrad_med.store import make_key
 from tests.small_dicom import COLUMNS, ROWS, make_image, write_image, write_series
 
 
@@ -213,10 +216,22 @@ def write_colors(folder: Path, count: int = 3, **tags) -> list[Path]:
     return [
         write_image(
             folder / f"{index}.dcm",
-            make_image(colors, photometric="RGB", ImagePositionPatient=[0, 0, index], **place, **tags),
+            make_image(colors, photometric="RGB", ImagePositionPatient=[0, 0, index], **{**place, **tags}),
         )
         for index in range(count)
     ]
+
+
+def code(path: Path) -> str:
+    """Return the code of a DICOM file: of its SOP instance UID."""
+    return make_key(str(pydicom.dcmread(path).SOPInstanceUID))[:10]
+
+
+def content_code(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:10]
+
+
+STUDY = f"study-{make_key('1.2.3')[:10]}"  # as `write_slices` writes it
 
 
 def texts(paths: Iterable[Path]) -> list[str]:
@@ -229,7 +244,7 @@ def test_slices_of_a_series_are_one_case_in_the_order_of_their_places(tmp_path, 
     random.Random(seed).shuffle(names)
     paths = write_slices(tmp_path / "ct", 6, names=names)
     cases = find_cases(tmp_path)
-    assert cases == [{"image": texts(paths), "case_id": "ct/series_3", "study": "study_1"}]
+    assert cases == [{"image": texts(paths), "case_id": f"ct/series_3-{code(paths[0])}", "study": STUDY}]
     assert read_image(cases[0]["image"]).shape == (1, COLUMNS, ROWS, 6)
     assert caplog.messages == []
 
@@ -239,9 +254,9 @@ def test_series_of_one_folder_are_told_apart(tmp_path):
     second = write_slices(tmp_path, 4, names=["2", "4", "6", "8"])
     other = write_slices(tmp_path, 2, names=["7", "9"], SeriesNumber=8)
     assert find_cases(tmp_path) == [
-        {"image": texts(first), "case_id": "series_3", "study": "study_1"},
-        {"image": texts(second), "case_id": "series_3_2", "study": "study_1"},
-        {"image": texts(other), "case_id": "series_8", "study": "study_1"},
+        {"image": texts(first), "case_id": f"series_3-{code(first[0])}", "study": STUDY},
+        {"image": texts(second), "case_id": f"series_3-{code(second[0])}", "study": STUDY},
+        {"image": texts(other), "case_id": f"series_8-{code(other[0])}", "study": STUDY},
     ]
 
 
@@ -251,16 +266,18 @@ def test_series_across_folders_is_one_case(tmp_path):
         (tmp_path / "y").mkdir(exist_ok=True)
         (tmp_path / "x" / f"slice00{index}.dcm").rename(tmp_path / "y" / f"slice00{index}.dcm")
     places = ["x/slice000.dcm", "y/slice001.dcm", "x/slice002.dcm", "y/slice003.dcm"]
+    name = f"x/series_3-{code(tmp_path / places[0])}"
     assert find_cases(tmp_path) == [
-        {"image": texts(tmp_path / place for place in places), "case_id": "x/series_3", "study": "study_1"}
+        {"image": texts(tmp_path / place for place in places), "case_id": name, "study": STUDY}
     ]
 
 
 def test_copies_of_slices_are_passed_over_and_told(tmp_path, caplog):
     paths = write_slices(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "copy of a")
-    assert find_cases(tmp_path) == [{"image": texts(paths), "case_id": "a/series_3", "study": "study_1"}]
-    assert caplog.messages == ["a/series_3: 4 copies of slices passed over"]
+    name = f"a/series_3-{code(paths[0])}"
+    assert find_cases(tmp_path) == [{"image": texts(paths), "case_id": name, "study": STUDY}]
+    assert caplog.messages == [f"{name}: 4 copies of slices passed over"]
 
 
 def test_series_with_a_gap_is_made_of_images_unless_told_otherwise(tmp_path, caplog):
@@ -269,7 +286,7 @@ def test_series_with_a_gap_is_made_of_images_unless_told_otherwise(tmp_path, cap
     cases = find_cases(tmp_path)
     assert [case["image"] for case in cases] == texts(paths)
     assert [case["case_id"] for case in cases] == [path.stem for path in paths]
-    assert {case["study"] for case in cases} == {"study_1"}
+    assert {case["study"] for case in cases} == {STUDY}
     gap = "1 gap(s) between slices (up to 4 mm where 2 mm are usual), about 1 slice(s) missing"
     assert caplog.messages == [
         f"slice000 and 4 more: one of 5 slices that make no volume, each scored by itself; {gap}"
@@ -277,7 +294,7 @@ def test_series_with_a_gap_is_made_of_images_unless_told_otherwise(tmp_path, cap
     caplog.clear()
     (case,) = find_cases(tmp_path, strict=False)
     assert case["image"] == texts(paths)
-    assert caplog.messages == [f"series_3: {gap}"]
+    assert caplog.messages == [f"series_3-{code(paths[0])}: {gap}"]
     assert read_image(case["image"], strict=False).shape == (1, COLUMNS, ROWS, 5)
 
 
@@ -332,18 +349,18 @@ def test_folder_of_nothing_but_reports_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["DICOMDIR", "dicomdir"])
 def test_index_of_an_export_disk_stands_for_its_folder(tmp_path, name, monkeypatch):
-    write_slices(tmp_path / "disk" / "ct")
+    paths = write_slices(tmp_path / "disk" / "ct")
     (tmp_path / "disk" / name).write_bytes(b"\0" * 128 + b"DICM")
     assert find_cases(tmp_path / "disk" / name) == find_cases(tmp_path / "disk")
     monkeypatch.chdir(tmp_path / "disk")
-    assert case_ids(name) == ["ct/series_3"]
+    assert case_ids(name) == [f"ct/series_3-{code(paths[0])}"]
 
 
 def test_damaged_slice_is_a_case_of_its_own_that_the_reader_refuses(tmp_path):
-    path = write_slices(tmp_path, 4)[1]
+    first, path, *_ = write_slices(tmp_path, 4)
     path.write_bytes(DAMAGED)
     found = survey(tmp_path, strict=False)
-    assert [case["case_id"] for case in found.cases] == ["series_3", "slice001"]
+    assert [case["case_id"] for case in found.cases] == [f"series_3-{code(first)}", "slice001"]
     assert found.kinds["slice001"] == "DICOM, damaged"
     assert found.remarks["slice001"].startswith("the DICOM header cannot be read")
     with pytest.raises(ImageFileError, match="copy or export the file again"):
@@ -351,13 +368,13 @@ def test_damaged_slice_is_a_case_of_its_own_that_the_reader_refuses(tmp_path):
 
 
 def test_kind_of_each_case_is_told_in_words(tmp_path):
-    write_slices(tmp_path / "ct", 3, spacing=(0.5, 0.75))
+    paths = write_slices(tmp_path / "ct", 3, spacing=(0.5, 0.75))
     write_colors(tmp_path / "us", 1, Modality="US", NumberOfFrames=1)
     write_image(tmp_path / "film.dcm", make_image(np.zeros((4, ROWS, COLUMNS), np.uint8), NumberOfFrames=4))
     Image.new("L", (20, 20)).save(tmp_path / "a.png")
     fill(tmp_path, ["v.nii"])
     assert survey(tmp_path).kinds == {
-        "ct/series_3": f"DICOM CT 3 slices of {COLUMNS} x {ROWS}, axial, 0.75 x 0.5 x 2 mm",
+        f"ct/series_3-{code(paths[0])}": f"DICOM CT 3 slices of {COLUMNS} x {ROWS}, axial, 0.75 x 0.5 x 2 mm",
         "us/0": f"DICOM US image of {COLUMNS} x {ROWS}, axial, 1 x 1 x 1 mm",
         "film": f"DICOM 4 frames of {COLUMNS} x {ROWS}, unknown",
         "a": "photograph",
@@ -365,28 +382,23 @@ def test_kind_of_each_case_is_told_in_words(tmp_path):
     }
 
 
-def test_studies_are_numbered_as_they_come_and_only_where_they_are_told(tmp_path):
-    write_slices(tmp_path / "a", StudyInstanceUID="1.2.9")
-    write_slices(tmp_path / "b", StudyInstanceUID="1.2.1")
-    write_slices(tmp_path / "c", StudyInstanceUID="1.2.9")
-    write_slices(tmp_path / "d", StudyInstanceUID="")
+def test_studies_have_codes_of_their_own_and_only_where_they_are_stated(tmp_path):
+    uids = {"a": "1.2.9", "b": "1.2.1", "c": "1.2.9", "d": ""}
+    for name, uid in uids.items():
+        write_slices(tmp_path / name, StudyInstanceUID=uid)
     fill(tmp_path, ["e.png"])
-    studies = {case["case_id"]: case["study"] for case in find_cases(tmp_path)}
-    assert studies == {
-        "a/series_3": "study_1",
-        "b/series_3": "study_2",
-        "c/series_3": "study_1",
-        "d/series_3": "",
-        "e": "",
-    }
+    studies = {case["case_id"].split("/")[0]: case["study"] for case in find_cases(tmp_path)}
+    assert studies == {**{name: f"study-{make_key(uid)[:10]}" if uid else "" for name, uid in uids.items()}, "e": ""}
+    shutil.rmtree(tmp_path / "a")
+    assert {case["case_id"].split("/")[0]: case["study"] for case in find_cases(tmp_path)}["b"] == studies["b"]
 
 
 def test_cases_of_all_kinds_are_in_the_order_of_their_files(tmp_path):
-    write_slices(tmp_path / "b", 3, names=["m", "a", "z"])
+    paths = write_slices(tmp_path / "b", 3, names=["m", "a", "z"])
     write_object(tmp_path / "b" / "n", EnhancedSRStorage, "SR")
     write_colors(tmp_path / "c", 2)
     fill(tmp_path, ["z.png", "a/x.nii", "b/b.png", "d/y.dcm"])
-    assert case_ids(tmp_path) == ["z", "a/x", "b/series_3", "b/b", "c/0", "c/1", "d/y"]
+    assert case_ids(tmp_path) == ["z", "a/x", f"b/series_3-{code(paths[0])}", "b/b", "c/0", "c/1", "d/y"]
 
 
 # who the patient is
@@ -417,27 +429,27 @@ def telling_folder(tmp_path) -> Path:
 
 def test_names_of_cases_do_not_tell_the_patient(telling_folder):
     found = survey(telling_folder)
+    series, late = telling_folder / "Fingal_Olive" / "2025-09-17", telling_folder / "Olive" / "late"
+    study, damaged = make_key("1.2.3")[:10], content_code(telling_folder / "73519" / "b" / "olive.dcm")
+    no_frames = content_code(telling_folder / "73519" / "c" / "olive.dcm")
     assert [case["case_id"] for case in found.cases] == [
-        "anonymous/b/anonymous",
-        "anonymous/c/anonymous",
-        "anonymous/anonymous/series_3",
-        "anonymous/late/anonymous",
-        "anonymous/late/anonymous_2",
-        "anonymous/late/anonymous_3",
-        "anonymous/late/anonymous_4",
+        f"anonymous-{damaged}/b/anonymous-{damaged}",
+        f"anonymous-{no_frames}/c/anonymous-{no_frames}",
+        f"anonymous-{study}/anonymous-{study}/series_3-{code(series / 'slice000.dcm')}",
+        *(f"anonymous-{study}/late/anonymous-{code(late / f'olive{index}')}" for index in (0, 1, 3, 4)),
     ]
     assert [Path(case["image"]).name for case in found.cases[3:]] == ["olive0", "olive1", "olive3", "olive4"]
-    assert [item.case_id for item in found.skipped] == ["anonymous/anonymous"] * 2
+    others = [content_code(path) for path in sorted((telling_folder / "14.03.1952").iterdir())]
+    assert [item.case_id for item in found.skipped] == [f"anonymous-{other}/anonymous-{other}" for other in others]
 
 
 def test_neither_log_nor_output_tells_the_patient(telling_folder, caplog, capfd):
     with caplog.at_level(logging.DEBUG):
-        find_cases(telling_folder)
+        names = [case["case_id"] for case in find_cases(telling_folder)]
         find_cases(telling_folder, strict=False)
     out, err = capfd.readouterr()
     told = (caplog.text + out + err).lower()
-    assert "anonymous/late/anonymous and 3 more: one of 4 slices" in told
-    assert "anonymous/anonymous and 1 more: passed over" not in told  # for other reasons each
+    assert f"{names[3]} and 3 more: one of 4 slices" in told
     assert not [word for word in TELLING if word in told]
 
 
@@ -452,10 +464,11 @@ def test_only_report_of_a_patient_does_not_tell_its_name_either(telling_folder, 
 
 def test_names_are_kept_where_that_is_asked_for(telling_folder):
     found = survey(telling_folder, keep_identifiers=True)
+    first = telling_folder / "Fingal_Olive" / "2025-09-17" / "slice000.dcm"
     assert [case["case_id"] for case in found.cases] == [
         "73519/b/olive",
         "73519/c/olive",
-        "Fingal_Olive/2025-09-17/series_3",
+        f"Fingal_Olive/2025-09-17/series_3-{code(first)}",
         *(f"Olive/late/olive{index}" for index in (0, 1, 3, 4)),
     ]
     assert [item.case_id for item in found.skipped] == ["14.03.1952/fingal_contours", "14.03.1952/fingal_report"]
@@ -470,33 +483,137 @@ def test_names_are_kept_where_that_is_asked_for(telling_folder):
     ],
 )
 def test_names_in_any_character_set_are_hidden(tmp_path, charset, name, folder):
-    write_slices(tmp_path / folder, SpecificCharacterSet=charset, PatientName=name)
-    assert case_ids(tmp_path) == ["anonymous/series_3"]
+    paths = write_slices(tmp_path / folder, SpecificCharacterSet=charset, PatientName=name)
+    assert case_ids(tmp_path) == [f"anonymous-{make_key('1.2.3')[:10]}/series_3-{code(paths[0])}"]
 
 
 def test_names_of_all_patients_are_hidden_wherever_they_are_found(tmp_path):
-    write_slices(tmp_path / "Olive", **PATIENT)
-    write_slices(tmp_path / "Lee", **{**PATIENT, "PatientName": "Quill^Lee"})
-    write_slices(tmp_path / "olives", PatientName="Rook^Ada")  # of nobody's name, or of whom it names
-    fill(tmp_path, ["Olive/PID-73519.png", "Lee/photo.png", "Ada/photo.png", "quill_lee.jpg"])
+    first = write_slices(tmp_path / "Olive", **PATIENT)
+    second = write_slices(tmp_path / "Lee", **{**PATIENT, "PatientName": "Quill^Lee"})
+    third = write_slices(tmp_path / "olives", PatientName="Rook^Ada")  # of nobody's name, or of whom it names
+    fill(tmp_path, ["Olive/PID-73519.png", "Lee/photo.png", "Ada/photo.png"])
+    (tmp_path / "quill_lee.jpg").write_bytes(b"other pixels")
     write_gif(tmp_path / "Olive" / "clip.gif", 2)
     (tmp_path / "Quill").mkdir()
-    write_gif(tmp_path / "Quill" / "clip.gif", 2)
+    write_gif(tmp_path / "Quill" / "clip.gif", 3)
     cases = find_cases(tmp_path)
+    study, pixels, other = (
+        f"anonymous-{text}"
+        for text in (
+            make_key("1.2.3")[:10],
+            hashlib.sha256(b"pixels").hexdigest()[:10],
+            content_code(tmp_path / "quill_lee.jpg"),
+        )
+    )
+    clips = [f"anonymous-{content_code(tmp_path / name / 'clip.gif')}/clip" for name in ("Olive", "Quill")]
     assert [case["case_id"] for case in cases] == [
-        "anonymous",
+        other,
         "Ada/photo",  # three letters of somebody are a word of anybody's
         "Lee/photo",
-        "anonymous/series_3",
-        "anonymous/anonymous",
-        *("anonymous/clip/frame_0", "anonymous/clip/frame_1"),
-        "anonymous/series_3_2",
-        *("anonymous/clip_2/frame_0", "anonymous/clip_2/frame_1"),
-        "anonymous/series_3_3",
+        f"{study}/series_3-{code(second[0])}",
+        f"{pixels}/{pixels}",
+        *(f"{clips[0]}/frame_{index}" for index in range(2)),
+        f"{study}/series_3-{code(first[0])}",
+        *(f"{clips[1]}/frame_{index}" for index in range(3)),
+        f"{study}/series_3-{code(third[0])}",
     ]
-    studies = [case["study"] for case in cases if "clip" in case["case_id"]]
-    assert studies == ["anonymous/clip"] * 2 + ["anonymous/clip_2"] * 2
+    assert [case["study"] for case in cases if "clip" in case["case_id"]] == [clips[0]] * 2 + [clips[1]] * 3
     assert "Olive/PID-73519" in case_ids(tmp_path, keep_identifiers=True)
+
+
+# names do not depend on other cases
+
+
+def copy_below(root: Path, *names: str, **options) -> dict[str, str]:
+    """Return what the cases of some of the folders of a root are called, by their first file and frame."""
+    for path in root.parent.glob("some"):
+        shutil.rmtree(path)
+    for name in names:
+        shutil.copytree(root / name, root.parent / "some" / name)
+    cases = find_cases(root.parent / "some", **options)
+    return {_place(case["image"], root.parent / "some"): case["case_id"] for case in cases}
+
+
+def _place(image, root: Path) -> str:
+    first = image[0] if isinstance(image, list) else getattr(image, "path", image)
+    return f"{Path(first).relative_to(root)} {image.index if isinstance(image, Frame) else ''}"
+
+
+@pytest.fixture
+def wards(tmp_path) -> Path:
+    """Two folders whose names are those of patients, and one that is not, with files of equal names."""
+    root = tmp_path / "wards"
+    for number, folder in enumerate(("Fingal_Olive", "Quill_Peter", "ward 3")):
+        name = folder.replace("_", "^") if "_" in folder else "Rook^Adalbert"
+        write_slices(root / folder, 3, StudyInstanceUID=f"1.2.3.{number}", PatientName=name)
+        write_slices(root / folder / "again", 3, names=["x", "y", "z"], StudyInstanceUID=f"1.2.3.{number}")
+        uids = {"StudyInstanceUID": f"1.2.3.{number}", "SeriesInstanceUID": f"1.2.4.{number}"}
+        write_colors(root / folder / "colors", 2, PatientName=name, **uids)
+        fill(root, [f"{folder}/{sub}.png" for sub in ("photo", "olive", "s_1", "s_2", "olive_1", "olive_2")])
+        for path in (root / folder).glob("*.png"):
+            path.write_bytes(f"pixels of {folder} {path.stem}".encode())
+        write_gif(root / folder / "clip.gif", 2 + number)
+    return root
+
+
+@pytest.mark.parametrize("options", [{}, {"sequence_rate": 5.0}])
+def test_other_cases_change_no_name(wards, options):
+    names = [path.name for path in sorted(wards.iterdir())]
+    together = copy_below(wards, *names, **options)
+    assert len(set(together.values())) == len(together)
+    assert not [name for name in together.values() if "fingal" in name.lower() or "quill" in name.lower()]
+    for left_out in names:
+        rest = copy_below(wards, *(name for name in names if name != left_out), **options)
+        expected = {place: name for place, name in together.items() if not place.startswith(left_out)}
+        if left_out == "Fingal_Olive":  # nobody else states that "olive" is a name
+            rest = {place: name for place, name in rest.items() if "olive" not in place}
+            expected = {place: name for place, name in expected.items() if "olive" not in place}
+        assert rest == expected
+
+
+def test_renaming_a_patients_folder_changes_no_name_but_where_the_name_is_shown(wards):
+    before = copy_below(wards, "Fingal_Olive", "Quill_Peter")
+    (wards / "Quill_Peter").rename(wards / "1 Quill")
+    after = copy_below(wards, "Fingal_Olive", "1 Quill")
+    assert sorted(after.values()) == sorted(before.values())
+
+
+def test_copies_of_one_image_below_two_hidden_folders_are_one_case(tmp_path):
+    for folder in ("Olive", "Fingal"):
+        write_slices(tmp_path / folder, 2, PatientName="Fingal^Olive", uid=f"1.2.{len(folder)}")
+        write_gif(tmp_path / folder / "clip.gif", 2)
+    fill(tmp_path, ["Olive/a.png", "Fingal/a.png", "Olive/b.png"])
+    found = survey(tmp_path)
+    names = [case["case_id"] for case in found.cases]
+    pixels = f"anonymous-{hashlib.sha256(b'pixels').hexdigest()[:10]}"
+    assert [name for name in names if name.startswith(pixels)] == [f"{pixels}/a", f"{pixels}/b"]
+    assert len(names) == 2 + 2 + 2  # series, photographs, frames
+    assert [item.case_id.split("/")[-1] for item in found.skipped] == ["a", "clip"]
+    assert {item.reason for item in found.skipped} == {
+        "its content is that of another case whose hidden name is the same; that case stands for both"
+    }
+    assert len(survey(tmp_path, keep_identifiers=True).cases) == 2 + 3 + 4
+
+
+def test_file_without_uids_has_a_code_of_its_content_and_never_of_its_path(tmp_path):
+    paths = write_slices(tmp_path / "Olive", 3, PatientName="Fingal^Olive")
+    for path in paths:
+        dataset = pydicom.dcmread(path)
+        del dataset.SOPInstanceUID, dataset.StudyInstanceUID
+        dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+        dataset.save_as(path)
+    own = content_code(paths[0])
+    assert case_ids(tmp_path) == [f"anonymous-{own}/series_3-{own}"]
+    (tmp_path / "Olive").rename(tmp_path / "Fingal")
+    assert case_ids(tmp_path) == [f"anonymous-{own}/series_3-{own}"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read everything")
+def test_file_that_cannot_be_read_is_hidden_all_the_same(tmp_path):
+    write_slices(tmp_path / "ct", 2, PatientName="Fingal^Olive")
+    fill(tmp_path, ["olive.png"])
+    (tmp_path / "olive.png").chmod(0)
+    assert [name.split("-")[0] for name in case_ids(tmp_path)] == ["anonymous", "ct/series_3"]
 
 
 # frames
@@ -537,7 +654,10 @@ def test_frames_share_no_name_with_other_files(tmp_path):
     write_gif(tmp_path / "clip.gif", 2)
     fill(tmp_path, ["clip/frame_0.png", "clip/frame_1.dcm"])
     ids = case_ids(tmp_path)
-    assert ids == ["clip/frame_0", "clip/frame_1", "clip/frame_0_2", "clip/frame_1_2"]
+    code_of_pixels = hashlib.sha256(b"pixels").hexdigest()
+    others = [name.removeprefix(f"clip/frame_{index}-") for index, name in enumerate(ids[2:])]
+    assert ids[:2] == ["clip/frame_0", "clip/frame_1"]
+    assert others == [make_key([code_of_pixels])[:10]] * 2  # of their content
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.mp4"])
@@ -567,11 +687,13 @@ def test_numbered_photographs_are_a_video_where_a_rate_is_given(tmp_path):
     fill(tmp_path, ["a/7.png", "a/8.png"])
     assert all(isinstance(case["image"], str) and not case["study"] for case in find_cases(tmp_path))
     cases = find_cases(tmp_path, sequence_rate=4)
+    pixels = hashlib.sha256(b"pixels").hexdigest()
+    other = f"sequence-{make_key(make_key([pixels] * 2), 'a/7_png', 'a/8_png')[:10]}"
     assert [(case["case_id"], case["study"]) for case in cases] == [
         ("a/7_jpg", "a/sequence"),
         ("a/8_jpg", "a/sequence"),
-        ("a/7_png", "a/sequence_2"),  # another format, another sequence
-        ("a/8_png", "a/sequence_2"),
+        ("a/7_png", f"a/{other}"),  # another format, another sequence
+        ("a/8_png", f"a/{other}"),
         ("exam/frame_1", "exam/frame"),
         ("exam/frame_2", "exam/frame"),
         ("exam/frame_9", "exam/frame"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ from mrad_med.errors import FailedCasesError, OutputError
 from mrad_med.evaluation import evaluate_together, evaluation as module
 from mrad_med.metrics.image import image_metrics
 from mrad_med.networks import CLIPImageEncoder
+from mrad_med.store import LOCK_NAME
 from tests.conftest import TINY_SIZE, make_tiny_clip, run_in_two_processes
 
 ROOT = Path(__file__).parents[2]
@@ -270,8 +272,8 @@ def test_bad_files_cost_only_their_cases(tmp_path: Path, cases: Cases, evaluatio
     reasons = {failure.case_id: failure.reason for failure in run.failures}
     assert reasons.keys() == {"1", "2", "3", "4"}
     assert "its mask is 30 x 20 and the image 56 x 56" in reasons["1"]
-    for name in "34":
-        assert reasons[name] == "its image or mask cannot be read (No such file or directory); look at the path"
+    for name, lacking in (("3", "mask"), ("4", "image")):
+        assert reasons[name] == f"its {lacking} cannot be read (No such file or directory); look at the path"
     rows = read_rows(tmp_path / "out")
     assert {name: row["status"] for name, row in rows.items()} == {
         case["case_id"]: "ok" if case in kept else "failed" for case in cases
@@ -371,12 +373,17 @@ def test_a_run_that_was_stopped_goes_on(
         stopped.run()
     done = len(list((tmp_path / "out" / "records").iterdir()))
     assert 3 <= done < len(cases)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["records"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["records", "run.json"]
+    run = read_run(tmp_path / "out")
+    assert (run["complete"], run["cases"]) == (False, {"total": 8, "failed": 0})
+    assert run["not_reached"]["count"] == len(run["not_reached"]["cases"]) <= len(cases) - 2
     assert all(
         path.suffix == ".safetensors" and path.name[0] != "." for path in (tmp_path / "out" / "records").iterdir()
     )
     encoded.clear()
     summary = evaluation(cases, batch_size=2).run()
+    run = read_run(tmp_path / "out")
+    assert (run["complete"], run["not_reached"]) == (True, {"count": 0, "cases": []})
     assert sum(encoded) == len(cases) - done
     assert_same_numbers(read_metrics(tmp_path / "out"), expected)
     assert_same_numbers(summary, expected)
@@ -451,6 +458,61 @@ def test_a_record_that_goes_away_while_it_is_needed_is_not_passed_over(cases: Ca
         path.unlink()
     with pytest.raises(OSError, match="the record of 0 is gone from the output: run again"):
         next(run.records(cases))
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["image", "mask"])
+def test_a_case_that_changes_while_it_is_read_is_scored_once_more(
+    cases: Cases, evaluation, encoded: list[int], name: str
+):
+    run = evaluation(cases)
+    score, path = run.score, Path(cases[1][name])
+
+    def change(features, masks):
+        if not run.score.changed:
+            run.score.changed = True
+            replace_pixels(path)
+        return score(features, masks)
+
+    change.changed = False
+    run.score = change
+    summary = run.run()
+    assert sum(encoded) == len(cases) + 1
+    assert_same_numbers(summary, evaluation(cases, "as it is now").run())
+    encoded.clear()
+    evaluation(cases).run()
+    assert encoded == []
+
+
+def replace_pixels(path: Path) -> None:
+    """Replace an image by another one of the same name, size in pixels and time of change."""
+    before, stat = np.asarray(Image.open(path)), path.stat()
+    Image.fromarray(255 - before).save(path)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_a_case_that_changes_twice_is_refused(tmp_path: Path, cases: Cases, evaluation):
+    run = evaluation(cases)
+    score = run.score
+    run.score = lambda features, masks: replace_pixels(Path(cases[1]["image"])) or score(features, masks)
+    with pytest.raises(FailedCasesError, match=r"1 of 8 case\(s\) failed.*\n  1: its image or mask changed while"):
+        run.run()
+    assert read_rows(tmp_path / "out")["1"]["status"] == "failed"
+    assert read_run(tmp_path / "out")["complete"] is True
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(tmp_path: Path, cases: Cases, evaluation):
+    run = evaluation(cases)
+    lock = tmp_path / "out" / LOCK_NAME
+    lock.write_text('{"host": "elsewhere", "pid": 4711}', encoding="utf-8")
+    with pytest.raises(OutputError, match="is being written to by process 4711 on elsewhere: wait until"):
+        run.run()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK_NAME]
+    evaluation(cases, take_over=True).run()
+    assert not lock.exists()
 
 
 # several networks

@@ -17,12 +17,12 @@ from mrad_med.evaluation.records import (
     CaseRecord,
     MapMaker,
     RecordStore,
-    contents_of,
     pack_mask,
     unpack_mask,
 )
 from mrad_med.networks.maps import upsample_and_blur
 from mrad_med.networks.provenance import fingerprint
+from mrad_med.store import contents_of
 
 
 def make_record(*, mask: bool = True, seed: int = 0) -> CaseRecord:
@@ -120,6 +120,25 @@ def test_records_are_found_by_network_and_content(tmp_path: Path):
     assert RecordStore(tmp_path, {"x": 1, "y": 2}).path("x") == RecordStore(tmp_path, {"y": 2, "x": 1}).path("x")
 
 
+def test_records_of_other_package_versions_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    before = RecordStore(tmp_path, {}).path("x")
+    monkeypatch.setattr(module, "package_versions", lambda: {"torch": "99"})
+    assert RecordStore(tmp_path, {}).path("x") != before
+
+
+def test_records_of_an_older_version_are_reported_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    store = RecordStore(tmp_path, {})
+    store.save(store.path("content"), make_record())
+    store.report_outdated()
+    assert caplog.messages == []
+    for name in "ab":
+        (tmp_path / f"{name * 40}.safetensors").touch()  # as version 0.1 named them
+    store.report_outdated()
+    assert caplog.messages == [
+        f"{tmp_path}: 2 record(s) of an older version of mrad_med are not used; their cases are scored again"
+    ]
+
+
 # what a case is
 
 
@@ -160,7 +179,7 @@ def test_a_case_whose_files_are_gone_is_named(case: dict, name: str):
     contents, (failure,) = contents_of([case])
     assert contents == {}
     assert failure.case_id == "a"
-    assert failure.reason == "its image or mask cannot be read (No such file or directory); look at the path"
+    assert failure.reason == f"its {name} cannot be read (No such file or directory); look at the path"
 
 
 # what a network is

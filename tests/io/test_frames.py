@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import random
 import struct
+import subprocess
 import sys
 import threading
 import zlib
@@ -22,6 +24,7 @@ from mrad_med.io import frames as frames_module, videos
 from mrad_med.io.file_types import VIDEO_SUFFIXES
 from mrad_med.io.frames import (
     Frame,
+    FrameReader,
     OverlayVideo,
     as_frames,
     find_sequences,
@@ -341,6 +344,102 @@ def test_forked_processes_and_their_parent_do_not_disturb_each_other(tmp_path):
     assert results == [[frame.index for frame in part] for part in parts]
     assert seen
     assert all(seen)
+
+
+def handles_of(path: Path) -> int:
+    """Return how often this process holds a file open. A file that is open cannot be deleted or renamed in Windows."""
+    opened = (link for link in Path("/proc/self/fd").iterdir() if link.exists())
+    return sum(link.samefile(path) for link in opened)
+
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which files are open")
+
+
+@on_linux
+@pytest.mark.parametrize(
+    "make", [lambda folder: write_video(folder / "a.mp4"), lambda folder: save_pages(folder / "a.gif")]
+)
+def test_reader_holds_a_file_until_it_is_closed_and_no_longer(tmp_path, make):
+    path = make(tmp_path)
+    frames = list_frames(path)
+    assert handles_of(path) == 0
+    with FrameReader() as reader:
+        np.testing.assert_array_equal(reader.read(frames[2]), read_frame(frames[2]))
+        assert handles_of(path) == 2  # the other one is that of `read_frame`
+        frames_module.close_frames()
+        assert handles_of(path) == 1
+        reader.read(frames[3])
+        assert handles_of(path) == 1
+    assert handles_of(path) == 0
+    reader.read(frames[0])  # opens it again
+    assert handles_of(path) == 1
+    reader.close()
+    assert handles_of(path) == 0
+
+
+@on_linux
+def test_reader_keeps_as_many_files_as_it_is_allowed(tmp_path):
+    paths = [write_video(tmp_path / f"{number}.mp4", count=3) for number in range(3)]
+    with FrameReader(max_open=1) as reader:
+        for path in paths:
+            reader.read(Frame(str(path), 0, 0.0))
+            assert [handles_of(other) for other in paths] == [int(other == path) for other in paths]
+    with pytest.raises(ValueError, match="max_open must be at least 1, got 0"):
+        FrameReader(max_open=0)
+
+
+@on_linux
+def test_frame_that_is_damaged_leaves_no_file_open_after_the_end(tmp_path):
+    path = write_video(tmp_path / "video.mp4", count=3)
+    with pytest.raises(ImageFileError, match="there is no frame 9"), FrameReader() as reader:
+        reader.read(Frame(str(path), 9, 0.0))
+    assert handles_of(path) == 0
+
+
+def test_pickled_reader_begins_without_open_files(tmp_path):
+    frames = list_frames(write_video(tmp_path / "video.mp4"))
+    with FrameReader(max_open=1) as reader:
+        reader.read(frames[9])
+        copy = pickle.loads(pickle.dumps(reader))
+        assert number_of(copy.read(frames[3])) == 3
+        copy.close()
+        assert number_of(reader.read(frames[10])) == 10
+
+
+def count_handles_in_worker(frame: Frame) -> tuple[int, int, int]:
+    before = handles_of(Path(frame.path))
+    number = number_of(read_frame(frame))
+    return before, number, handles_of(Path(frame.path))
+
+
+@on_linux
+def test_forked_worker_lets_go_of_the_handles_of_its_parent(tmp_path):
+    frames = list_frames(write_video(tmp_path / "video.mp4"))
+    read_frame(frames[9])
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(count_handles_in_worker, (frames[4],)) == (1, 4, 1)  # inherited, then its own alone
+        assert pool.apply(count_handles_in_worker, (frames[5],)) == (1, 5, 1)
+    assert number_of(read_frame(frames[10])) == 10  # the parent's place in the file is as it was
+    assert handles_of(Path(frames[0].path)) == 1
+
+
+WHO_REGISTERS = """
+import os, sys
+register, callers = os.register_at_fork, []
+def watch(**hooks):
+    callers.append(sys._getframe(1).f_globals["__name__"])
+    register(**hooks)
+os.register_at_fork = watch
+import mrad_med.io.frames
+assert callers  # of other packages
+print([name for name in callers if name.startswith("mrad_med")])
+"""
+
+
+@on_linux
+def test_importing_registers_nothing_with_the_process():
+    ran = subprocess.run([sys.executable, "-c", WHO_REGISTERS], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
 
 
 # what a frame looks like

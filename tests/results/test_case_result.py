@@ -6,7 +6,9 @@ import csv
 import errno
 import json
 import os
+import shutil
 import tempfile
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -25,6 +27,8 @@ from mrad_med import CaseResult, ResultSaver, ResultWriter, describe_run, find_c
 from mrad_med.detector import Results
 from mrad_med.errors import OutputError
 from mrad_med.results import ResultCollector, outputs
+from mrad_med.results.case_result import slice_means
+from mrad_med.transforms.preprocessing import ImageView
 from mrad_med.types import FailedCase
 
 ROWS, COLUMNS = 20, 30
@@ -116,6 +120,49 @@ def test_overlay_of_a_volume_shows_its_most_suspicious_slice_upright(tmp_path):
     low, high = np.percentile(values, (0.5, 99.5))
     expected = np.clip((values[:, ::-1, 4].T - low) / (high - low), 0, 1) * 255
     np.testing.assert_allclose(picture, np.dstack([expected] * 3), atol=1)
+
+
+def make_scored(scores: list[float], **changes) -> CaseResult:
+    """A volume of six slices along an axis that runs to the head; slice 4 has the highest map."""
+    anomaly_map = np.zeros((18, 20, 6), np.float32)
+    anomaly_map[..., 4] = 0.5
+    values = {"affine": np.diag([1.0, 1.0, 2.0, 1.0]), "slice_scores": np.array(scores, np.float32), "slice_axis": 2}
+    return CaseResult("scored", "volume.nii.gz", max(scores), anomaly_map, **{**values, **changes})
+
+
+def test_slices_rank_by_their_scores_and_equal_ones_by_their_place_in_the_file():
+    scores = [0.25, 0.75, 0.5, 0.75, 0.125, 0.5]
+    ranking = make_scored(scores).rank_slices()
+    np.testing.assert_array_equal(ranking.scores, scores)
+    assert ranking.order.tolist() == [1, 3, 2, 5, 0, 4]
+    assert ranking.upright_order.tolist() == [1, 3, 2, 5, 0, 4]
+    flipped = make_scored(scores, affine=np.diag([1.0, 1.0, -2.0, 1.0])).rank_slices()
+    assert flipped.order.tolist() == [1, 3, 2, 5, 0, 4]  # though upright, slice 3 is seen before slice 1
+    assert flipped.upright_order.tolist() == [4, 2, 3, 0, 5, 1]
+    np.testing.assert_array_equal(flipped.upright_scores, scores[::-1])
+
+
+def test_slices_without_scores_rank_by_the_highest_pixels_of_their_map():
+    """One percent of 200 pixels is two pixels: the means are 0.3, 0.5, 0.45, and all of the last slice are equal."""
+    anomaly_map = np.zeros((10, 20, 4), np.float32)
+    anomaly_map[..., 0] = 0.3
+    anomaly_map[2, 5:7, 1] = 0.5
+    anomaly_map[0, 0, 2] = 0.9
+    np.testing.assert_allclose(slice_means(anomaly_map, axis=2), [0.3, 0.5, 0.45, 0.0])
+    ranking = CaseResult("v", "v.nii", 0.5, anomaly_map, np.diag([1.0, 1.0, 2.0, 1.0])).rank_slices()
+    assert ranking.order.tolist() == [1, 2, 0, 3]
+    np.testing.assert_allclose(slice_means(anomaly_map, axis=0)[[0, 2, 9]], [0.9, 0.5, 0.3])  # of 80 pixels, one
+
+
+def test_slices_that_cannot_be_ranked_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="slices are ranked in volumes"):
+        make_image_case(tmp_path).rank_slices()
+    with pytest.raises(ValueError, match=r"\(5,\) scores do not fit 6 slices"):
+        make_scored([0.5] * 5).rank_slices()
+    with pytest.raises(
+        ValueError, match="scored along axis 2 and are to be shown along axis 1; show them in the plane"
+    ):
+        make_scored([0.5] * 6).rank_slices(ImageView(plane="coronal"))
 
 
 # files
@@ -226,12 +273,13 @@ def test_table_has_a_row_for_every_case(tmp_path):
 def test_record_says_what_ran_and_how_it_went(tmp_path):
     writer = ResultWriter(tmp_path / "out", provenance={"backbone": {"name": "tiny"}, "settings": {"path": tmp_path}})
     writer.write(make_image_case(tmp_path))
-    writer.finish(FAILURES * 2)
+    writer.finish([*FAILURES, replace(FAILURES[0], case_id="other")])
     record = read_record(tmp_path / "out")
     assert record["backbone"] == {"name": "tiny"}
     assert record["settings"] == {"path": str(tmp_path)}
     assert record["cases"] == {"total": 3, "ok": 1, "failed": 2}
-    assert record["failures"] == [{"case_id": "broken, very", "reason": FAILURES[0].reason}] * 2
+    names = ("broken, very", "other")
+    assert record["failures"] == [{"case_id": name, "reason": FAILURES[0].reason} for name in names]
     assert record["versions"]["mrad-med"] == mrad_med.__version__
     assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert set(record["versions"]) == {"python", "mrad-med", "monai", "torch", "open_clip_torch", "numpy"}
@@ -396,7 +444,7 @@ def test_full_disk_leaves_no_half_of_a_table(tmp_path, monkeypatch, owner, metho
 
 def test_folder_that_is_replaced_by_a_file_meanwhile_is_told(tmp_path):
     writer = ResultWriter(tmp_path / "out")
-    (tmp_path / "out").rmdir()
+    shutil.rmtree(tmp_path / "out")
     (tmp_path / "out").write_text("in the way")
     with pytest.raises(OutputError, match="cannot write the results of photo"):
         writer.write(make_image_case(tmp_path))

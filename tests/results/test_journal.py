@@ -1,10 +1,11 @@
-"""Which cases need not be scored again: those of the same file and the same settings whose results are all there.
+"""Which cases need not be scored again: those of the same content and the same settings whose results are all there.
 
 First the journal by itself, then runs of a `ResultWriter` that go on with it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from PIL import Image
 
 from mrad_med import CaseResult, ResultWriter
 from mrad_med.io.frames import Frame, list_frames
-from mrad_med.results.journal import Entry, Journal
+from mrad_med.results.journal import Entry, Journal, files_of
 from mrad_med.types import FailedCase
 
 SETTINGS = {"memory_bank": {"sha256": "ab" * 32}, "settings": {"image_size": 518, "window": "auto"}, "write": None}
@@ -42,22 +43,30 @@ def finish(journal: Journal, source, case_id: str = "a", files: tuple[str, ...] 
         path = journal.path.parent / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"result")
-    entry = Entry(
-        journal.key(source), {"case_id": case_id, "anomaly_score": "0.5"}, files, [{"slice": 0, "score": 0.5}]
-    )
-    journal.add(entry)
-    return entry
+    row, slices = {"case_id": case_id, "anomaly_score": "0.5"}, [{"slice": 0, "score": 0.5}]
+    journal.add(Entry(journal.key(case_id, source, contents(source)), row, files, slices))
+    return Entry(journal.key(case_id, source, contents(source)), row, files, slices, settings=journal.settings)
+
+
+def contents(source) -> list[str]:
+    """Return the hashes of the files of a source; none of what is in memory or gone."""
+    files = [Path(path) for path in files_of(source)]
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.exists()]
+
+
+def is_finished(journal: Journal, case_id: str, source) -> bool:
+    return journal.is_finished(case_id, source, contents(source))
 
 
 def test_later_run_knows_what_is_finished_and_what_it_gave(tmp_path):
     source = make_source(tmp_path)
     entry = finish(journal := begin(tmp_path), source)
-    assert journal.is_finished("a", source)
+    assert is_finished(journal, "a", source)
     later = begin(tmp_path)
-    assert later.is_finished("a", source)
-    assert later.is_finished("a", str(source))
+    assert is_finished(later, "a", source)
+    assert is_finished(later, "a", str(source))
     assert later.entries == {"a": entry}
-    assert not later.is_finished("b", source)
+    assert not is_finished(later, "b", source)
 
 
 def test_journal_is_one_line_of_json_a_case(tmp_path):
@@ -68,13 +77,17 @@ def test_journal_is_one_line_of_json_a_case(tmp_path):
     lines = journal.path.read_bytes().split(b"\n")
     assert lines.pop() == b""
     assert [json.loads(line)["row"]["case_id"] for line in lines] == ["a", "b\nc", "é"]
-    assert json.loads(lines[0]) == {
-        "key": journal.key(source),
+    first = json.loads(lines[0])
+    assert first.pop("check") == hashlib.sha256(lines[0].rpartition(b', "check"')[0]).hexdigest()[:16]
+    assert first == {
+        "format": 2,
+        "key": journal.key("a", source, contents(source)),
         "row": {"case_id": "a", "anomaly_score": "0.5"},
         "files": list(RESULTS),
         "slices": [{"slice": 0, "score": 0.5}],
         "video": "",
         "shortfalls": [],
+        "settings": journal.settings,
     }
 
 
@@ -85,14 +98,21 @@ def test_journal_is_one_line_of_json_a_case(tmp_path):
 def test_other_settings_begin_anew(tmp_path, change):
     source = make_source(tmp_path)
     finish(begin(tmp_path), source)
-    assert not begin(tmp_path, settings={**SETTINGS, **change}).is_finished("a", source)
+    assert not is_finished(begin(tmp_path, settings={**SETTINGS, **change}), "a", source)
 
 
 def test_order_of_settings_does_not_matter_nor_whether_a_path_is_a_text(tmp_path):
     source, settings = make_source(tmp_path), {**SETTINGS, "path": Path("bank.safetensors")}
     finish(begin(tmp_path, settings=settings), source)
     reversed_settings = dict(reversed({**SETTINGS, "path": "bank.safetensors"}.items()))
-    assert begin(tmp_path, settings=reversed_settings).is_finished("a", source)
+    assert is_finished(begin(tmp_path, settings=reversed_settings), "a", source)
+
+
+def changed(source: Path) -> None:
+    """Change a file whose name, size and time of change stay."""
+    content = source.read_bytes()
+    source.write_bytes(bytes([content[0] ^ 255]) + content[1:])
+    os.utime(source, (YEAR_2000, YEAR_2000))
 
 
 def longer(source: Path) -> None:
@@ -100,21 +120,28 @@ def longer(source: Path) -> None:
     os.utime(source, (YEAR_2000, YEAR_2000))
 
 
-def touched(source: Path) -> None:
-    os.utime(source, ns=(YEAR_2000 * 10**9, YEAR_2000 * 10**9 + 1000))
-
-
-@pytest.mark.parametrize("change", [longer, touched, Path.unlink])
+@pytest.mark.parametrize("change", [changed, longer, Path.unlink])
 def test_source_that_changed_or_went_away_is_not_finished(tmp_path, change):
     source = make_source(tmp_path)
     finish(begin(tmp_path), source)
     change(source)
-    assert not begin(tmp_path).is_finished("a", source)
+    assert not is_finished(begin(tmp_path), "a", source)
 
 
-def test_another_file_of_the_same_case_is_not_finished(tmp_path):
-    finish(begin(tmp_path), make_source(tmp_path, "a.png"))
-    assert not begin(tmp_path).is_finished("a", make_source(tmp_path, "a.jpg"))
+@pytest.mark.parametrize("seconds", [0, YEAR_2000 + 1, 2 * YEAR_2000])
+def test_times_of_a_source_do_not_matter(tmp_path, seconds):
+    """Copies have other times, and clocks go back."""
+    source = make_source(tmp_path)
+    finish(begin(tmp_path), source)
+    os.utime(source, (seconds, seconds))
+    assert is_finished(begin(tmp_path), "a", source)
+
+
+def test_other_content_or_another_name_of_a_case_is_not_finished(tmp_path):
+    source = make_source(tmp_path, "a.png")
+    finish(begin(tmp_path), source)
+    assert not is_finished(begin(tmp_path), "a", make_source(tmp_path, "a.jpg", b"others"))
+    assert not is_finished(begin(tmp_path), "b", source)
 
 
 def test_folders_may_be_moved(tmp_path):
@@ -123,7 +150,7 @@ def test_folders_may_be_moved(tmp_path):
     old.mkdir()
     finish(begin(old), make_source(old))
     shutil.move(old, new)
-    assert begin(new).is_finished("a", new / "a.png")
+    assert is_finished(begin(new), "a", new / "a.png")
 
 
 @pytest.mark.parametrize("name", RESULTS)
@@ -131,21 +158,21 @@ def test_case_whose_result_was_deleted_is_not_finished(tmp_path, name):
     source = make_source(tmp_path)
     finish(begin(tmp_path), source)
     (tmp_path / name).unlink()
-    assert not begin(tmp_path).is_finished("a", source)
+    assert not is_finished(begin(tmp_path), "a", source)
 
 
 def test_case_of_which_nothing_was_to_be_written_is_finished(tmp_path):
     source = make_source(tmp_path)
     finish(begin(tmp_path), source, files=())
-    assert begin(tmp_path).is_finished("a", source)
+    assert is_finished(begin(tmp_path), "a", source)
 
 
 @pytest.mark.parametrize("source", [np.zeros((4, 4), np.uint8), Image.new("L", (4, 4)), None])
 def test_image_in_memory_is_never_finished(tmp_path, source):
     journal = begin(tmp_path)
     assert finish(journal, source).key == ""
-    assert not journal.is_finished("a", source)
-    assert not begin(tmp_path).is_finished("a", source)
+    assert not is_finished(journal, "a", source)
+    assert not is_finished(begin(tmp_path), "a", source)
 
 
 def make_series(folder: Path) -> list[Path]:
@@ -156,25 +183,26 @@ def test_series_is_finished_with_all_its_files(tmp_path):
     paths = make_series(tmp_path)
     finish(begin(tmp_path), [str(path) for path in paths])
     later = begin(tmp_path)
-    assert later.is_finished("a", paths)
-    assert later.is_finished("a", tuple(paths))
-    assert not later.is_finished("a", paths[:2])
-    assert not later.is_finished("a", paths[::-1])  # the order of files is that of the frames of DICOM results
-    assert not later.is_finished("a", paths[0])
-    touched(paths[1])
-    assert not later.is_finished("a", paths)
+    assert is_finished(later, "a", paths)
+    assert is_finished(later, "a", tuple(paths))
+    assert not is_finished(later, "a", paths[:2])
+    assert not is_finished(later, "a", paths[::-1])  # the order of files is that of the frames of DICOM results
+    assert not is_finished(later, "a", paths[0])
+    changed(paths[1])
+    assert not is_finished(later, "a", paths)
 
 
 def test_frames_of_a_video_are_told_apart(tmp_path):
     path = make_source(tmp_path, "video.mp4")
-    keys = [begin(tmp_path).key(source) for source in (path, *(Frame(str(path), index, 0.0) for index in range(12)))]
+    sources = [path, *(Frame(str(path), index, 0.0) for index in range(12))]
+    keys = [begin(tmp_path).key("a", source, contents(source)) for source in sources]
     assert len(set(keys)) == len(keys)
     finish(begin(tmp_path), Frame(str(path), 3, 0.12))
     later = begin(tmp_path)
-    assert later.is_finished("a", Frame(str(path), 3, 0.12))
-    assert not later.is_finished("a", Frame(str(path), 4, 0.16))
-    touched(path)
-    assert not later.is_finished("a", Frame(str(path), 3, 0.12))
+    assert is_finished(later, "a", Frame(str(path), 3, 0.12))
+    assert not is_finished(later, "a", Frame(str(path), 4, 0.16))
+    changed(path)
+    assert not is_finished(later, "a", Frame(str(path), 3, 0.12))
 
 
 def test_case_scored_again_counts_as_it_was_last(tmp_path):
@@ -183,7 +211,7 @@ def test_case_scored_again_counts_as_it_was_last(tmp_path):
     longer(source)
     last = finish(begin(tmp_path), source, files=RESULTS[:1])
     assert begin(tmp_path).entries == {"a": last}
-    assert begin(tmp_path).is_finished("a", source)
+    assert is_finished(begin(tmp_path), "a", source)
 
 
 def test_without_resume_the_file_is_begun_anew(tmp_path):
@@ -191,7 +219,7 @@ def test_without_resume_the_file_is_begun_anew(tmp_path):
     journal = begin(tmp_path, resume=False)
     assert journal.entries == begin(tmp_path).entries == {}
     assert set(journal.files) == {"a"}  # which may have to be removed
-    assert not journal.is_finished("a", source)
+    assert not is_finished(journal, "a", source)
     finish(journal, source, "b")
     assert list(begin(tmp_path).entries) == ["b"]
 
@@ -214,7 +242,7 @@ def test_torn_last_line_costs_only_its_case(tmp_path, torn):
     with journal.path.open("ab") as stream:
         stream.write(torn)
     later = begin(tmp_path)
-    assert later.is_finished("a", source)
+    assert is_finished(later, "a", source)
     assert list(later.entries) == ["a"]
 
 
@@ -233,7 +261,7 @@ def test_line_that_is_no_text_costs_only_its_case(tmp_path):
     finish(journal, source)
     with journal.path.open("ab") as stream:
         stream.write(b"\xff\xfe\x80")
-    assert begin(tmp_path).is_finished("a", source)
+    assert is_finished(begin(tmp_path), "a", source)
 
 
 # runs of a writer
@@ -343,14 +371,20 @@ def test_settings_that_results_depend_on_begin_anew(tmp_path, options, is_done):
 def test_other_versions_of_what_numbers_depend_on_begin_anew(tmp_path, monkeypatch):
     out, results = tmp_path / "out", photographs(tmp_path, "ab")
     run(out, results)
-    monkeypatch.setattr("mrad_med.results.writer.package_versions", lambda: {"torch": "99"})
+    monkeypatch.setattr("mrad_med.results.journal.package_versions", lambda: {"torch": "99"})
     assert resume(out, results)[1] == ["a", "b"]
+
+
+def add_page(path: Path) -> None:
+    """Replace the last page by another one."""
+    pages = [Image.new("L", (24, 16), shade) for shade in (0, 0, 9)]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
 
 
 CHANGES = {
     "video": lambda folder: (folder / "out/videos/v.mp4").unlink(),
     "map": lambda folder: (folder / "out/maps/v/1.tiff").unlink(),
-    "source": lambda folder: touched(folder / "v.tif"),
+    "source": lambda folder: add_page(folder / "v.tif"),
 }
 
 
@@ -422,4 +456,5 @@ def test_video_that_was_begun_is_left_to_the_next_run(tmp_path):
 
 def test_time_of_a_frame_is_part_of_its_key(tmp_path):
     journal, path = begin(tmp_path), make_source(tmp_path)
-    assert len({journal.key(Frame(str(path), 0, time)) for time in (0.0, 0.04, None)}) == 3
+    frames = [Frame(str(path), 0, time) for time in (0.0, 0.04, None)]
+    assert len({journal.key("a", frame, contents(frame)) for frame in frames}) == 3

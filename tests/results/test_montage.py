@@ -32,6 +32,11 @@ def test_highest_scores_come_first_and_of_equal_ones_the_lower_slice():
     assert titles == [f"slice {number} of 7, score {score:.4f}" for number, score in numbers]
 
 
+def test_slices_can_be_shown_in_a_given_order():
+    figure = draw_montage(*make_volume(), SCORES, count=3, order=np.array([3, 1, 5, 2]))
+    assert [axes.get_title()[:12] for axes in shown(figure)] == ["slice 4 of 7", "slice 2 of 7", "slice 6 of 7"]
+
+
 def test_panels_hold_the_slices_own_picture_and_map():
     picture, anomaly_map = make_volume()
     grey, heat = shown(draw_montage(picture, anomaly_map, SCORES, count=1))[0].images

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom
@@ -23,6 +25,7 @@ from mrad_med.io.image import read_image
 from mrad_med.results import outputs
 from mrad_med.results.output_names import DEFAULT_OUTPUTS
 from mrad_med.results.outputs import OUTPUTS, OutputSettings, check_outputs, is_dicom
+from mrad_med.results.tables import slices_of
 from mrad_med.transforms.preprocessing import ImageView
 from tests.dicom_phantoms import (
     AXIAL,
@@ -338,6 +341,99 @@ def test_montage_goes_by_the_scores_of_slices_as_they_are_stored(tmp_path, monke
     scored = CaseResult("v", result.source, 0.5, result.anomaly_map, result.affine, scores, slice_axis=2)
     write("montage", scored, tmp_path)
     assert titles[0].axes[0].get_title() == f"slice {first} of 8, score 0.8750"
+
+
+def titles_of(monkeypatch) -> dict[str, list[str]]:
+    """Collect what overlays and montages write above their panels."""
+    titles: dict[str, list[str]] = {"overlay": [], "montage": []}
+
+    def overlay(*args, title, **kw):
+        titles["overlay"].append(title.splitlines()[0])
+        return draw_overlay(*args, title=title, **kw)
+
+    def montage(*args, **kw):
+        figure = draw_montage(*args, **kw)
+        titles["montage"] += [axes.get_title() for axes in figure.axes if axes.get_title()]
+        return figure
+
+    draw_overlay, draw_montage = outputs.draw_overlay, outputs.draw_montage
+    monkeypatch.setattr(outputs, "draw_overlay", overlay)
+    monkeypatch.setattr(outputs, "draw_montage", montage)
+    return titles
+
+
+@pytest.mark.parametrize("step", [2.5, -2.5])
+@pytest.mark.parametrize("axes", AXES)
+def test_all_outputs_name_the_same_slice_where_the_scores_and_the_map_differ(tmp_path, monkeypatch, axes, step):
+    """The map is highest in slice 8, the scores in slices 2 and 5 alike; the files come in any order."""
+    origins = np.array([[-31.5, 12.25, 7.75]]) + step * np.arange(12)[:, None] * np.cross(*AXES[axes])
+    paths = fill(write_series(tmp_path / "source", axes=AXES[axes], origins=origins))
+    order = np.random.RandomState(3).permutation(12)
+    plain = make_dicom([paths[k] for k in order])
+    plain.anomaly_map[..., 8] = 1
+    scores = np.linspace(0.1, 0.2, 12, dtype=np.float32)
+    scores[[2, 5]] = 0.75
+    result = replace(plain, slice_scores=scores, slice_axis=2)
+    titles = titles_of(monkeypatch)
+    write("overlay", result, tmp_path)
+    write("montage", result, tmp_path)
+    captures = [dcmread(path) for path in write("capture", result, tmp_path)]
+
+    rows = slices_of(result)
+    assert max(rows, key=lambda row: row["score"])["slice"] == 2
+    shown = 1 + (11 - 2 if STORED.layout(result.affine).is_flipped else 2)
+    assert titles["overlay"] == [f"series, slice {shown} of 12"]
+    assert titles["montage"][0] == f"slice {shown} of 12, score 0.7500"
+    # The lowest three slices are left out; the highest map has a score in the middle.
+    by_position = np.argsort(origins @ np.cross(*AXES[axes]))
+    uids = [dcmread(paths[k]).SOPInstanceUID for k in by_position]
+    assert {c.SourceImageSequence[0].ReferencedSOPInstanceUID for c in captures} == {
+        uids[index] for index in np.argsort(-scores, kind="stable")[:9]
+    }
+
+
+def test_most_suspicious_slice_is_captured_where_a_single_one_is(tmp_path, monkeypatch):
+    paths = fill(write_series(tmp_path / "source"))
+    result = make_dicom(paths)
+    result.anomaly_map[..., 3] = 1
+    scores = np.array([0.1, 0.5, 0.2, 0.3, 0.5], np.float32)
+    monkeypatch.setattr(outputs, "CAPTURES", 1)
+    (path,) = write("capture", replace(result, slice_scores=scores, slice_axis=2), tmp_path)
+    assert path.name == "overlay_0002.dcm"
+
+
+def test_captures_of_a_volume_that_was_cut_across_its_frames_are_those_of_the_highest_map(tmp_path, monkeypatch):
+    result = make_dicom(fill(write_series(tmp_path / "source")))  # axial frames
+    result.anomaly_map[..., 3] = 1
+    coronal = ImageView(plane="coronal")
+    scored = replace(result, slice_scores=np.arange(ROWS, dtype=np.float32), slice_axis=1)
+    monkeypatch.setattr(outputs, "CAPTURES", 1)
+    (path,) = write("capture", scored, tmp_path, view=coronal)
+    assert path.name == "overlay_0004.dcm"
+
+
+def test_outputs_of_one_case_read_its_source_once(tmp_path, opened):
+    paths = fill(write_series(tmp_path / "source"))
+    result, settings = make_dicom(paths), settings_for(tmp_path)
+    opened()
+    for name in ("overlay", "montage", "seg", "parametric-map", "capture"):
+        OUTPUTS[name].write(result, tmp_path / f"out{OUTPUTS[name].suffix}", settings)
+    counts = opened()
+    # Once for the pixels, and once for the headers of what is written as DICOM.
+    assert {path.name: counts[path.name] for path in paths} == {path.name: 2 for path in paths}
+
+
+def test_picture_of_a_case_is_kept_no_longer_than_its_result(tmp_path):
+    settings, first = settings_for(tmp_path), make_photograph(tmp_path)
+    kept = weakref.ref(settings.stored(first))
+    assert settings.stored(first) is kept()
+    second = replace(first, source=Image.new("RGB", (40, 30), "white"))
+    np.testing.assert_array_equal(settings.stored(second), np.full((40, 30, 3), 255))
+    assert kept() is None  # one case at a time
+    kept = weakref.ref(settings.stored(second))
+    assert kept() is not None
+    del second
+    assert kept() is None
 
 
 # what can be made of what

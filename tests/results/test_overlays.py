@@ -10,7 +10,7 @@ from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mrad_med.results.overlays import CONTOUR_FRACTION, MAX_SIDE, draw_overlay, most_suspicious_slice, save_overlay
+from mrad_med.results.overlays import CONTOUR_FRACTION, MAX_SIDE, draw_overlay, save_overlay
 
 ROWS, COLUMNS = 40, 60
 
@@ -165,26 +165,3 @@ def test_overlay_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypatc
         save_overlay(path, draw_overlay(make_picture(), make_map()))
     assert path.read_bytes() == b"the old one"
     assert list(tmp_path.iterdir()) == [path]
-
-
-# volumes
-
-
-def test_slice_with_the_highest_pixel_is_the_most_suspicious():
-    anomaly_map = np.zeros((10, 10, 4), np.float32)
-    anomaly_map[..., 1] = 0.2
-    anomaly_map[3, 7, 2] = 0.9  # 1 % of 100 pixels is one pixel
-    assert most_suspicious_slice(anomaly_map) == 2
-
-
-@pytest.mark.parametrize(("fraction", "expected"), [(0.01, 2), (0.02, 1), (0.5, 1), (1.0, 0), (1e-9, 2)])
-def test_share_of_the_pixels_decides_what_suspicious_means(fraction, expected):
-    anomaly_map = np.zeros((10, 10, 3), np.float32)
-    anomaly_map[..., 0] = 0.3  # means of the highest 1, 2, 50, 100 pixels: 0.3, 0.3, 0.3, 0.3
-    anomaly_map[:5, :, 1] = 0.5  # 0.5, 0.5, 0.5, 0.25
-    anomaly_map[0, 0, 2] = 0.9  # 0.9, 0.45, 0.018, 0.009
-    assert most_suspicious_slice(anomaly_map, fraction=fraction) == expected
-
-
-def test_single_slice_is_the_most_suspicious():
-    assert most_suspicious_slice(np.zeros((4, 5, 1), np.float32)) == 0

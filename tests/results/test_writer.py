@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from mrad_med.io import frames as frames_module
 from mrad_med.io.frames import Frame, list_frames
 from mrad_med.results import outputs
 from mrad_med.results.outputs import OUTPUTS
+from mrad_med.store import LOCK_NAME
 from mrad_med.transforms.preprocessing import ImageView
 from mrad_med.types import FailedCase
 from tests.dicom_phantoms import OBLIQUE, PRIVATE, SLICES, affine_of, write_multiframe, write_series, write_ultrasound
@@ -88,7 +90,8 @@ def run(out: Path, results: list[CaseResult], failures=(), **options) -> ResultW
 
 
 def files_below(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != LOCK_NAME)
+    return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
 def written(out: Path) -> list[str]:
@@ -180,8 +183,9 @@ def test_frame_of_no_video_is_written_as_it_is_scored_in_python(tmp_path, out):
 def test_results_are_saved_with_their_pictures_and_their_failures(tmp_path, out, monkeypatch):
     titles = []
     monkeypatch.setattr(outputs, "draw_overlay", lambda *_, title: titles.append(title) or Figure())
-    pictures, failures = ImageView(plane="coronal"), [FailedCase("broken", "empty")]
-    results = Results([volume(tmp_path)], failures, {"settings": {"plane": "coronal"}}, pictures)
+    view, failures = ImageView(plane="coronal"), [FailedCase("broken", "empty")]
+    scored = replace(volume(tmp_path), slice_scores=np.arange(20, dtype=np.float32), slice_axis=1)
+    results = Results([scored], failures, {"settings": {"plane": "coronal"}}, view)
     results.save(out, write=["overlay", "mask"], threshold=0.5)
     assert " of 20\n" in titles[0]  # coronal slices, not the 16 axial ones
     assert written(out) == ["masks/volume.nii.gz", "overlays/volume.png"]
@@ -396,10 +400,22 @@ def test_full_disk_is_told_and_leaves_no_half_of_a_file(tmp_path, out, name):
 @pytest.mark.parametrize("side", [16, 128])
 def test_full_disk_leaves_no_half_of_a_video(tmp_path, out, side):
     """The maps of large frames fill the disk while they wait for the others, those of small ones with the video."""
-    results = Results([replace(result, anomaly_map=make_map(side, side)) for result in video(tmp_path)])
+    writer, results = ResultWriter(out, write=["video"]), video(tmp_path)
+
+    def write() -> None:
+        for result in results:
+            writer.write(replace(result, anomaly_map=make_map(side, side)))
+        writer.finish()
+
     with full_disk(), pytest.raises(OutputError, match="cannot write the results of exam"):
-        results.save(out, write=["video"])
+        write()
     assert files_below(out) == []
+
+
+def test_full_disk_is_found_before_anything_is_scored(tmp_path, out):
+    with full_disk(), pytest.raises(OutputError, match=r"cannot write to .*out \(File too large\); choose another"):
+        ResultWriter(out)
+    assert list(out.iterdir()) == []
 
 
 @pytest.mark.parametrize("case_id", [pytest.param("n" * 251, id="long"), pytest.param("線" * 83 + "nn", id="scripts")])
@@ -413,3 +429,268 @@ def test_name_as_long_as_a_file_may_have_costs_at_most_its_own_case(tmp_path, ou
 def test_failed_case_of_any_name_is_in_the_table(tmp_path, out, case_id):
     run(out, [photograph(tmp_path)], [FailedCase(case_id, "empty")])
     assert [row["case_id"] for row in table(out)] == ["photo", case_id]
+
+
+# whole and interrupted runs
+
+
+def names_of(results: list[CaseResult]) -> list[str]:
+    return [result.case_id for result in results]
+
+
+def announce(out: Path, results: list[CaseResult], **options) -> ResultWriter:
+    writer = ResultWriter(out, **options)
+    writer.pending([{"image": result.source, "case_id": result.case_id, "study": result.study} for result in results])
+    return writer
+
+
+def test_whole_run_is_complete(tmp_path, out):
+    run(out, [photograph(tmp_path, name) for name in "ab"], [FailedCase("b", "empty")])
+    assert record(out)["complete"] is True
+    assert record(out)["not_reached"] == {"count": 0, "cases": []}
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_run_that_did_not_reach_all_cases_names_the_others(tmp_path, out, is_whole):
+    results = [photograph(tmp_path, name) for name in "abcd"]
+    writer = announce(out, results)
+    writer.write(results[2])
+    writer.finish([FailedCase("a", "empty")], is_whole=is_whole)
+    assert record(out)["complete"] is False
+    assert record(out)["not_reached"] == {"count": 2, "cases": ["b", "d"]}
+    assert record(out)["cases"] == {"total": 4, "ok": 1, "failed": 1}
+
+
+def test_stopped_run_that_reached_all_cases_is_not_complete(tmp_path, out):
+    results = [photograph(tmp_path)]
+    writer = announce(out, results)
+    writer.write(results[0])
+    writer.finish(is_whole=False)
+    assert (record(out)["complete"], record(out)["not_reached"]["count"]) == (False, 0)
+
+
+def test_run_that_is_killed_has_said_before_that_it_is_not_complete(tmp_path, out):
+    results = [photograph(tmp_path, name) for name in "ab"]
+    run(out, results)
+    announce(out, results, resume=False)
+    assert (record(out)["complete"], record(out)["not_reached"]["cases"]) == (False, ["a", "b"])
+
+
+def test_time_of_a_run_is_not_that_of_a_clock_that_is_set(tmp_path, out, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: pytest.fail("the clock of the wall was asked for a duration"))
+    run(out, [], write=[])
+    assert record(out)["seconds"] >= 0
+
+
+# one process a folder
+
+
+def test_folder_is_locked_until_the_end_and_for_other_processes_alone(tmp_path, out):
+    writer, again = ResultWriter(out), ResultWriter(out)
+    assert (out / LOCK_NAME).exists()
+    for item in (writer, again):
+        item.finish()
+    assert not (out / LOCK_NAME).exists()
+    writer.write(photograph(tmp_path))
+    assert (out / LOCK_NAME).exists()
+    (out / "scores.csv").unlink()
+    (out / "scores.csv").mkdir()
+    with pytest.raises(OutputError, match="cannot write the tables to"):
+        writer.finish()
+    assert not (out / LOCK_NAME).exists()
+
+
+def test_folder_of_another_host_is_taken_over_on_request(out):
+    out.mkdir()
+    (out / LOCK_NAME).write_text('{"host": "elsewhere", "pid": 4711}', encoding="utf-8")
+    with pytest.raises(OutputError, match="process 4711 on elsewhere"):
+        ResultWriter(out)
+    ResultWriter(out, take_over=True).finish()
+    assert files_below(out) == ["run.json", "scores.csv"]
+
+
+# no folder for temporary files
+
+
+def test_video_needs_no_other_folder(tmp_path, out, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    run(out, video(tmp_path))
+    assert written(out) == ["videos/exam.mp4"]
+
+
+# cases that change while they are scored
+
+
+def repaint(result: CaseResult, shade: int) -> None:
+    """Replace a photograph by another one of the same name, size and time of change."""
+    path = Path(getattr(result.source, "path", result.source))
+    stat = path.stat()
+    if isinstance(result.source, Frame):
+        Image.new("L", (32, 24), shade).save(path, save_all=True, append_images=[Image.new("L", (32, 24))] * 2)
+    else:
+        Image.new("RGB", (32, 24), (shade, 0, 0)).save(path)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_case_that_changed_is_scored_once_more_and_then_as_it_is(tmp_path, out):
+    results = [photograph(tmp_path, name) for name in "ab"]
+    writer = announce(out, results, write=["tiff"])
+    writer.write(results[0])
+    repaint(results[1], 9)
+    writer.write(results[1])
+    assert written(out) == ["maps/a.tiff"]  # nothing is kept of what nobody can name
+    assert [case["case_id"] for case in writer.changed()] == ["b"]
+    writer.write(replace(results[1], anomaly_score=0.75))
+    assert writer.changed() == []
+    writer.finish()
+    assert [row["anomaly_score"] for row in table(out)] == ["0.5", "0.75"]
+    assert record(out)["complete"] is True
+    assert [case["case_id"] for case in ResultWriter(out, write=["tiff"], resume=True).pending(cases_of(results))] == []
+
+
+def cases_of(results: list[CaseResult]) -> list[dict]:
+    return [{"image": result.source, "case_id": result.case_id, "study": result.study} for result in results]
+
+
+def test_case_that_changes_twice_is_refused_and_tried_again_by_the_next_run(tmp_path, out):
+    results = [photograph(tmp_path, name) for name in "ab"]
+    writer = announce(out, results, write=["tiff"])
+    for shade in (9, 10):
+        repaint(results[1], shade)
+        writer.write(results[1])
+        writer.changed()
+    writer.write(results[0])
+    writer.finish()
+    assert written(out) == ["maps/a.tiff"]
+    (failure,) = writer.failures
+    assert (failure.case_id, failure.reason) == (
+        "b",
+        "its file changed while it was read, twice; wait until nothing writes to it, for example until it is copied, "
+        "and run again",
+    )
+    assert table(out)[-1]["reason"] == failure.reason
+    pending = ResultWriter(out, write=["tiff"], resume=True).pending(cases_of(results))
+    assert [case["case_id"] for case in pending] == ["b"]
+
+
+def test_case_that_changed_and_is_not_scored_once_more_is_refused(tmp_path, out):
+    writer = announce(out, results := [photograph(tmp_path)], write=["tiff"])
+    repaint(results[0], 9)
+    writer.write(results[0])
+    writer.finish()
+    assert [item.reason for item in writer.failures] == ["its file changed while it was read; run again"]
+
+
+def test_case_that_failed_because_it_was_being_copied_is_scored_once_more(tmp_path, out):
+    results = [photograph(tmp_path, name) for name in "ab"]
+    writer = announce(out, results, write=["tiff"])
+    failures = [FailedCase(name, "damaged") for name in "ab"]
+    repaint(results[1], 9)
+    assert [case["case_id"] for case in writer.changed(failures)] == ["b"]
+    writer.write(results[1])
+    writer.finish(failures)
+    assert [(row["case_id"], row["status"]) for row in table(out)] == [("b", "ok"), ("a", "failed")]
+    assert writer.failures == failures[:1]
+
+
+@pytest.mark.parametrize("when", [0, 1, 2, 3])
+def test_video_that_changed_is_scored_once_more_as_a_whole(tmp_path, out, when):
+    results = [*video(tmp_path), photograph(tmp_path)]
+    writer = announce(out, results, write=["tiff", "video"])
+    for number, result in enumerate(results):
+        if number == when:
+            repaint(results[0], 9)
+        writer.write(result)
+    assert written(out) == ["maps/photo.tiff"]
+    assert [case["case_id"] for case in writer.changed()] == ["exam/0", "exam/1", "exam/2"]
+    for result in results[:3]:
+        writer.write(result)
+    writer.finish()
+    assert len(list_frames(out / "videos" / "exam.mp4")) == 3
+    assert writer.failures == []
+    assert [row["status"] for row in table(out)] == ["ok"] * 4
+
+
+def test_source_that_goes_away_while_it_is_scored_is_scored_once_more(tmp_path, out):
+    writer = announce(out, results := [photograph(tmp_path)], write=["tiff"])
+    results[0].source.unlink()
+    writer.write(results[0])
+    assert [case["case_id"] for case in writer.changed()] == ["photo"]  # and the reader states that it is gone
+    writer.finish([FailedCase("photo", "there is no such file")])
+    assert [item.reason for item in writer.failures] == ["there is no such file"]
+
+
+# what is not trusted
+
+
+def older(out: Path) -> None:
+    """Turn a journal into one as version 0.1 wrote it."""
+    lines = [json.loads(line) for line in (out / "finished.jsonl").read_text(encoding="utf-8").splitlines()]
+    for values in lines:
+        for name in ("format", "check", "settings"):
+            values.pop(name)
+    (out / "finished.jsonl").write_text("".join(f"{json.dumps(item)}\n" for item in lines), encoding="utf-8")
+
+
+def test_results_of_an_older_version_are_not_taken_for_finished_and_that_is_one_line(tmp_path, out, caplog):
+    run(out, results := [photograph(tmp_path, name) for name in "ab"], write=["tiff"])
+    older(out)
+    pending = announce_pending(out, results)
+    assert pending == ["a", "b"]
+    assert caplog.messages == [f"{out}: 2 result(s) of an older version of mrad_med are not taken for finished"]
+    run(out, results, [FailedCase("b", "empty")], write=["tiff"], resume=True)
+    assert written(out) == ["maps/a.tiff"]  # what the older version wrote of a failed case is removed
+
+
+def announce_pending(out: Path, results: list[CaseResult], **options) -> list[str]:
+    writer = ResultWriter(out, **{"write": ["tiff"], "resume": True, **options})
+    return [case["case_id"] for case in writer.pending(cases_of(results))]
+
+
+def test_damaged_lines_cost_their_cases_and_that_is_one_line(tmp_path, out, caplog):
+    run(out, results := [photograph(tmp_path, name) for name in "abc"], write=["tiff"])
+    text = (out / "finished.jsonl").read_text(encoding="utf-8")
+    lines = text.replace('"anomaly_score": "0.5"', '"anomaly_score": "0.1"', 1).splitlines(keepends=True)
+    (out / "finished.jsonl").write_text("".join([lines[0], lines[1][:40] + "\n", lines[2]]), encoding="utf-8")
+    assert announce_pending(out, results) == ["a", "b"]
+    assert caplog.messages == [f"{out}: 2 line(s) of finished.jsonl are damaged; their cases are scored again"]
+
+
+def test_line_that_names_files_elsewhere_is_damaged(tmp_path, out, caplog):
+    run(out, results := [photograph(tmp_path)], write=["tiff"])
+    text = (out / "finished.jsonl").read_text(encoding="utf-8").replace("maps/photo.tiff", "../photo.png")
+    (out / "finished.jsonl").write_text(text, encoding="utf-8")
+    older(out)
+    run(out, results, [FailedCase("photo", "empty")], write=["tiff"], resume=True)
+    assert results[0].source.exists()
+    assert "1 line(s) of finished.jsonl are damaged" in caplog.text
+
+
+def test_other_settings_are_stated_in_one_line(tmp_path, out, caplog):
+    run(out, results := [photograph(tmp_path, name) for name in "ab"], write=["tiff"])
+    for options in ({"threshold": 0.5}, {"provenance": {"parts": {"head": "other"}}}):
+        caplog.clear()
+        assert announce_pending(out, results, **options) == ["a", "b"]
+        assert caplog.messages == [
+            f"{out}: 2 case(s) were finished with other settings or versions and are scored again"
+        ]
+    caplog.clear()
+    assert announce_pending(out, results) == []
+    assert caplog.messages == []
+
+
+def test_results_that_lost_their_content_are_made_again(tmp_path, out):
+    run(out, results := [photograph(tmp_path)], write=["tiff"])
+    (out / "maps" / "photo.tiff").write_bytes(b"")
+    assert announce_pending(out, results) == ["photo"]
+
+
+def test_result_whose_files_nobody_looked_at_before_they_were_read_is_not_taken_for_finished(tmp_path, out):
+    Results([result := photograph(tmp_path)]).save(out, write=["tiff"])
+    assert announce_pending(out, [result]) == ["photo"]
+
+
+def test_image_in_memory_and_photograph_of_its_name_are_not_one_case(tmp_path, out):
+    in_memory = CaseResult("photo", np.zeros((*SIZE, 3), np.uint8), 0.5, make_map(*SIZE))
+    run(out, [in_memory], write=["tiff"])
+    assert announce_pending(out, [photograph(tmp_path)]) == ["photo"]

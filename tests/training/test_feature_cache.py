@@ -463,6 +463,45 @@ def enlarge(_: Any, __: Any, features: ImageFeatures) -> ImageFeatures:
     return dataclasses.replace(features, patches=patches)
 
 
+def change_while_encoding(clip, path: Path, times: int):
+    """Replace an image by others while it is encoded."""
+    left = [times]
+
+    def replace(*_) -> None:
+        if left[0]:
+            left[0] -= 1
+            Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+
+    return clip.image_encoder.register_forward_hook(replace)
+
+
+def test_case_that_changes_while_it_is_encoded_is_encoded_once_more(tiny_clip, tmp_path, encoded):
+    cases = make_cases(tmp_path)
+    hook = change_while_encoding(tiny_clip, Path(cases[1]["image"]), 1)
+    changed = fill(make_cache(tiny_clip, tmp_path), cases)
+    hook.remove()
+    assert encoded == [4, 1]
+    again = fill(make_cache(tiny_clip, tmp_path), cases)
+    assert encoded == [4, 1]
+    assert changed.files == again.files
+    assert len(files_in(tmp_path)) == 4
+
+
+def test_case_that_changes_twice_is_left_out_with_the_reason(tiny_clip, tmp_path):
+    cases, cache = make_cases(tmp_path), make_cache(tiny_clip, tmp_path)
+    hook = change_while_encoding(tiny_clip, Path(cases[1]["image"]), 2)
+    dataset = fill(cache, cases)
+    hook.remove()
+    assert [case["case_id"] for case in dataset.cases] == [case["case_id"] for case in cases if case is not cases[1]]
+    assert [(failure.case_id, failure.reason) for failure in cache.failures] == [
+        (
+            cases[1]["case_id"],
+            "its image or mask changed while it was read, twice; wait until nothing writes to it, and run again",
+        )
+    ]
+    assert len(files_in(tmp_path)) == 3
+
+
 def test_features_that_half_precision_cannot_hold_are_named_and_not_kept(tiny_clip, tmp_path):
     cases = make_cases(tmp_path, 2)
     hook = tiny_clip.image_encoder.register_forward_hook(enlarge)

@@ -1,4 +1,4 @@
-"""DICOM headers: where pixels lie, which objects are images, and none of the tags that name a patient."""
+"""DICOM headers: where pixels lie, and none of the tags that name a patient."""
 
 from __future__ import annotations
 
@@ -7,30 +7,49 @@ import os
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
-from pydicom import Dataset, config
+from pydicom import config
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import UID, MediaStorageDirectoryStorage
+from pydicom.tag import Tag
 
-from mrad_med.errors import ImageFileError, NotAnImageError
+from mrad_med.errors import ImageFileError
 from mrad_med.io.geometry import Planes, plane_normal
 from mrad_med.io.limits import MAX_VOXELS
+from mrad_med.io.refusals import refusing
 
 __all__ = [
-    "check_is_image",
+    "IDENTIFIERS",
+    "KEPT_IDENTIFIERS",
     "count_frames",
     "frame_group",
     "pixel_spacing",
     "planes_of",
     "quiet",
+    "read_dataset",
     "read_header",
+    "silent",
 ]
+
+# Identifiers that written results keep if the user asks for it: all are of type 2 in patient and study modules.
+KEPT_IDENTIFIERS = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "StudyID",
+    "ReferringPhysicianName",
+)
+# All attributes that tell who the patient is. They are read to be hidden in names of cases.
+IDENTIFIERS = (*KEPT_IDENTIFIERS, "OtherPatientIDs", "SeriesDate", "AcquisitionDate", "ContentDate")
 
 # All that an image needs of a DICOM file: with these, patient tags never enter the process.
 _TAGS = [
@@ -83,48 +102,23 @@ _PIXEL_TAGS = [
 ]
 
 _MAX_INFLATED = 4 * MAX_VOXELS  # bytes
+_META_GROUP = 2  # of the file meta information
 _META_START = 144  # bytes before the file meta information whose length a DICOM file tells (PS3.10, 7.1)
 _QUIET = threading.RLock()  # pydicom's switches are one for the whole process
 
 
-_STORAGE = "1.2.840.10008.5.1.4.1.1."  # what SOP classes of stored objects begin with (DICOM PS3.6, table A-1)
-_KINDS = {  # how the classes of objects that are no images go on, the longer before the shorter
-    "88.59": "a selection of key images",
-    "88.": "a structured report",
-    "11.": "a presentation state",
-    "66.4": "a segmentation",
-    "66.5": "a segmentation",
-    "66.7": "a segmentation",
-    "66": "a registration, fiducials or raw data",
-    "67": "a map of real world values",
-    "4.2": "a spectrum",
-    "9.": "a waveform",
-    "104.": "a document",
-    "77.1.6": "a whole slide in tiles",
-    "77.1.1.1": "a video",
-    "77.1.2.1": "a video",
-    "77.1.4.1": "a video",
-}
-_RADIOTHERAPY = {  # how its classes end that are no plan and no record; those of images have no kind
-    "481.1": "",
-    "481.2": "a radiotherapy dose",
-    "481.3": "a radiotherapy structure set",
-    "481.23": "",
-    "481.24": "",
-}
-_MODALITIES = {  # for objects of no known class
-    "SR": "a structured report",
-    "PR": "a presentation state",
-    "KO": "a selection of key images",
-    "SEG": "a segmentation",
-    "REG": "a registration",
-    "DOC": "a document",
-    "RTSTRUCT": "a radiotherapy structure set",
-    "RTPLAN": "a radiotherapy plan",
-    "RTDOSE": "a radiotherapy dose",
-    "RTRECORD": "a radiotherapy record",
-    "ECG": "a waveform",
-}
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keep pydicom, and what is built on it, from quoting a header in warnings and logs."""
+    log = logging.getLogger("pydicom")
+    with _QUIET, config.disable_value_validation(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        level = log.level
+        log.setLevel(logging.CRITICAL + 1)  # for its children too, which disabling it would not be
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 @contextmanager
@@ -137,67 +131,90 @@ def quiet(what: str) -> Iterator[None]:
     Raises:
         ImageFileError: in place of whatever pydicom raises on damaged files.
     """
-    log = logging.getLogger("pydicom")
-    with _QUIET, config.disable_value_validation(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        level = log.level
-        log.setLevel(logging.CRITICAL + 1)  # for its children too, which disabling it would not be
-        try:
-            yield
-        except ImageFileError:
-            raise
-        except PermissionError:
-            raise ImageFileError("there is no permission to read the file; grant it") from None
-        except Exception:  # pydicom raises nearly everything; its messages quote values, so they are cut off
-            raise ImageFileError(f"{what} cannot be read; copy or export the file again") from None
-        finally:
-            log.setLevel(level)
+    with silent(), refusing(f"{what} cannot be read; copy or export the file again"):
+        yield
 
 
-def read_header(
-    path: str | os.PathLike[str], *, more: Sequence[str] = (), with_pixels: bool = False
-) -> pydicom.Dataset:
-    """Return the tags of a DICOM file that an image needs; its pixels too, if asked for.
+def read_header(path: str | os.PathLike[str], *, more: Sequence[str] = ()) -> pydicom.Dataset:
+    """Return the tags of a DICOM file that an image needs, without its pixels.
 
     A file without preamble is taken for DICOM where it tells its SOP class.
 
     Args:
         path: of the file.
         more: keywords of further tags.
-        with_pixels: also read the pixel data, still encoded.
 
     Raises:
         ImageFileError: no DICOM, or damaged.
     """
-    tags: list[Any] = [*_TAGS, *more, *(_PIXEL_TAGS if with_pixels else [])]
-    with quiet("the DICOM header"):
-        _check_inflated_size(path)
-        try:
-            dataset = pydicom.dcmread(path, stop_before_pixels=not with_pixels, specific_tags=tags)
-        except InvalidDicomError:
-            dataset = pydicom.dcmread(path, stop_before_pixels=not with_pixels, specific_tags=tags, force=True)
-            if not str(dataset.get("SOPClassUID", "")).startswith("1.2.840.10008."):
-                raise
-        if dataset.file_meta.get("TransferSyntaxUID") is None:
-            dataset.file_meta.TransferSyntaxUID = _guess_syntax(dataset)
-        for tag in list(dataset.keys()):
-            dataset[tag]  # converts it, while pydicom is quiet
-        return dataset
+    with quiet("the DICOM header"), Path(path).open("rb") as stream:
+        return _converted(_read_header(stream, [*_TAGS, *more]))
 
 
-def _check_inflated_size(path: str | os.PathLike[str]) -> None:
+def read_dataset(path: str | os.PathLike[str], check: Callable[[pydicom.Dataset], None]) -> pydicom.Dataset:
+    """Return the tags of a DICOM file that an image needs, and its pixels, still encoded.
+
+    The file is opened and parsed once.
+
+    Args:
+        path: the file.
+        check: called with the header before pixels are read; it raises an `ImageFileError` where they are of no use.
+
+    Raises:
+        ImageFileError: the file is not DICOM, or is damaged.
+    """
+    with quiet("the DICOM header"), Path(path).open("rb") as stream:
+        header = _converted(_read_header(stream, [*_TAGS, "ExtendedOffsetTable", "ExtendedOffsetTableLengths"]))
+        check(header)
+        if header.file_meta.TransferSyntaxUID.is_deflated:  # the stream is past its end
+            stream.seek(0)
+            header.update(pydicom.dcmread(stream, specific_tags=[*_PIXEL_TAGS]))
+        else:
+            is_implicit, is_little_endian = (bool(value) for value in header.original_encoding)
+            tags: list[Any] = [Tag(keyword) for keyword in _PIXEL_TAGS]
+            header.update(pydicom.filereader.read_dataset(stream, is_implicit, is_little_endian, specific_tags=tags))
+        return _converted(header)
+
+
+def _read_header(stream: BinaryIO, keywords: list[str]) -> pydicom.Dataset:
+    """Return the tags of an open file, and leave the stream at its pixels; of a deflated file, at its end."""
+    tags: list[Any] = [*keywords]
+    _check_inflated_size(stream)
+    stream.seek(0)
+    try:
+        dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=tags)
+    except InvalidDicomError:
+        stream.seek(0)
+        dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=tags, force=True)
+        if not str(dataset.get("SOPClassUID", "")).startswith("1.2.840.10008."):
+            raise
+    if dataset.file_meta.get("TransferSyntaxUID") is None:
+        dataset.file_meta.TransferSyntaxUID = _guess_syntax(dataset)
+    return dataset
+
+
+def _converted(dataset: pydicom.Dataset) -> pydicom.Dataset:
+    """Return a data set whose values are converted while pydicom is quiet."""
+    for tag in list(dataset.keys()):
+        dataset[tag]
+    return dataset
+
+
+def _check_inflated_size(stream: BinaryIO) -> None:
     """Refuse a deflated file that would fill the memory: pydicom inflates all of it, even for the header."""
     try:
-        meta = pydicom.filereader.read_file_meta_info(path)
+        pydicom.filereader.read_preamble(stream, force=False)
     except InvalidDicomError:  # without such information nothing is deflated
         return
+    meta = pydicom.filereader.read_dataset(
+        stream, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag >> 16 != _META_GROUP
+    )
     if meta.get("TransferSyntaxUID") != pydicom.uid.DeflatedExplicitVRLittleEndian:
         return
     inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    with Path(path).open("rb") as stream:
-        stream.seek(_META_START + int(meta.FileMetaInformationGroupLength))
-        while size <= _MAX_INFLATED and (data := inflater.unconsumed_tail or stream.read(1 << 16)):
-            size += len(inflater.decompress(data, 1 << 20))
+    stream.seek(_META_START + int(meta.FileMetaInformationGroupLength))
+    while size <= _MAX_INFLATED and (data := inflater.unconsumed_tail or stream.read(1 << 16)):
+        size += len(inflater.decompress(data, 1 << 20))
     if size > _MAX_INFLATED:
         raise ImageFileError(
             f"it would inflate to more than the limit of {_MAX_INFLATED} bytes; export it uncompressed"
@@ -299,36 +316,3 @@ def _thickness(header: pydicom.Dataset) -> float:
     """Return the step from a slice to the next in mm, for where no next one tells; 1 where nothing does."""
     source = frame_group(header, 0, "PixelMeasuresSequence") or header
     return abs(float(source.get("SpacingBetweenSlices") or source.get("SliceThickness") or 1.0))
-
-
-def check_is_image(header: Dataset) -> None:
-    """Refuse DICOM objects that are no images, by their kind.
-
-    Raises:
-        NotAnImageError: a report, plan, document, segmentation, ...; or an object of unknown class without picture.
-        ImageFileError: an image of which the size is missing, as where a file is cut off.
-    """
-    kind = _kind(header)
-    if kind:
-        raise NotAnImageError(f"this DICOM object is {kind}, not an image; leave it out")
-    if "Rows" in header and "Columns" in header:
-        return
-    if _class_of(header).name.endswith("Image Storage"):
-        raise ImageFileError("its header does not tell the size of its image: cut off, or stripped; export it again")
-    raise NotAnImageError("this DICOM object holds no image; leave it out")
-
-
-def _class_of(header: Dataset) -> UID:
-    return UID(str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or ""))
-
-
-def _kind(header: Dataset) -> str:
-    """Return what an object that is no image is, in plain words; nothing for an image."""
-    uid = _class_of(header)
-    if uid == MediaStorageDirectoryStorage:
-        return "the index of an export disk (DICOMDIR)"
-    ending = uid.removeprefix(_STORAGE)
-    if ending.startswith("481."):
-        return _RADIOTHERAPY.get(ending, "a radiotherapy plan or record")
-    otherwise = _MODALITIES.get(str(header.get("Modality")), "") if ending == uid or "Rows" not in header else ""
-    return next((kind for start, kind in _KINDS.items() if ending.startswith(start)), otherwise)

@@ -19,14 +19,14 @@ from pydicom.uid import JPEG2000TransferSyntaxes
 
 from mrad_med.errors import ImageFileError
 from mrad_med.io.dicom.headers import (
-    check_is_image,
     count_frames,
     frame_group,
     pixel_spacing,
     planes_of,
     quiet,
-    read_header,
+    read_dataset,
 )
+from mrad_med.io.dicom.object_kinds import check_is_image
 from mrad_med.io.dicom.windows import stored_windows
 from mrad_med.io.file_types import DICOM_SUFFIXES
 from mrad_med.io.geometry import stack_planes, upright_affine
@@ -82,15 +82,16 @@ class DicomReader(ImageReader):
         names = [data] if isinstance(data, (str, os.PathLike)) else list(data)
         if len(names) != 1:
             raise ImageFileError(f"one file makes one case, got {len(names)} files; slices are read by read_series")
-        header = read_header(names[0])
-        with quiet("the DICOM header"):
-            check_is_image(header)
-            rows, columns = int(header.Rows), int(header.Columns)
-            check_pixels(columns, rows, self.max_pixels)
-            check_voxels(columns, rows, count_frames(header), limit=self.max_voxels)
-            _check_tones(header)
-            _decoder_of(header)
-        return read_header(names[0], with_pixels=True)
+        return read_dataset(names[0], self._check)
+
+    def _check(self, header: pydicom.Dataset) -> None:
+        """Refuse an image that cannot be decoded, or should not be."""
+        check_is_image(header)
+        rows, columns = int(header.Rows), int(header.Columns)
+        check_pixels(columns, rows, self.max_pixels)
+        check_voxels(columns, rows, count_frames(header), limit=self.max_voxels)
+        _check_tones(header)
+        _decoder_of(header)
 
     def get_data(self, img: pydicom.Dataset) -> tuple[NDArray[Any], dict[str, Any]]:
         """Return the (W, H[, 3]) or (X, Y, Z[, 3]) array and the metadata MONAI needs, with the stored windows.
@@ -148,7 +149,7 @@ def _decode(dataset: pydicom.Dataset) -> NDArray[Any]:
         pixels, properties = decoder.as_array(dataset, allow_excess_frames=False)  # type: ignore[arg-type]
         colors = (3,) * (dataset.SamplesPerPixel > 1)
         pixels = pixels.reshape(count_frames(dataset), dataset.Rows, dataset.Columns, *colors)
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # decoders raise nearly everything on damaged files; those in Rust even panic
         advice = "copy or export the file again"

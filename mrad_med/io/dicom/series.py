@@ -17,7 +17,8 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
 from mrad_med.errors import ImageFileError
-from mrad_med.io.dicom.headers import check_is_image, count_frames, planes_of, quiet, read_header
+from mrad_med.io.dicom.headers import IDENTIFIERS, count_frames, planes_of, quiet, read_header
+from mrad_med.io.dicom.object_kinds import check_is_image
 from mrad_med.io.dicom.reader import DicomReader
 from mrad_med.io.dicom.windows import VOIKeys
 from mrad_med.io.geometry import Planes, Stack, stack_planes
@@ -40,19 +41,6 @@ logger = logging.getLogger(__name__)
 
 _TONES = "PhotometricInterpretation"
 PARALLEL = 1e-3  # largest difference between the directions of slices of one stack
-# What tells who the patient is, and names of cases are freed of.
-IDENTIFIERS = (
-    "PatientName",
-    "PatientID",
-    "OtherPatientIDs",
-    "PatientBirthDate",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "SeriesDate",
-    "AcquisitionDate",
-    "ContentDate",
-)
 # What tells the volumes of one series apart whose slices lie at the same positions: the first that does is taken.
 VOLUME_TAGS = (
     ("EchoTime",),
@@ -72,8 +60,8 @@ class DicomSeries:
     """Slices that make one volume, or one file with several frames.
 
     Attributes:
-        case_id: path of the folder below the root, and the number of the series; unique, and no identifier or name
-            out of a header.
+        case_id: path of the folder below the root, number of the series, and a code made of the first slice's UID;
+            unique, and without identifiers or names of a header.
         files: in the order in which the slices lie along their normal; as their names are sorted where that is open.
         modality: such as ``"CT"``; empty where it is not told.
         plane: ``"axial"``, ``"coronal"``, ``"sagittal"``, ``"oblique"`` or ``"unknown"``.
@@ -118,27 +106,56 @@ def read_series(
     if not files:
         raise ImageFileError("a series without files; give at least one slice")
     reader = DicomReader(max_pixels, max_voxels)
-    slices = [read_slice(path) for path in files]
-    if len(slices) == 1 and slices[0].frames > 1:
-        array, meta = reader.get_data(reader.read(files[0]))
+    first = _read(reader, files[0])
+    if len(files) == 1 and count_frames(first) > 1:
+        array, meta = reader.get_data(first)
         if array.ndim == 4:
             raise ImageFileError("a film in colors is no volume of grey values; read it as an image")
         return _as_volume(array, meta, files[0])
-    planes = common_planes(slices)
-    stack = stack_planes(planes)
+    slices, volume, windows = _read_slices(reader, files, first)
+    stack = stack_planes(common_planes(slices))
     _report(stack.faults, strict=strict)
     order = [index for index in stack.order if index not in set(stack.repeated)]
-    (columns, rows), depth = slices[0].size, len(order)
-    check_voxels(columns, rows, depth, limit=max_voxels)
-    volume = np.empty((columns, rows, depth), np.float32)
-    windows: dict[str, Any] = {}
-    for place, index in enumerate(order):
-        array, meta = reader.get_data(reader.read(files[index]))
+    if order != list(range(len(files))):  # files that a search found are in order, and are not copied
+        volume = volume[..., order]
+    shown: dict[str, Any] = next((windows[index] for index in order if windows[index]), {})
+    return _as_volume(volume, {MetaKeys.AFFINE: stack.affine, **shown}, files[order[0]])
+
+
+def _read(reader: DicomReader, path: Path) -> pydicom.Dataset:
+    if not path.is_file():
+        raise ImageFileError("there is no such file")
+    return reader.read(path)
+
+
+def _read_slices(
+    reader: DicomReader, files: Sequence[Path], first: pydicom.Dataset
+) -> tuple[list[Slice], NDArray[np.float32], list[dict[str, Any]]]:
+    """Return slices in the order of their files, each opened once: what their headers tell, pixels, and windows.
+
+    Args:
+        reader: the reader of one slice.
+        files: the files of the slices.
+        first: the data set of the first file, which is already read.
+
+    Raises:
+        ImageFileError: a file cannot be read, or is not a slice like the first.
+    """
+    slices, windows = [_describe(files[0], first)], list[dict[str, Any]]()
+    columns, rows = slices[0].size
+    check_voxels(columns, rows, len(files), limit=reader.max_voxels)
+    volume = np.empty((columns, rows, len(files)), np.float32)
+    for index, path in enumerate(files):
+        dataset = _read(reader, path) if index else first
+        slices += [_describe(path, dataset)] if index else []
+        if slices[index].size != slices[0].size or slices[index].frames > 1:
+            common_planes(slices)  # raises
+        array, meta = reader.get_data(dataset)
         if array.ndim != 2:
             raise ImageFileError("its slices have colors: no volume of grey values; read them as images")
-        volume[..., place] = array
-        windows = windows or {key: meta[key] for key in VOIKeys.ALL if key in meta}
-    return _as_volume(volume, {MetaKeys.AFFINE: stack.affine, **windows}, files[order[0]])
+        volume[..., index] = array
+        windows.append({key: meta[key] for key in VOIKeys.ALL if key in meta})
+    return slices, volume, windows
 
 
 def _as_volume(array: NDArray[Any], meta: dict[str, Any], path: Path) -> MetaTensor:
@@ -193,7 +210,15 @@ def read_slice(path: Path) -> Slice:
     """
     if not path.is_file():
         raise ImageFileError("there is no such file")
-    header = read_header(path, more=_TAGS)
+    return _describe(path, read_header(path, more=_TAGS))
+
+
+def _describe(path: Path, header: pydicom.Dataset) -> Slice:
+    """Return what a header tells; without those of ``_TAGS`` that it lacks.
+
+    Raises:
+        ImageFileError: not an image, or damaged.
+    """
     with quiet("the DICOM header"):
         check_is_image(header)
         planes, problem = _try_planes(header)

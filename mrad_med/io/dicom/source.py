@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 
 from mrad_med.errors import ImageFileError, UnfitSourceError
-from mrad_med.io.dicom.headers import read_header
-from mrad_med.io.geometry import LPS_TO_RAS
+from mrad_med.io.dicom.headers import KEPT_IDENTIFIERS, frame_group, read_header, silent
+from mrad_med.io.geometry import LPS_TO_RAS, Planes, plane_matrices
 
 __all__ = ["SourceSeries", "burned_in_warning", "frames_on_source", "read_source_series", "warn_burned_in"]
 
@@ -37,18 +37,6 @@ _GEOMETRY = {
 _GEOMETRY_KEYWORDS = tuple(keyword for keywords in _GEOMETRY.values() for keyword in keywords)
 _FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
-# Blank in what is written, or as in the source if identifiers are to be kept. All are of type 2: present, maybe empty.
-_IDENTIFIERS = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "AccessionNumber",
-    "StudyID",
-    "ReferringPhysicianName",
-)
 _GRID_TOLERANCE = 0.25  # voxels; positions are written with few digits, and slices are never quite evenly spaced
 _PIXELS_OF_TEXT = ("SC", "OT", "US", "ES", "IVUS", "XC", "GM")  # kinds of images that often show a name or a date
 
@@ -64,9 +52,9 @@ class SourceSeries:
         identifiers: of patient and study: blank unless they were asked for.
     """
 
-    images: tuple[Dataset, ...]
+    images: tuple[Dataset, ...] = field(repr=False)
     planes: NDArray[np.float64] | None
-    identifiers: Dataset
+    identifiers: Dataset = field(repr=False)
 
     @property
     def frame_count(self) -> int:
@@ -79,6 +67,7 @@ class SourceSeries:
             return self.images[index], None
         return self.images[0], index + 1 if "NumberOfFrames" in self.images[0] else None
 
+    @silent()
     def place(self, index: int) -> Dataset:
         """Return the attributes of the Image Plane module that put a single-frame image where a frame lies."""
         if self.planes is None:
@@ -112,30 +101,26 @@ def read_source_series(paths: Sequence[str | os.PathLike[str]], *, keep_identifi
     if not paths:
         raise UnfitSourceError("no source image given; results refer to at least one")
     names = [f"source image {number} of {len(paths)}" for number in range(1, len(paths) + 1)]
-    headers = [_read(path, name, keep_identifiers) for path, name in zip(paths, names, strict=True)]
-    for header, name in zip(headers, names, strict=True):
-        _check_same_series(header, headers[0], name)
-    planes = _planes(headers)
-    images = tuple(_with_geometry(header, has_place=planes is not None) for header in headers)
-    return SourceSeries(images, planes, _only(headers[0], [*_IDENTIFIERS, "SpecificCharacterSet"]))
+    with silent():  # values of sequences are decoded when they are asked for
+        headers = [_read(path, name, keep_identifiers) for path, name in zip(paths, names, strict=True)]
+        for header, name in zip(headers, names, strict=True):
+            _check_same_series(header, headers[0], name)
+        planes = _planes(headers)
+        images = tuple(_with_geometry(header, has_place=planes is not None) for header in headers)
+        return SourceSeries(images, planes, _only(headers[0], [*KEPT_IDENTIFIERS, "SpecificCharacterSet"]))
 
 
 def _read(path: str | os.PathLike[str], name: str, keep_identifiers: bool) -> Dataset:
     keywords = [*_NEEDED, *_HELPFUL, *_GEOMETRY_KEYWORDS, *_FUNCTIONAL_GROUPS]
-    identifiers = [*_IDENTIFIERS, "SpecificCharacterSet"] if keep_identifiers else []
+    identifiers = [*KEPT_IDENTIFIERS, "SpecificCharacterSet"] if keep_identifiers else []
     try:
-        header = _only(
-            dcmread(path, stop_before_pixels=True, specific_tags=[*keywords, *identifiers]), keywords + identifiers
-        )
-        _ = [element.value for element in header]  # values are decoded only now
-    except Exception as error:  # pydicom raises nearly everything on damaged files
-        raise UnfitSourceError(
-            f"{name} cannot be read as DICOM ({type(error).__name__}); give the files scored"
-        ) from error
+        header = _only(read_header(path, more=keywords + identifiers), keywords + identifiers)
+    except ImageFileError:
+        raise UnfitSourceError(f"{name} cannot be read as DICOM; give the files scored") from None
     missing = [keyword for keyword in _NEEDED if header.get(keyword) in (None, "")]
     if missing:
         raise UnfitSourceError(f"{name} has no {', '.join(missing)}; results cannot refer to it: export it again")
-    for keyword in _IDENTIFIERS:
+    for keyword in KEPT_IDENTIFIERS:
         if keyword not in header:
             setattr(header, keyword, None)
     return header
@@ -167,13 +152,11 @@ def _frame_headers(header: Dataset) -> list[Dataset]:
     """Return per frame the attributes of its geometry, flat, from wherever the header has them."""
     if "PerFrameFunctionalGroupsSequence" not in header:
         return [header] if _frame_count(header) == 1 else [Dataset() for _ in range(_frame_count(header))]
-    shared = header.get("SharedFunctionalGroupsSequence") or [Dataset()]
     frames = []
-    for group in header.PerFrameFunctionalGroupsSequence:
+    for number in range(len(header.PerFrameFunctionalGroupsSequence)):
         frame = Dataset()
         for macro, keywords in _GEOMETRY.items():
-            for item in (group.get(macro) or shared[0].get(macro) or [])[:1]:
-                frame.update(_only(item, keywords))
+            frame.update(_only(frame_group(header, number, macro) or Dataset(), keywords))
         frames.append(frame)
     return frames
 
@@ -195,26 +178,33 @@ def _planes(headers: Sequence[Dataset]) -> NDArray[np.float64] | None:
 
 
 def _plane(frame: Dataset, number: int) -> NDArray[np.float64]:
-    """Return the (4, 3) matrix of DICOM PS3.3 C.7.6.2.1.1 for (row, column, 1)."""
+    """Return the (4, 3) matrix that brings (row, column, 1) of a frame to the world (LPS, mm)."""
     values: dict[str, NDArray[np.float64]] = {}
     sizes = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
     for keyword, size in sizes.items():
-        given = frame.get(keyword)
-        values[keyword] = np.asarray([] if given is None else given, float)
+        values[keyword] = _numbers(frame.get(keyword))
         if values[keyword].shape != (size,) or not np.isfinite(values[keyword]).all():
             raise UnfitSourceError(f"frame {number} of the source has no valid {keyword}; export it again")
-    right, down = values["ImageOrientationPatient"].reshape(2, 3)
-    between_rows, between_columns = values["PixelSpacing"]
-    unit_lengths = np.allclose([right @ right, down @ down, right @ down], [1, 1, 0], atol=1e-2)
-    if min(between_rows, between_columns) <= 0 or not unit_lengths:
+    between_rows, between_columns = values["PixelSpacing"].tolist()
+    orientation = values["ImageOrientationPatient"].reshape(2, 3)
+    planes = Planes(values["ImagePositionPatient"][None], orientation, (between_columns, between_rows))
+    if planes.problem() is not None:
         raise UnfitSourceError(f"the geometry of frame {number} of the source makes no sense; export it again")
-    columns = (down * between_rows, right * between_columns, values["ImagePositionPatient"])
-    return np.vstack([np.stack(columns, axis=1), [0.0, 0.0, 1.0]])
+    matrix: NDArray[np.float64] = plane_matrices(planes)[0][:, [1, 0, 2]]
+    return matrix
+
+
+def _numbers(stored: Any) -> NDArray[np.float64]:
+    """Return the numbers of an attribute; none where one of them cannot be read as a number."""
+    try:
+        return np.asarray([] if stored is None else stored, np.float64)
+    except (TypeError, ValueError):
+        return np.zeros(0)
 
 
 def _with_geometry(header: Dataset, *, has_place: bool) -> Dataset:
     """Return a header without geometry if it is incomplete, of a multi-frame image in the groups where it belongs."""
-    image = _only(header, [*_NEEDED, *_HELPFUL, *_IDENTIFIERS, "SpecificCharacterSet", *_GEOMETRY_KEYWORDS])
+    image = _only(header, [*_NEEDED, *_HELPFUL, *KEPT_IDENTIFIERS, "SpecificCharacterSet", *_GEOMETRY_KEYWORDS])
     if not has_place:
         for keyword in ("FrameOfReferenceUID", *_GEOMETRY_KEYWORDS):
             image.pop(keyword, None)
@@ -317,10 +307,11 @@ def warn_burned_in(header: Dataset) -> str:
     Args:
         header: with ``Modality`` and, if it tells, ``BurnedInAnnotation`` (DICOM PS3.3 C.7.6.1).
     """
-    told: Any = header.get("BurnedInAnnotation") or ""
+    with silent():
+        told, modality = header.get("BurnedInAnnotation") or "", header.get("Modality")
     if told == "YES":
         return "the source says that texts are burned into its pixels (BurnedInAnnotation YES): overlays show them too"
-    if told != "NO" and header.get("Modality") in _PIXELS_OF_TEXT:
+    if told != "NO" and modality in _PIXELS_OF_TEXT:
         return (
             "images of this kind often have names or dates burned into their pixels, and the source does not tell "
             "(no BurnedInAnnotation): look before you share overlays"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.utils import optional_import
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
@@ -25,6 +26,7 @@ from pydicom.uid import generate_uid
 
 from mrad_med.errors import OutputError, UnfitSourceError
 from mrad_med.files import atomic_path
+from mrad_med.io.dicom.headers import silent
 from mrad_med.io.dicom.source import SourceSeries, frames_on_source, warn_burned_in
 
 __all__ = ["require_highdicom", "write_overlay_captures", "write_parametric_map", "write_segmentation"]
@@ -36,6 +38,7 @@ _UNDATED = datetime(1900, 1, 1)  # as anonymizers write
 _SERIES_NUMBERS = {"segmentation": 9101, "parametric map": 9102, "overlay": 9103}  # far from a scanner's own
 
 
+@silent()  # values may be validated again as they are written
 def write_segmentation(
     path: str | os.PathLike[str],
     anomaly_map: NDArray[np.float32],
@@ -93,6 +96,7 @@ def write_segmentation(
     _save(dataset, path, created)
 
 
+@silent()  # values may be validated again as they are written
 def write_parametric_map(
     path: str | os.PathLike[str],
     anomaly_map: NDArray[np.float32],
@@ -144,6 +148,7 @@ def write_parametric_map(
     _save(dataset, path, created)
 
 
+@silent()  # values may be validated again as they are written
 def write_overlay_captures(
     folder: str | os.PathLike[str],
     pictures: Mapping[int, NDArray[np.uint8]],
@@ -224,10 +229,9 @@ def require_highdicom() -> Any:
     Raises:
         OutputError: it is not installed.
     """
-    try:
-        import highdicom
-    except ImportError as error:
-        raise OutputError('DICOM output needs highdicom; pip install "mrad-med[seg]"') from error
+    highdicom, is_installed = optional_import("highdicom")
+    if not is_installed:
+        raise OutputError('DICOM output needs highdicom; pip install "mrad-med[seg]"')
     return highdicom
 
 
@@ -277,7 +281,7 @@ def _build(kind: Any, **arguments: Any) -> Dataset:
         raise UnfitSourceError(
             f"highdicom cannot make a {kind.__name__} of these source images ({type(error).__name__}); check that "
             "they are one complete series of a standard kind of image"
-        ) from error
+        ) from None
     return dataset
 
 

@@ -14,10 +14,13 @@ import pytest
 import torch
 from pydicom.uid import generate_uid
 
+from mrad_med.data import find_cases
 from mrad_med.data.dicom_series import find_series
 from mrad_med.errors import DatasetError, ImageFileError
 from mrad_med.io.dicom.series import DicomSeries, read_series
 from mrad_med.io.dicom.windows import VOIKeys
+from mrad_med.io.image import read_image
+from mrad_med.store import make_key
 from tests.small_dicom import item, make_image, write_image, write_series
 
 ROWS, COLUMNS, SLICES = 6, 8, 5
@@ -99,7 +102,9 @@ def test_series_in_one_folder_are_told_apart_and_named_without_identifiers(tmp_p
     write_series(tmp_path / "case" / "ct", voxels(4, 1), uid=second, names=["2", "4", "6", "7"])
     write_series(tmp_path / "case" / "mr", voxels(2), uid=other, SeriesNumber=9, Modality="MR")
     found = find_series(tmp_path)
-    assert [series.case_id for series in found] == ["case/ct/series_3", "case/ct/series_3_2", "case/mr/series_9"]
+    codes = [make_key(str(pydicom.dcmread(series.files[0]).SOPInstanceUID))[:10] for series in found]
+    places = ["case/ct/series_3", "case/ct/series_3", "case/mr/series_9"]
+    assert [series.case_id for series in found] == [f"{a}-{b}" for a, b in zip(places, codes, strict=True)]
     assert [len(series.files) for series in found] == [3, 4, 2]
     assert [series.modality for series in found] == ["CT", "CT", "MR"]
     assert not any(uid in repr(found) for uid in (first, second, other))
@@ -190,7 +195,9 @@ def test_volumes_at_the_same_positions_are_told_apart(tmp_path, tag):
     write_series(tmp_path, voxels(5, 1), uid="1.2.3", names=[f"b{i}" for i in range(5)], **{tag: 2})
     first, second = find_series(tmp_path)
     assert first.problems == second.problems == ()
-    assert (first.case_id, second.case_id) == ("series_3", "series_3_2")
+    assert first.case_id != second.case_id
+    assert {series.case_id.split("-")[0] for series in (first, second)} == {"series_3"}
+    assert first == find_series(first.files)[0]  # whatever other volumes there are
     np.testing.assert_array_equal(read_series(second).numpy()[0], voxels(5, 1).transpose(1, 0, 2) - 1024.0)
 
 
@@ -272,6 +279,40 @@ def test_limits_are_kept(tmp_path):
         read_series(paths, max_pixels=47)
 
 
+def test_each_file_of_a_series_is_opened_once_to_be_read(tmp_path, opened):
+    paths = write_series(tmp_path, np.zeros((18, 20, 5)))
+    (case,) = find_cases(tmp_path)
+    assert case["image"] == [str(path) for path in paths]
+    opened()
+    read_image(case["image"])
+    counts = opened()
+    assert {path.name: counts[path.name] for path in paths} == {path.name: 1 for path in paths}
+    read_series(paths[::-1])
+    counts = opened()
+    assert {path.name: counts[path.name] for path in paths} == {path.name: 1 for path in paths}
+
+
+def test_files_in_any_order_make_the_same_volume(tmp_path):
+    paths = write_series(tmp_path, voxels(), WindowCenter="40", WindowWidth="400")
+    expected = read_series(paths)
+    for order in ([4, 3, 2, 1, 0], [2, 0, 4, 1, 3]):
+        volume = read_series([paths[index] for index in order])
+        np.testing.assert_array_equal(volume.numpy(), expected.numpy())
+        np.testing.assert_array_equal(volume.affine, expected.affine)
+        np.testing.assert_array_equal(volume.meta["windows"], expected.meta["windows"])
+        assert volume.meta["filename_or_obj"] == expected.meta["filename_or_obj"]
+
+
+def test_windows_of_a_series_are_those_of_its_first_slice_that_has_any(tmp_path):
+    paths = write_series(tmp_path, voxels(), WindowWidth="400")
+    for path, center in zip(paths[1:], (10, 20, 30, 40), strict=True):
+        dataset = pydicom.dcmread(path)
+        dataset.WindowCenter = str(center)
+        dataset.save_as(path)
+    for files in (paths, paths[::-1]):
+        assert read_series(files).meta["windows"][0].tolist() == [10, 400]
+
+
 def test_file_of_several_frames_is_a_series_of_its_own(tmp_path):
     frames = voxels(3).transpose(2, 0, 1).astype(np.uint16)
     groups = [item(PlanePositionSequence=[item(ImagePositionPatient=["0", "0", str(3 * k)])]) for k in (2, 0, 1)]
@@ -304,7 +345,7 @@ def test_single_slice_is_a_thin_volume(tmp_path):
 
 def test_files_can_be_given_instead_of_a_folder(tmp_path):
     paths = write_series(tmp_path / "a", voxels()) + write_series(tmp_path / "b", voxels(2))
-    assert [series.case_id for series in find_series(paths)] == ["a/series_3", "b/series_3"]
+    assert [series.case_id.split("-")[0] for series in find_series(paths)] == ["a/series_3", "b/series_3"]
     assert find_series(paths[0])[0].files == (paths[0],)
 
 
