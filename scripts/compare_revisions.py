@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,10 @@ import tifffile
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+# What differs from run to run, and what a record states of the run rather than of its results.
 VARYING = {"created", "date", "version", "versions", "packages", "seconds", "images_per_second", "started", "finished"}
+VARYING |= {"parts", "settings", "command", "complete", "not_reached"}
+CODE = re.compile(r"-[0-9a-f]{10}\b")  # codes in the names of cases
 DICOM_VARYING = {"SOPInstanceUID", "SeriesInstanceUID", "DimensionOrganizationUID", "SoftwareVersions"}
 DICOM_VARYING |= {f"{event}{what}" for event in ("InstanceCreation", "Content", "Series") for what in ("Date", "Time")}
 INPUTS = """
@@ -102,13 +106,19 @@ def content(path: Path) -> Any:
             image = nibabel.load(path)
             return [image.affine.tolist(), np.asanyarray(image.dataobj).tolist()]
         case ".json":
-            return plain(json.loads(path.read_text(encoding="utf-8")))
+            return plain(json.loads(CODE.sub("", path.read_text(encoding="utf-8"))))
         case ".dcm":
             return without_generated(pydicom.dcmread(path))
         case ".csv" | ".md" | ".tex":
-            return path.read_text(encoding="utf-8")
+            return re.sub(r"[ :-]+", " ", CODE.sub("", path.read_text(encoding="utf-8")))  # however columns are drawn
         case _:
             return None  # videos, journals and records: what they hold is in the other files
+
+
+def written(folder: Path) -> dict[str, Path]:
+    """Return the files below a folder by their names without codes; records are named by hashes and left out."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.parent.name != "records")
+    return {CODE.sub("", path.relative_to(folder).as_posix()): path for path in files}
 
 
 def run(source: Path, folder: Path, words: list[str]) -> None:
@@ -142,14 +152,13 @@ def main() -> int:
             for source, folder in folders.values():
                 run(source, folder, ["-m", "mrad_med", *words])
             print(f"{title}: done", flush=True)
-        old, new = (folder for _, folder in folders.values())
-        names = {path.relative_to(side).as_posix() for side in (old, new) for path in side.rglob("*") if path.is_file()}
-        for file in sorted(names):
-            if not ((old / file).is_file() and (new / file).is_file()):
+        old, new = (written(folder) for _, folder in folders.values())
+        for file in sorted(old.keys() | new.keys()):
+            if not (file in old and file in new):
                 different += 1
                 print(f"only one revision wrote {file}")
                 continue
-            before, after = content(old / file), content(new / file)
+            before, after = content(old[file]), content(new[file])
             compared += before is not None
             if before != after:
                 different += 1
