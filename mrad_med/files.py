@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from mrad_med.errors import OutputError
@@ -15,10 +17,12 @@ __all__ = [
     "atomic_path",
     "prepare_output",
     "prepare_output_file",
+    "remove_partial",
     "safe_relative_path",
     "sha256_of_file",
 ]
 
+_PARTIAL = re.compile(r"\.partial-(\d+)-")
 _NEEDED_BYTES = 2**16  # a full disk may still have room for a few bytes beside the names of files
 
 
@@ -38,6 +42,24 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(partial, final)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partial(path: Path) -> None:
+    """Remove a file that a process began to write and left half-written, because it was killed.
+
+    Args:
+        path: any file. One with another name than `atomic_path` yields, or of a process that runs, is left alone.
+    """
+    found = _PARTIAL.match(path.name)
+    if found is None or os.name != "posix":  # elsewhere signal 0 is not a question
+        return
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        with suppress(OSError):
+            path.unlink()
+    except (OSError, OverflowError):  # it belongs to somebody else, or is no number of a process
+        return
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
@@ -68,7 +90,7 @@ def prepare_output(output_dir: str | os.PathLike[str]) -> Path:
 def prepare_output_file(path: str | os.PathLike[str]) -> Path:
     """Make the folder of a file for results; refuse the file before hours of computing, not after.
 
-    A file that exists is not changed.
+    A file that exists is not changed. What a process that was killed left of it is removed.
 
     Raises:
         OutputError: the path is a folder, or its folder cannot be made or written to.
@@ -77,6 +99,8 @@ def prepare_output_file(path: str | os.PathLike[str]) -> Path:
     if os.path.isdir(file):  # noqa: PTH112 - unlike Path's, false where it cannot be known
         raise OutputError(f"cannot write the file {file}: there is a folder of this name; name a file")
     prepare_output(file.parent)
+    for partial in file.parent.glob(f".partial-*-{glob.escape(file.name[-40:])}"):
+        remove_partial(partial)
     return file
 
 

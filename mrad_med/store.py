@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 from mrad_med.distributed import rank_and_world
 from mrad_med.errors import OutputError
-from mrad_med.files import sha256_of_file
+from mrad_med.files import remove_partial, sha256_of_file
 from mrad_med.types import AnomalyKeys, FailedCase
 
 __all__ = ["LOCK_NAME", "FolderLock", "Snapshot", "content_key", "contents_of", "hash_of_file", "make_key", "paths_of"]
@@ -149,7 +149,8 @@ def contents_of(cases: Iterable[Mapping[str, Any]]) -> tuple[dict[str, str], lis
 class FolderLock:
     """One process writes to a folder: a file in it names the process that does.
 
-    A lock that its process left behind is replaced if the process is known to be gone. Other objects of the same
+    A lock that its process left behind is replaced if the process is known to be gone; files that such processes left
+    half-written are removed. Other objects of the same
     process share its lock. Of the processes of torch.distributed only the first takes it.
 
     Args:
@@ -178,6 +179,8 @@ class FolderLock:
             raise
         except OSError as error:
             raise OutputError(f"cannot write to {folder} ({error.strerror}); choose another folder") from error
+        if not self._holders[resolved]:
+            _remove_partials(resolved)
         self._holders[resolved] += 1
         self._finalizer = weakref.finalize(self, FolderLock._release, resolved, os.getpid())
 
@@ -205,6 +208,16 @@ class FolderLock:
     def __exit__(self, *_: object) -> None:
         """Give the folder back."""
         self.release()
+
+
+def _remove_partials(folder: Path) -> None:
+    """Remove what killed processes left half-written, except in folders below that have a lock of their own."""
+    for place, folders, files in os.walk(folder):
+        if Path(place) != folder and LOCK_NAME in files:
+            folders.clear()
+            continue
+        for name in files:
+            remove_partial(Path(place, name))
 
 
 @contextmanager

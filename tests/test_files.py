@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from mrad_med.files import atomic_path, sha256_of_file
+from mrad_med.files import atomic_path, prepare_output_file, remove_partial, sha256_of_file
 
 
 def test_file_takes_its_name_when_the_block_ends(tmp_path: Path):
@@ -89,3 +92,27 @@ def test_hash_of_the_empty_file_is_the_published_one(tmp_path: Path):
 def test_hash_of_a_missing_file_is_refused(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="nothing"):
         sha256_of_file(tmp_path / "nothing")
+
+
+def a_process_that_is_gone() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed_before_it_is_written_again(tmp_path: Path):
+    gone = a_process_that_is_gone()
+    left = [tmp_path / f".partial-{gone}-net[1].onnx", tmp_path / f".partial-{gone}-other.onnx"]
+    running = tmp_path / f".partial-{os.getpid()}-net[1].onnx"
+    for path in (*left, running):
+        path.write_bytes(b"half")
+    prepare_output_file(tmp_path / "net[1].onnx")
+    assert [path.exists() for path in (*left, running)] == [False, True, True]
+
+
+def test_only_half_written_files_are_removed(tmp_path: Path):
+    for name in ("a.png", ".partial-a.png", "partial-1-a.png", f"{a_process_that_is_gone()}"):
+        (tmp_path / name).write_bytes(b"whole")
+        remove_partial(tmp_path / name)
+        assert (tmp_path / name).exists()
+    remove_partial(tmp_path / f".partial-{a_process_that_is_gone()}-gone.png")  # nothing is there

@@ -388,3 +388,19 @@ def test_of_many_that_find_a_stale_lock_one_wins(tmp_path):
     winner = won.get(timeout=5)
     assert won.empty()
     assert winner in [child.pid for child in children]
+
+
+def test_who_takes_a_folder_removes_what_killed_processes_left_in_it(tmp_path: Path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    half = f".partial-{process.pid}-a.tiff"
+    for folder in ("maps", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / half).write_bytes(b"half")
+    (tmp_path / "maps" / "a.tiff").write_bytes(b"whole")
+    with FolderLock(tmp_path / "other"):
+        assert not (tmp_path / "other" / half).exists()
+        (tmp_path / "other" / half).write_bytes(b"half")
+        with FolderLock(tmp_path):
+            assert [path.name for path in (tmp_path / "maps").iterdir()] == ["a.tiff"]
+            assert (tmp_path / "other" / half).exists()  # its folder belongs to somebody else
