@@ -79,9 +79,12 @@ class Results:
         """
         known = {"provenance": self.provenance, "view": self.view, **self.writing}
         writer = ResultWriter(output_dir, **{**known, **options})
-        for case in self.cases:
-            writer.write(case)
-        writer.finish(self.failures)
+        try:
+            for case in self.cases:
+                writer.write(case)
+            writer.finish(self.failures)
+        finally:
+            close_frames()  # outputs show the frames of videos
 
 
 class AnomalyDetector:
