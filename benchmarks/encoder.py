@@ -220,7 +220,7 @@ def main() -> None:
         }
         if arguments.embedded:
             builders["embedded backbone"] = lambda precision: load_clip(
-                "embedded", precision=precision, patch_path="v-v"
+                "embedded", precision=precision, patch_source="v-v"
             )
         groups = {title: build_contenders(build, arguments) for title, build in builders.items()}
         contenders = [contender for group in groups.values() for contender in group]

@@ -104,7 +104,7 @@ def regions_of(masks: NDArray[np.bool_]) -> list[tuple[int, NDArray[np.bool_]]]:
     return regions
 
 
-def pro_by_relabelling(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> float:
+def pro_by_relabeling(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> float:
     """Return the PRO of 200 equally spaced thresholds, with the regions found at each of them."""
     low, high = maps.min(), maps.max()
     rates, overlaps = [], []
@@ -135,7 +135,7 @@ def pro_by_every_score(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> f
 OTHERS: dict[str, tuple[str, Callable[[NDArray[np.float32], NDArray[np.bool_]], float]]] = {
     "roc_auc_score": ("auroc", lambda maps, masks: float(roc_auc_score(masks.ravel(), maps.ravel()))),
     "average_precision_score": ("ap", lambda maps, masks: float(average_precision_score(masks.ravel(), maps.ravel()))),
-    "PRO, 200 thresholds, relabelled": ("pro_200", pro_by_relabelling),
+    "PRO, 200 thresholds, relabeled": ("pro_200", pro_by_relabeling),
     "PRO, every distinct score": ("pro", pro_by_every_score),
 }
 

@@ -51,7 +51,7 @@ from mrad_med import (
     build_preprocessing,
     collate_features,
     feature_loader,
-    load_labelled_folder,
+    load_labeled_folder,
     write_surface_dataset,
 )
 from mrad_med.data import SURFACES
@@ -371,7 +371,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         surfaces = list(SURFACES)[: max(1, arguments.images // 2)]
         count = max(1, arguments.images // 2 // len(surfaces))
-        cases = load_labelled_folder(write_surface_dataset(Path(folder) / "images", surfaces=surfaces, count=count))
+        cases = load_labeled_folder(write_surface_dataset(Path(folder) / "images", surfaces=surfaces, count=count))
         size = f"{arguments.image_size} x {arguments.image_size}"
         print(f"ViT-L/14 with {arguments.blocks} blocks, random weights, fp32; cache in {arguments.cache_dtype};")
         print(f"{len(cases)} images of {size} in batches of {arguments.batch_size}.", flush=True)

@@ -1,7 +1,7 @@
 """mrad_med: zero-shot anomaly detection for medical images, on MONAI.
 
-MRAD (Memory-Retrieval Anomaly Detection, arXiv 2602.00522) keeps features of labelled industrial images in a memory
-bank and scores medical images nobody labelled by retrieving from it.
+MRAD (Memory-Retrieval Anomaly Detection, arXiv 2602.00522) keeps features of labeled industrial images in a memory
+bank and scores medical images nobody labeled by retrieving from it.
 
 Names are imported when they are first used, so that importing the package loads neither torch nor MONAI. The names here
 are those that most programs need; each room (`mrad_med.io`, `mrad_med.networks`, ...) has the others.
@@ -35,7 +35,7 @@ _MOVED = {
         "write_segmentation write_volume"
     ),
     "metrics": (
-        "AnomalyMapMetric AnomalyScoreMetric LesionMetrics OverlapMetrics bootstrap delong delong_difference "
+        "LesionMetrics OverlapMetrics bootstrap delong delong_difference "
         "image_metrics weighted_auroc weighted_average_precision"
     ),
     "networks": (
@@ -52,7 +52,15 @@ _MOVED = {
 }
 
 
-_RENAMED = {"PictureLoader": "ImageView"}
+# Names of version 0.1 that are spelled in another way now, with their new place. To be removed with version 0.3.
+_RENAMED = {
+    "AnomalyMapMetric": "metrics.PixelMonaiMetric",
+    "AnomalyScoreMetric": "metrics.ImageMonaiMetric",
+    "PictureLoader": "ImageView",
+    "PixelMetric": "PixelMetricHandler",
+    "ScoreMetric": "ImageMetricHandler",
+    "load_labelled_folder": "load_labeled_folder",
+}
 
 
 def __getattr__(name: str) -> Any:

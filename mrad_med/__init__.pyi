@@ -22,7 +22,7 @@ from .bundle import BundleWorkflow as BundleWorkflow
 from .data.dicom_series import find_series as find_series
 from .data.folders import (
     choose_held_out as choose_held_out,
-    load_labelled_folder as load_labelled_folder,
+    load_labeled_folder as load_labeled_folder,
     load_training_set as load_training_set,
 )
 from .data.loader import CaseDataset as CaseDataset, CaseLoader as CaseLoader
@@ -75,8 +75,8 @@ from .training.feature_cache import FeatureCache as FeatureCache
 from .training.features import collate_features as collate_features, feature_loader as feature_loader
 from .training.handlers import (
     EarlyStop as EarlyStop,
-    PixelMetric as PixelMetric,
-    ScoreMetric as ScoreMetric,
+    ImageMetricHandler as ImageMetricHandler,
+    PixelMetricHandler as PixelMetricHandler,
     TrainingCheckpoint as TrainingCheckpoint,
 )
 from .training.trainers import (
@@ -113,13 +113,13 @@ __all__ = [
     "ImageFeatures",
     "ImageView",
     "MemoryBank",
-    "PixelMetric",
+    "PixelMetricHandler",
     "PixelMetrics",
     "PrepareFeatures",
     "PromptTrainer",
     "ResultSaver",
     "ResultWriter",
-    "ScoreMetric",
+    "ImageMetricHandler",
     "SliceAnomalyInferer",
     "SlidingWindowAnomalyInferer",
     "TrainingCheckpoint",
@@ -150,7 +150,7 @@ __all__ = [
     "list_datasets",
     "load_clip",
     "load_datalist",
-    "load_labelled_folder",
+    "load_labeled_folder",
     "load_memory_bank",
     "load_official_bank",
     "load_official_checkpoint",

@@ -251,7 +251,7 @@ class AnomalyDetector:
     def extend_bank(
         self, cases: Sequence[Mapping[str, Any]], *, share: float = LOCAL_SHARE, source: str = "local cases"
     ) -> AnomalyDetector:
-        """Return a detector that also remembers these labelled cases. Nothing is trained; this one is unchanged.
+        """Return a detector that also remembers these labeled cases. Nothing is trained; this one is unchanged.
 
         Args:
             cases: ``{"image": path, "label": 0 or 1, "mask": path or None}`` each; the mask marks what is anomalous.

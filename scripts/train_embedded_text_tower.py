@@ -77,7 +77,7 @@ def color_name(picture: np.ndarray) -> str:
 
 def load_regions(clip: mrad_med.CLIP, folder: Path, cache: Path, seed: int) -> list[Region]:
     """Return the regions of all surfaces: whole ones, and defects and their surroundings."""
-    dataset = mrad_med.FeatureCache(clip, cache).fill(mrad_med.load_labelled_folder(folder))
+    dataset = mrad_med.FeatureCache(clip, cache).fill(mrad_med.load_labeled_folder(folder))
     generator = torch.Generator().manual_seed(seed)
     regions = []
     for index, case in enumerate(tqdm(dataset.cases, desc="regions")):

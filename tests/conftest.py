@@ -60,7 +60,7 @@ def make_tiny_text_encoder(seed: int = 0, *, layers: int = 3) -> CLIPTextEncoder
     return CLIPTextEncoder(tower)
 
 
-def make_labelled_batches(count: int = 6, batch_size: int = 2, size: int = TINY_SIZE, seed: int = 1) -> list[dict]:
+def make_labeled_batches(count: int = 6, batch_size: int = 2, size: int = TINY_SIZE, seed: int = 1) -> list[dict]:
     """Every second image is anomalous, in the left half."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(count, 3, size, size, generator=generator)
@@ -161,7 +161,7 @@ def tiny_clip() -> CLIP:
 
 @pytest.fixture(scope="session")
 def tiny_bank(tiny_clip: CLIP) -> MemoryBank:
-    return build_memory_bank(tiny_clip, make_labelled_batches(), progress=False)
+    return build_memory_bank(tiny_clip, make_labeled_batches(), progress=False)
 
 
 @pytest.fixture

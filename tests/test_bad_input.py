@@ -41,7 +41,7 @@ PLACE = {
 SECRETS = ("beeblebrox", "zaphod", "42-424242")
 
 
-def grey(seed: int = 0) -> np.ndarray:
+def gray(seed: int = 0) -> np.ndarray:
     return np.random.RandomState(seed).randint(0, 1000, (ROWS, COLUMNS)).astype(np.int16)
 
 
@@ -49,7 +49,7 @@ def dicom(without: str | None = None, **tags) -> Callable[[Path], None]:
     """Write a picture with a place in the patient, less one tag, or with others."""
 
     def write(folder: Path) -> None:
-        dataset = make_image(grey(), **{"Modality": "CT", **PLACE})
+        dataset = make_image(gray(), **{"Modality": "CT", **PLACE})
         for name, value in tags.items():
             setattr(dataset, name, value)
         if without is not None:
@@ -96,7 +96,7 @@ def huge_dicom(folder: Path) -> None:
 
 
 def cut_png(folder: Path) -> None:
-    Image.fromarray(grey().astype(np.uint8)).save(folder / "bad.png")
+    Image.fromarray(gray().astype(np.uint8)).save(folder / "bad.png")
     path = folder / "bad.png"
     path.write_bytes(path.read_bytes()[:-60])
 
@@ -107,9 +107,9 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated photograph": (cut_png, r"the image is damaged or truncated \("),
     "no pixels": (dicom("PixelData"), r"its pixel data cannot be decoded \(AttributeError\)"),
     "no number of samples": (dicom("SamplesPerPixel"), r"its pixel data cannot be decoded \(AttributeError\)"),
-    "no kind of tones": (dicom("PhotometricInterpretation"), "the header does not tell whether its pixels are grey or"),
+    "no kind of tones": (dicom("PhotometricInterpretation"), "the header does not tell whether its pixels are gray or"),
     "colors of one sample": (dicom(PhotometricInterpretation="RGB"), r"1 sample\(s\) a pixel contradict its kind of"),
-    "unknown tones": (dicom(PhotometricInterpretation="GREYISH"), r"1 sample\(s\) a pixel contradict its kind of"),
+    "unknown tones": (dicom(PhotometricInterpretation="GRAYISH"), r"1 sample\(s\) a pixel contradict its kind of"),
     "more rows than pixels": (dicom(Rows=ROWS + 1), r"its pixel data cannot be decoded \(ValueError\): damaged"),
     "spacing of zero": (
         dicom(PixelSpacing=[0, 0.5]),
@@ -141,7 +141,7 @@ def series(*, without: str | None = None, count: int = 3, **options) -> Callable
     """Write a series, whose slices may lack a tag."""
 
     def write(folder: Path) -> None:
-        for path in write_series(folder, np.stack([grey(seed) for seed in range(count)], -1), **options):
+        for path in write_series(folder, np.stack([gray(seed) for seed in range(count)], -1), **options):
             if without is not None:
                 dataset = pydicom.dcmread(path)
                 del dataset[without]
@@ -324,7 +324,7 @@ def test_array_of_colors_is_an_upright_picture(order):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint16, ">i2", np.int64, np.float16, np.float64])
-def test_array_of_grey_values_keeps_them(dtype):
+def test_array_of_gray_values_keeps_them(dtype):
     pixels = colors()[..., 0].astype(dtype)
     for view in (pixels, pixels[::-1, :10:-1]):
         image = read_image(view)

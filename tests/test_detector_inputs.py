@@ -77,7 +77,7 @@ def assert_same(first: CaseResult, second: CaseResult) -> None:
 
 
 @pytest.mark.parametrize(
-    "pixels", [picture(40, 60, 3), picture(40, 60), picture(40, 60, dtype=np.uint16)], ids=["color", "grey", "16 bit"]
+    "pixels", [picture(40, 60, 3), picture(40, 60), picture(40, 60, dtype=np.uint16)], ids=["color", "gray", "16 bit"]
 )
 def test_array_and_pillow_image_give_what_their_file_gives(tmp_path, make, pixels):
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -199,7 +199,7 @@ MIRRORED = {  # bits, window of MONOCHROME1, and that of its twin by hand: max -
 
 
 @pytest.mark.parametrize("name", MIRRORED)
-def test_mirrored_grey_values_give_the_same_bits_as_their_twin(tmp_path, make, name):
+def test_mirrored_gray_values_give_the_same_bits_as_their_twin(tmp_path, make, name):
     bits, window, twin = MIRRORED[name]
     stored = picture(40, 60, dtype=np.uint16) >> (16 - bits)
     stored = stored.astype(np.uint8 if bits == 8 else np.uint16)

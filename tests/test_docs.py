@@ -38,7 +38,7 @@ def commands(page: str) -> list[list[str]]:
 
 def make_visa(folder: Path) -> None:
     """Arrange surfaces as VisA is downloaded: JPEGs, masks of class numbers, a table."""
-    cases = mrad_med.load_labelled_folder(
+    cases = mrad_med.load_labeled_folder(
         mrad_med.write_surface_dataset(folder.parent / "SET", surfaces=["fabric", "tiles"], count=1)
     )
     table = [["object", "split", "label", "image", "mask"]]

@@ -31,7 +31,7 @@ from mrad_med.files import sha256_of_file
 from mrad_med.io.volume_writer import write_volume
 from mrad_med.networks.head_files import save_tensors
 from mrad_med.types import BankCard, HeadCard
-from tests.conftest import TINY_SIZE, make_labelled_batches, make_tiny_clip
+from tests.conftest import TINY_SIZE, make_labeled_batches, make_tiny_clip
 from tests.training_runs import make_run, write_features
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +41,7 @@ SUFFIXES = (".onnx", ".pt2", ".ts")
 def save_everything(folder: Path) -> None:
     """Write one of each file that is saved."""
     clip = make_tiny_clip()
-    bank = build_memory_bank(clip, make_labelled_batches(), sources=[{"name": "b", "license": "a"}], progress=False)
+    bank = build_memory_bank(clip, make_labeled_batches(), sources=[{"name": "b", "license": "a"}], progress=False)
     bank = replace(bank, card=replace(bank.card, created="2026-01-01", notes={"z": 1, "a": {"y": "ü", "b": 2}}))
     bank.save(folder / "bank.safetensors")
     network = build_mrad_ft(clip, bank, seed=0).eval()
@@ -130,7 +130,7 @@ def test_tensors_have_the_same_bytes_whatever_objects_hold_them_and_whatever_the
 def test_no_file_holds_the_number_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setattr(os, "getpid", lambda: 987654321)
     clip = make_tiny_clip()
-    bank = build_memory_bank(clip, make_labelled_batches(), progress=False)
+    bank = build_memory_bank(clip, make_labeled_batches(), progress=False)
     if name == "model.pt":
         head = build_mrad_ft(clip, bank, seed=0).head
         save_head(head, tmp_path / name, HeadCard("MRAD-FT", "tiny", clip.card.sha256, bank.sha256))

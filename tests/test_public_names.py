@@ -32,13 +32,13 @@ PUBLIC = {
     "MRAD",
     "MemoryBank",
     "ImageView",
-    "PixelMetric",
+    "PixelMetricHandler",
     "PixelMetrics",
     "PrepareFeatures",
     "PromptTrainer",
     "ResultSaver",
     "ResultWriter",
-    "ScoreMetric",
+    "ImageMetricHandler",
     "SliceAnomalyInferer",
     "SlidingWindowAnomalyInferer",
     "TrainingCheckpoint",
@@ -59,7 +59,7 @@ PUBLIC = {
     "list_datasets",
     "load_clip",
     "load_datalist",
-    "load_labelled_folder",
+    "load_labeled_folder",
     "load_memory_bank",
     "load_official_bank",
     "load_official_checkpoint",
@@ -110,6 +110,14 @@ def test_a_name_that_has_moved_is_refused_with_its_new_place(place: str, name: s
     with pytest.raises(ImportError, match=rf"mrad_med\.{name} has moved to mrad_med\.{place}\.{name}; write"):
         getattr(mrad_med, name)
     assert hasattr(importlib.import_module(f"mrad_med.{place}"), name)
+
+
+@pytest.mark.parametrize(("old", "new"), mrad_med._RENAMED.items())
+def test_a_renamed_name_is_refused_with_its_new_spelling(old: str, new: str):
+    with pytest.raises(ImportError, match=rf"mrad_med\.{old} is now mrad_med\.{new}; write the new name"):
+        getattr(mrad_med, old)
+    place, _, name = f"mrad_med.{new}".rpartition(".")
+    assert hasattr(importlib.import_module(place), name)
 
 
 def test_an_import_of_a_moved_name_says_where_it_is():

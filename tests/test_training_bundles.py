@@ -1,4 +1,4 @@
-"""Training by the bundles: from a folder of labelled images to a bank, a trained head and its card."""
+"""Training by the bundles: from a folder of labeled images to a bank, a trained head and its card."""
 
 from __future__ import annotations
 

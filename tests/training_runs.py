@@ -20,11 +20,11 @@ from mrad_med import (
     MRAD,
     FeatureInferer,
     FineTuneTrainer,
+    ImageMetricHandler,
     MemoryBank,
-    PixelMetric,
+    PixelMetricHandler,
     PrepareFeatures,
     PromptTrainer,
-    ScoreMetric,
     TrainingCheckpoint,
     build_memory_bank,
     build_mrad_clip,
@@ -35,7 +35,7 @@ from mrad_med import (
 from mrad_med.networks import FineTunedHead
 from mrad_med.training import FeatureDataset
 from mrad_med.training.features import UNKNOWN
-from tests.conftest import make_labelled_batches, make_tiny_clip
+from tests.conftest import make_labeled_batches, make_tiny_clip
 
 STAGES = ("fine_tune", "prompts")
 
@@ -60,7 +60,7 @@ def write_features(
     """Return features as a cache keeps them, every second image anomalous; the masks of two may be damaged."""
     folder.mkdir(parents=True, exist_ok=True)
     cases, files = [], []
-    for index, batch in enumerate(make_labelled_batches(count, batch_size=1, seed=seed)):
+    for index, batch in enumerate(make_labeled_batches(count, batch_size=1, seed=seed)):
         features = clip.image_encoder(batch["image"])
         mask = batch["mask"][0, 0].byte()
         if index == unknown:
@@ -122,8 +122,8 @@ def make_run(
         network,
         prepare_batch=PrepareFeatures(clip.image_encoder),
         inferer=FeatureInferer(),
-        key_val_metric={"pixel_auroc": PixelMetric("auroc")},
-        additional_metrics={"image_auroc": ScoreMetric("auroc")},
+        key_val_metric={"pixel_auroc": PixelMetricHandler("auroc")},
+        additional_metrics={"image_auroc": ImageMetricHandler("auroc")},
         decollate=False,
     )
     checkpoint = TrainingCheckpoint(

@@ -1,4 +1,4 @@
-"""Build two memory banks from labelled folders, merge them, add local cases, save the bank and look again.
+"""Build two memory banks from labeled folders, merge them, add local cases, save the bank and look again.
 
 Usage:
     python tutorials/02_build_and_share_a_memory_bank.py [OUTPUT]
@@ -17,7 +17,7 @@ steps = mrad_med.build_preprocessing(clip.card, mrad_med.ImageView(image_size=im
 
 def read(folder):
     """Return a loader over a folder with normal/, defect/ and mask/, or over folders of such folders."""
-    cases = mrad_med.load_labelled_folder(folder)
+    cases = mrad_med.load_labeled_folder(folder)
     return mrad_med.CaseLoader(mrad_med.CaseDataset(cases, steps), progress=False)
 
 

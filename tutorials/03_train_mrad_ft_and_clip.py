@@ -1,4 +1,4 @@
-"""Train both learned variants of MRAD on labelled images, compare them on a held-out class, save them and use one.
+"""Train both learned variants of MRAD on labeled images, compare them on a held-out class, save them and use one.
 
 Usage:
     python tutorials/03_train_mrad_ft_and_clip.py [OUTPUT]
@@ -37,8 +37,8 @@ def evaluator_of(network):
         network=network,
         prepare_batch=mrad_med.PrepareFeatures(clip.image_encoder),
         inferer=mrad_med.FeatureInferer(),
-        key_val_metric={"pixel_auroc": mrad_med.PixelMetric("auroc")},
-        additional_metrics={"image_auroc": mrad_med.ScoreMetric("auroc")},
+        key_val_metric={"pixel_auroc": mrad_med.PixelMetricHandler("auroc")},
+        additional_metrics={"image_auroc": mrad_med.ImageMetricHandler("auroc")},
         decollate=False,
     )
 

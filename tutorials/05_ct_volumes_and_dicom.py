@@ -18,7 +18,7 @@ window = sys.argv[3] if len(sys.argv) > 3 else "lung"
 
 print(f"{study}:")
 found = mrad_med.data.survey(study)
-for name, what in found.kinds.items():
+for name, what in found.descriptions.items():
     print(f"  {name:<20} {what} {found.remarks.get(name, '')}")
 
 detector = mrad_med.AnomalyDetector.from_bundle("mrad_tf", profiles=["volume"], window=window)

@@ -56,7 +56,7 @@ def add_to(commands: Any) -> None:
 def _build(options: argparse.Namespace) -> int:
     prepare_output_file(options.out)
     clip = _backbone(options)
-    loader = _labelled_loader(options, clip, IMAGE_SIZE)
+    loader = _labeled_loader(options, clip, IMAGE_SIZE)
     try:
         bank = mrad_med.build_memory_bank(clip, loader, sources=[{"name": options.folder.name}], progress=False)
         return _save(bank, options.out)
@@ -69,7 +69,7 @@ def _extend(options: argparse.Namespace) -> int:
     clip = _backbone(options)
     bank = mrad_med.load_memory_bank(options.bank)
     bank.check(clip.card)
-    loader = _labelled_loader(options, clip, (bank.card.image_size or (IMAGE_SIZE,))[0])
+    loader = _labeled_loader(options, clip, (bank.card.image_size or (IMAGE_SIZE,))[0])
     try:
         sources = [{"name": options.folder.name}]
         extended = bank.extend(clip, loader, share=options.share, sources=sources, progress=False)
@@ -94,10 +94,10 @@ def _backbone(options: argparse.Namespace) -> mrad_med.CLIP:
     return mrad_med.load_clip(options.backbone, precision=options.precision, device=options.device)
 
 
-def _labelled_loader(options: argparse.Namespace, clip: mrad_med.CLIP, image_size: int) -> mrad_med.CaseLoader:
+def _labeled_loader(options: argparse.Namespace, clip: mrad_med.CLIP, image_size: int) -> mrad_med.CaseLoader:
     view = mrad_med.ImageView(image_size=options.image_size or image_size, max_pixels=options.max_pixels)
     steps = mrad_med.build_preprocessing(clip.card, view, with_mask=True)
-    cases = mrad_med.load_labelled_folder(options.folder)
+    cases = mrad_med.load_labeled_folder(options.folder)
     return mrad_med.CaseLoader(mrad_med.CaseDataset(cases, steps), batch_size=options.batch_size)
 
 

@@ -99,7 +99,7 @@ def _list(found: FoundCases) -> int:
     rows = [("case", "study", "what", "remarks")]
     for case in found.cases:
         name = case[AnomalyKeys.CASE_ID]
-        rows.append((name, case[AnomalyKeys.STUDY], found.kinds[name], found.remarks.get(name, "")))
+        rows.append((name, case[AnomalyKeys.STUDY], found.descriptions[name], found.remarks.get(name, "")))
     rows += [(item.case_id, "", "passed over", item.reason) for item in found.skipped]
     say_table(rows)
     say(f"{len(found.cases)} case(s) would be scored, {len(found.skipped)} file(s) passed over")

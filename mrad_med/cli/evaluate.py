@@ -14,7 +14,7 @@ __all__ = ["add_to"]
 
 def add_to(commands: Any) -> None:
     """Add the command to the subparsers of a parser."""
-    evaluate = commands.add_parser("evaluate", help="measure a bundle on a labelled set")
+    evaluate = commands.add_parser("evaluate", help="measure a bundle on a labeled set")
     evaluate.add_argument("bundle", help="bundle directory or name")
     evaluate.add_argument("--dataset", required=True, help="a set (see mrad-med datasets), or a layout: folder")
     evaluate.add_argument("--dataset_dir", required=True, help="where the set is unpacked")

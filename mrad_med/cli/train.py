@@ -22,7 +22,7 @@ _FOLDERS, _FILES = ("output_dir", "cache_dir", "ckpt_dir"), ("checkpoint", "memo
 
 def add_to(commands: Any) -> None:
     """Add the command to the subparsers of a parser."""
-    train = commands.add_parser("train", help="train a bundle's head on a folder of labelled images")
+    train = commands.add_parser("train", help="train a bundle's head on a folder of labeled images")
     train.add_argument("bundle", help="bundle directory or name, such as mrad_ft")
     train.add_argument("--dataset_dir", required=True, help="VisA as downloaded, or folders of classes")
     train.add_argument("--output_dir", help="folder for features, bank, checkpoints and head (default: the bundle's)")

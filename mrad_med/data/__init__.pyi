@@ -4,7 +4,7 @@ from .dicom_series import find_series as find_series
 from .duplicates import find_duplicates as find_duplicates
 from .folders import (
     choose_held_out as choose_held_out,
-    load_labelled_folder as load_labelled_folder,
+    load_labeled_folder as load_labeled_folder,
     load_training_set as load_training_set,
     load_visa as load_visa,
 )
@@ -44,7 +44,7 @@ __all__ = [
     "find_series",
     "list_datasets",
     "load_datalist",
-    "load_labelled_folder",
+    "load_labeled_folder",
     "load_training_set",
     "load_visa",
     "make_chest_phantom",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mrad_med.data.datalist import Datalist, Report, reporter, shorten
-from mrad_med.data.folders import load_labelled_folder, visa_cases
+from mrad_med.data.folders import load_labeled_folder, visa_cases
 from mrad_med.data.layouts import BesideLayout, ClassLayout, FolderLayout, Group, Layout
 from mrad_med.data.paths import list_folders, list_images, stem_of
 from mrad_med.data.tables import cases_of_rows, read_table
@@ -286,7 +286,7 @@ IMAGES_AND_MASKS = FolderLayout({"": (Group(None, ("images", "image"), ("masks",
 def load_folder(root: str | os.PathLike[str], *, strict: bool = False) -> Datalist:
     """Return the datalist of a labeled folder: ``normal/``, ``defect/``, ``mask/``, or ``images/`` and ``masks/``.
 
-    The first is read by `load_labelled_folder`. Of the second every image has a mask of its name, and is anomalous if
+    The first is read by `load_labeled_folder`. Of the second every image has a mask of its name, and is anomalous if
     that has an anomalous pixel.
 
     Args:
@@ -300,7 +300,7 @@ def load_folder(root: str | os.PathLike[str], *, strict: bool = False) -> Datali
     if not root.is_dir():
         raise DatasetError(f"there is no folder {root}")
     if not IMAGES_AND_MASKS.fits(root):
-        return load_labelled_folder(root, strict=strict)
+        return load_labeled_folder(root, strict=strict)
     name = root.resolve().name
     cases = IMAGES_AND_MASKS.load(root, "", class_name=name, report=reporter(strict=strict))
     if not cases:

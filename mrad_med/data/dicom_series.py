@@ -24,7 +24,7 @@ from mrad_med.io.dicom.series import (
     read_slice,
     stack_slices,
 )
-from mrad_med.io.file_types import DICOM, kind_of
+from mrad_med.io.file_types import DICOM, detect_file_type
 from mrad_med.io.geometry import Stack, plane_name
 from mrad_med.store import content_key, make_key
 
@@ -87,7 +87,7 @@ def _list_files(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     for folder, subfolders, names in os.walk(root, onerror=refuse_listing):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         candidates = [Path(folder) / name for name in sorted(names) if not name.startswith(".")]
-        files += [path for path in candidates if kind_of(path) == DICOM]
+        files += [path for path in candidates if detect_file_type(path) == DICOM]
     return files, root
 
 
@@ -97,7 +97,7 @@ def _describe(group: list[Slice], notes: list[str]) -> DicomSeries:
     first = group[0]
     problems = [*notes, *dict.fromkeys(item.problem for item in group if item.problem is not None)]
     files, spacing, plane = [item.path for item in group], None, "unknown"
-    is_volume = first.is_grey and stack is not None and not stack.faults and have_one_spacing(group)
+    is_volume = first.is_gray and stack is not None and not stack.faults and have_one_spacing(group)
     if stack is None or first.planes is None:
         if len(group) > 1:
             problems.append(f"{len(group)} slice(s) do not tell their position")

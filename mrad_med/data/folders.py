@@ -15,10 +15,10 @@ from mrad_med.data.tables import cases_of_rows, read_table
 from mrad_med.errors import DatasetError
 from mrad_med.types import AnomalyKeys
 
-__all__ = ["DatasetError", "choose_held_out", "load_labelled_folder", "load_training_set", "load_visa"]
+__all__ = ["DatasetError", "choose_held_out", "load_labeled_folder", "load_training_set", "load_visa"]
 
 
-def load_labelled_folder(root: str | os.PathLike[str], *, strict: bool = True) -> Datalist:
+def load_labeled_folder(root: str | os.PathLike[str], *, strict: bool = True) -> Datalist:
     """Return the datalist of a folder ``normal/``, ``defect/``, ``mask/``, or of folders of such folders, the classes.
 
     A mask has the stem of its defect image. Images in ``normal/`` need none. Hidden folders are passed over.
@@ -35,25 +35,25 @@ def load_labelled_folder(root: str | os.PathLike[str], *, strict: bool = True) -
         DatasetError: neither ``normal/`` nor ``defect/`` is anywhere, or a defect image lacks its mask.
     """
     root, report = Path(root), reporter(strict=strict)
-    if _is_labelled(root):
+    if _is_labeled(root):
         return _load_class(root, root.resolve().name, "", report)
     datalist: Datalist = []
     for folder, subfolders, _ in os.walk(root, onerror=refuse_listing, followlinks=False):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in list(subfolders):
             path = Path(folder) / name
-            if _is_labelled(path):
+            if _is_labeled(path):
                 subfolders.remove(name)
                 class_name = printable(path.relative_to(root).as_posix())
                 datalist += _load_class(path, class_name, class_name + "/", report)
     if not datalist:
         raise DatasetError(
-            f"neither {root} nor a folder below it has normal/ or defect/: labelled images are expected in them"
+            f"neither {root} nor a folder below it has normal/ or defect/: labeled images are expected in them"
         )
     return datalist
 
 
-def _is_labelled(folder: Path) -> bool:
+def _is_labeled(folder: Path) -> bool:
     return (folder / "normal").is_dir() or (folder / "defect").is_dir()
 
 
@@ -101,7 +101,7 @@ def load_visa(root: str | os.PathLike[str], *, split: str = "test", strict: bool
             without mask, with a warning.
 
     Returns:
-        As `load_labelled_folder`; masks hold class numbers, so any value above 0 is anomalous.
+        As `load_labeled_folder`; masks hold class numbers, so any value above 0 is anomalous.
 
     Raises:
         DatasetError: the table is missing or of another layout, or names a file that is not there or outside.
@@ -129,12 +129,12 @@ def visa_cases(root: Path, split: str, *, report: Report) -> Datalist:
 
 
 def load_training_set(root: str | os.PathLike[str]) -> Datalist:
-    """Return the datalist of a labelled set: VisA as it is downloaded, or folders as of `load_labelled_folder`.
+    """Return the datalist of a labeled set: VisA as it is downloaded, or folders as of `load_labeled_folder`.
 
     Raises:
         DatasetError: the folder is neither.
     """
-    return load_visa(root) if (Path(root) / "split_csv").is_dir() else load_labelled_folder(root)
+    return load_visa(root) if (Path(root) / "split_csv").is_dir() else load_labeled_folder(root)
 
 
 def choose_held_out(

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from mrad_med.data.names import printable
 from mrad_med.errors import DatasetError
-from mrad_med.io.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES, kind_of
+from mrad_med.io.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES, detect_file_type
 
 __all__ = ["find_files", "list_folders", "list_images", "name_cases", "path_below", "refuse_listing", "stem_of"]
 
@@ -107,7 +107,7 @@ def find_files(root: str | os.PathLike[str], *, exclude: str | os.PathLike[str] 
             name for name in subfolders if not name.startswith(".") and (Path(folder) / name).resolve() != excluded
         )
         candidates = (Path(folder) / name for name in sorted(names) if not name.startswith("."))
-        files.extend(path for path in candidates if path.is_file() and kind_of(path) is not None)
+        files.extend(path for path in candidates if path.is_file() and detect_file_type(path) is not None)
     if not files:
         raise DatasetError(
             f"no image below {root}: photographs (png, jpg, tif, ...), DICOM files, NIfTI and NRRD volumes and videos "

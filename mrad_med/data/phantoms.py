@@ -104,7 +104,7 @@ def write_sample_images(folder: str | os.PathLike[str]) -> str:
 
 
 def write_sample_dataset(folder: str | os.PathLike[str], *, count: int = 3) -> str:
-    """Fill a folder with a labelled set of phantoms (``normal/``, ``defect/``, ``mask/``) and return it.
+    """Fill a folder with a labeled set of phantoms (``normal/``, ``defect/``, ``mask/``) and return it.
 
     Good for trying the evaluation and the building of memory banks; its numbers say nothing about medicine.
 

@@ -21,7 +21,7 @@ from mrad_med.data.privacy import HIDDEN, Identifiers
 from mrad_med.errors import DatasetError, ImageFileError, NotAnImageError
 from mrad_med.io.dicom.headers import quiet, read_header
 from mrad_med.io.dicom.series import IDENTIFIERS, DicomSeries, Slice, have_one_spacing, read_slice
-from mrad_med.io.file_types import DICOM, PHOTOGRAPH, VIDEO, kind_of, may_have_pages
+from mrad_med.io.file_types import DICOM, PHOTOGRAPH, VIDEO, detect_file_type, may_have_pages
 from mrad_med.io.frames import Frame, as_frames, find_sequences, list_frames, thin_frames
 from mrad_med.store import content_key, make_key, paths_of
 from mrad_med.types import AnomalyKeys, FailedCase
@@ -41,13 +41,13 @@ class FoundCases:
 
     Attributes:
         cases: a datalist, see `find_cases`.
-        kinds: what each case is, in words, by its name.
+        descriptions: file format and dimensions of each case in words, by case id.
         remarks: what is unusual about a case, in words, by its name.
         skipped: DICOM objects that are no images, and copies of images whose names were hidden, with the reason.
     """
 
     cases: Datalist = field(default_factory=list)
-    kinds: dict[str, str] = field(default_factory=dict)
+    descriptions: dict[str, str] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
     skipped: list[FailedCase] = field(default_factory=list)
     distinct_name: DistinctNames = field(default_factory=DistinctNames, repr=False)
@@ -59,7 +59,7 @@ class FoundCases:
         if case_id is None:
             self.skipped.append(FailedCase(name, _COPY))
             return None
-        self.kinds[case_id] = kind
+        self.descriptions[case_id] = kind
         self.cases.append(
             {AnomalyKeys.IMAGE.value: image, AnomalyKeys.CASE_ID.value: case_id, AnomalyKeys.STUDY.value: study}
         )
@@ -102,7 +102,7 @@ def find_cases(
 
     What a file is, its content tells before its name. Hidden files and folders are passed over, links to folders are
     not followed. A DICOMDIR stands for its folder. DICOM files of one series make one case, a volume, where they are
-    evenly spaced slices of grey values; where they are not, each is a case of its own. DICOM objects that are no images
+    evenly spaced slices of gray values; where they are not, each is a case of its own. DICOM objects that are no images
     (reports, plans, segmentations, ...) are passed over with a warning.
 
     Args:
@@ -151,7 +151,7 @@ def survey(
         path = path.parent
     files = find_files(path, exclude=exclude)
     base = path.parent if path.is_file() else path
-    kinds = {file: kind_of(file) for file in files}
+    kinds = {file: detect_file_type(file) for file in files}
     read = {file: _try_slice(file) for file, kind in kinds.items() if kind == DICOM}
     slices = {file: item for file, item in read.items() if isinstance(item, Slice)}
     errors = {file: item for file, item in read.items() if isinstance(item, ImageFileError)}
@@ -364,7 +364,7 @@ def _hidden_series(case_id: str, names: _Names, own: Iterable[str], codes: Codes
 
 def _may_be_volume(series: DicomSeries, slices: Mapping[Path, Slice]) -> bool:
     members = [slices[file] for file in series.files]
-    is_stack = len(members) > 1 and series.spacing is not None and all(item.is_grey for item in members)
+    is_stack = len(members) > 1 and series.spacing is not None and all(item.is_gray for item in members)
     return is_stack and have_one_spacing(members)
 
 

@@ -1,4 +1,4 @@
-"""Procedural surfaces with painted defects: labelled industrial-like images that anyone can make from a seed.
+"""Procedural surfaces with painted defects: labeled industrial-like images that anyone can make from a seed.
 
 Nuisances that are no defects (uneven light, dark rims, folds, highlights) fall on normal and defect images alike.
 """
@@ -205,7 +205,7 @@ def make_surface(
 def write_surface_dataset(
     folder: str | os.PathLike[str], *, surfaces: Sequence[str] = tuple(SURFACES), count: int = 4, seed: int = 0
 ) -> str:
-    """Fill a folder with labelled surfaces, one class each (``<surface>/{normal,defect,mask}/``), and return it.
+    """Fill a folder with labeled surfaces, one class each (``<surface>/{normal,defect,mask}/``), and return it.
 
     Args:
         folder: made if absent.

@@ -1,4 +1,4 @@
-"""Evaluate networks on a labelled set: each image is encoded once, every number can be traced, a killed run goes on."""
+"""Evaluate networks on a labeled set: each image is encoded once, every number can be traced, a killed run goes on."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class SetMeasurement:
                 meters.setdefault(group, make()).update(anomaly_map, mask)
             pixels = int(record.mask.sum())
         if label and pixels == 0:
-            logger.warning("%s: labelled anomalous, but its mask is empty; look at the mask", case["case_id"])
+            logger.warning("%s: labeled anomalous, but its mask is empty; look at the mask", case["case_id"])
         self.rows.append(
             {
                 "case_id": case[AnomalyKeys.CASE_ID],

@@ -10,7 +10,7 @@ from .dicom.writer import (
     write_parametric_map as write_parametric_map,
     write_segmentation as write_segmentation,
 )
-from .file_types import kind_of as kind_of
+from .file_types import detect_file_type as detect_file_type
 from .frames import (
     Frame as Frame,
     FrameReader as FrameReader,
@@ -36,7 +36,7 @@ __all__ = [
     "SourceSeries",
     "VolumeReader",
     "close_frames",
-    "kind_of",
+    "detect_file_type",
     "list_frames",
     "read_frame",
     "read_image",

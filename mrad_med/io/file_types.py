@@ -19,7 +19,7 @@ __all__ = [
     "VOLUME",
     "VOLUME_SUFFIXES",
     "is_picture",
-    "kind_of",
+    "detect_file_type",
     "may_have_pages",
 ]
 
@@ -59,7 +59,7 @@ _WITH_PAGES = (b"GIF8", b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WITHOUT_PAGES = (b"\xff\xd8\xff", b"BM", b"P5", b"P6")
 
 
-def kind_of(path: Path) -> str | None:
+def detect_file_type(path: Path) -> str | None:
     """Return what kind of image a file holds, or None for a file that is none.
 
     What the first bytes tell comes before the name, so that files without suffix, or with a wrong one, are known. Where

@@ -19,7 +19,7 @@ from mrad_med.errors import ImageFileError
 from mrad_med.io.dicom.reader import DicomReader
 from mrad_med.io.dicom.series import read_series
 from mrad_med.io.dicom.windows import VOIKeys
-from mrad_med.io.file_types import DICOM, IMAGE_SUFFIXES, PHOTOGRAPH, VIDEO, VOLUME, kind_of
+from mrad_med.io.file_types import DICOM, IMAGE_SUFFIXES, PHOTOGRAPH, VIDEO, VOLUME, detect_file_type
 from mrad_med.io.frames import Frame, list_frames, read_frame
 from mrad_med.io.geometry import upright_affine
 from mrad_med.io.limits import MAX_PIXELS, check_pixels
@@ -66,7 +66,7 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, strict: boo
         try:
             return _finish(read_series(source, strict=strict, max_pixels=max_pixels), str(source[0]))
         except ImageFileError:
-            if source and kind_of(Path(source[0])) not in (DICOM, None):
+            if source and detect_file_type(Path(source[0])) not in (DICOM, None):
                 message = "a list of files is one DICOM series; give several images by name: {'a': path, ...}"
                 raise ImageFileError(message) from None
             raise
@@ -105,7 +105,7 @@ def read_image_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXEL
 
 
 def _reader_for(path: Path, max_pixels: int) -> ImageReader:
-    kind = kind_of(path)
+    kind = detect_file_type(path)
     if kind == DICOM:
         return DicomReader(max_pixels)
     if kind == VOLUME:

@@ -31,7 +31,7 @@ _TRANSPARENT_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 class PhotographReader(ImageReader):
     """Read photographs and endoscopy frames with Pillow, upright and without surprises.
 
-    8-bit images come out as uint8, grey or RGB; deeper grey images as float32 in their own units. The EXIF rotation is
+    8-bit images come out as uint8, gray or RGB; deeper gray images as float32 in their own units. The EXIF rotation is
     applied, transparency is laid over black, palettes and CMYK become RGB. As MONAI's readers do, arrays are indexed
     (width, height[, channel]).
 
@@ -49,7 +49,7 @@ class PhotographReader(ImageReader):
         return all(str(name).lower().endswith(PHOTOGRAPH_SUFFIXES) for name in names)
 
     def read(self, data: Sequence[os.PathLike[str] | str] | os.PathLike[str] | str, **_: Any) -> Image.Image:
-        """Return the upright picture of one file in mode L, RGB, or a deep grey mode.
+        """Return the upright picture of one file in mode L, RGB, or a deep gray mode.
 
         Raises:
             ImageFileError: not an image, damaged, too large, or animated.
@@ -97,9 +97,9 @@ _PLAIN_TONES = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
 
 
 def _read_tiff(path: os.PathLike[str] | str, max_pixels: int) -> Image.Image:
-    """Return the picture of a TIFF that Pillow does not know, such as colors declared as three grey samples.
+    """Return the picture of a TIFF that Pillow does not know, such as colors declared as three gray samples.
 
-    Public archives hold such files. Grey values of any depth and colors of 8 bits are read.
+    Public archives hold such files. Gray values of any depth and colors of 8 bits are read.
     """
     with refusing("the TIFF cannot be read ({kind}); save it as PNG"):
         try:
@@ -111,7 +111,7 @@ def _read_tiff(path: os.PathLike[str] | str, max_pixels: int) -> Image.Image:
             page = tiff.pages[0]
             check_pixels(page.imagewidth, page.imagelength, max_pixels)
             if page.samplesperpixel not in (1, 3) or page.photometric not in _PLAIN_TONES:
-                raise ImageFileError("a TIFF neither of plain grey values nor of RGB colors; save it as PNG")
+                raise ImageFileError("a TIFF neither of plain gray values nor of RGB colors; save it as PNG")
             pixels, orientation = page.asarray(), page.tags.valueof(ExifTags.Base.Orientation, default=1)
     if pixels.ndim == 3 and pixels.shape[-1] == 3 and pixels.dtype == np.uint8:
         picture = Image.fromarray(pixels)
@@ -129,7 +129,7 @@ def _check_frames(frames: int) -> None:
 
 
 def upright_picture(picture: Image.Image) -> Image.Image:
-    """Return a picture decoded and upright, as L, RGB or a deep grey mode; transparency is laid over black."""
+    """Return a picture decoded and upright, as L, RGB or a deep gray mode; transparency is laid over black."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode in _DEEP_MODES:
         picture.load()

@@ -12,12 +12,12 @@ from .intervals_delong import (
     delong_difference as delong_difference,
 )
 from .lesions import LesionMetrics as LesionMetrics, OverlapMetrics as OverlapMetrics
-from .monai import AnomalyMapMetric as AnomalyMapMetric, AnomalyScoreMetric as AnomalyScoreMetric
-from .pixel import PixelMetrics as PixelMetrics
+from .monai import ImageMonaiMetric as ImageMonaiMetric, PixelMonaiMetric as PixelMonaiMetric
+from .pixel import PixelMetrics as PixelMetrics, pixel_metrics as pixel_metrics
 
 __all__ = [
-    "AnomalyMapMetric",
-    "AnomalyScoreMetric",
+    "PixelMonaiMetric",
+    "ImageMonaiMetric",
     "DeLong",
     "DeLongDifference",
     "Interval",
@@ -28,6 +28,7 @@ __all__ = [
     "delong",
     "delong_difference",
     "image_metrics",
+    "pixel_metrics",
     "weighted_auroc",
     "weighted_average_precision",
 ]

@@ -13,7 +13,7 @@ from mrad_med.distributed import gather_parts
 from mrad_med.metrics.image import image_metrics
 from mrad_med.metrics.pixel import PixelMetrics
 
-__all__ = ["AnomalyMapMetric", "AnomalyScoreMetric"]
+__all__ = ["PixelMonaiMetric", "ImageMonaiMetric"]
 
 
 class _SetMetric(Metric):
@@ -43,7 +43,7 @@ class _SetMetric(Metric):
         return torch.zeros(0)
 
 
-class AnomalyMapMetric(_SetMetric):
+class PixelMonaiMetric(_SetMetric):
     """One of the `PixelMetrics` as a MONAI metric, over all processes; MONAI's `IgniteMetricHandler` takes it.
 
     Args:
@@ -83,7 +83,7 @@ class AnomalyMapMetric(_SetMetric):
         return merged.compute()[self.name]
 
 
-class AnomalyScoreMetric(_SetMetric):
+class ImageMonaiMetric(_SetMetric):
     """One of the `image_metrics` as a MONAI metric, over all processes; MONAI's `IgniteMetricHandler` takes it.
 
     Args:

@@ -21,18 +21,36 @@ from mrad_med.metrics.curves import (
 )
 from mrad_med.metrics.histogram import MAX_BINS, ScoreCounts, ScoreHistogram
 
-__all__ = ["PixelMetrics"]
+__all__ = ["PixelMetrics", "pixel_metrics"]
 
 PRO_LIMIT = 0.3  # largest false positive rate of the PRO curve, as the literature has it
 FALSE_POSITIVE_RATES = (0.01, 0.05)  # at which the sensitivity to pixels is told
 _EIGHT_CONNECTED = np.ones((3, 3), int)
 
 
+def pixel_metrics(maps: Tensor, masks: Tensor) -> dict[str, float]:
+    """Return pixel metrics of anomaly maps that fit into memory, with the keys of `PixelMetrics.compute`.
+
+    Args:
+        maps: anomaly maps (B, 1, H, W), finite values.
+        masks: masks (B, 1, H, W), anomalous above 0.5.
+
+    Raises:
+        ValueError: the shapes differ, a map has NaN or infinite values, or only normal or only anomalous pixels occur.
+    """
+    metrics = PixelMetrics()
+    metrics.update(maps, masks)
+    return metrics.compute()
+
+
 class PixelMetrics:
-    """Pixel metrics of a set: `update` with batches, then `compute`.
+    """Accumulator of pixel metrics over a dataset: call `update` with each batch, then `compute`.
+
+    The chain is `pixel_metrics` (function), `PixelMetrics` (accumulator), `PixelMonaiMetric` (MONAI metric over all
+    processes) and `PixelMetricHandler` in `mrad_med.training` (ignite metric of an evaluator).
 
     Scores are counted in a `ScoreHistogram`, exactly as long as it has a bin for each float in their range, and with a
-    bound of the error beyond. The per-region overlap (PRO) needs no relabelling: the share of regions covered above a
+    bound of the error beyond. The per-region overlap (PRO) needs no relabeling: the share of regions covered above a
     threshold is a sum of per-pixel weights, one over the size of the pixel's region.
 
     Args:
@@ -149,7 +167,7 @@ def region_weights(mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[n
         return inside, np.zeros(0, np.float32)
     rows, columns = np.divmod(inside, mask.shape[1])
     top, left = rows.min(), columns.min()
-    box = mask[top : rows.max() + 1, left : columns.max() + 1]  # labelling the whole image would take longer
+    box = mask[top : rows.max() + 1, left : columns.max() + 1]  # labeling the whole image would take longer
     regions, _ = label_regions(box, _EIGHT_CONNECTED)
     of_pixel = regions[rows - top, columns - left]
     return inside, (1 / np.bincount(of_pixel)[of_pixel]).astype(np.float32)

@@ -46,7 +46,7 @@ class _Weights:
     config: Mapping[str, Any]  # open_clip's "model_cfg"
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
-    patch_path: str = "v-v"
+    patch_source: str = "v-v"
 
 
 def load_clip(
@@ -54,7 +54,7 @@ def load_clip(
     *,
     model: str | None = None,
     precision: str = "fp32",
-    patch_path: str | None = None,
+    patch_source: str | None = None,
     device: str | torch.device = "cpu",
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> CLIP:
@@ -69,7 +69,7 @@ def load_clip(
             beside them. The activation cannot be inferred: a bare state dict is taken to be OpenAI's (QuickGELU), a
             training checkpoint of open_clip (``{"state_dict": ...}``) to use GELU, and a log line says so.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` for the matrix products; features are float32.
-        patch_path: where patch tokens come from, as in `CLIPImageEncoder`; None takes what the description of the
+        patch_source: where patch tokens come from, as in `CLIPImageEncoder`; None takes what the description of the
             weights says (``"standard"`` for the embedded backbone), and ``"v-v"`` where it says nothing. Banks and
             heads belong to one of them.
         device: where the encoder lives.
@@ -86,8 +86,8 @@ def load_clip(
         weights = _file_weights(Path(name), model)
     else:
         weights = _downloaded_weights(name, cache_dir)
-    if patch_path is not None:
-        weights = replace(weights, patch_path=patch_path)
+    if patch_source is not None:
+        weights = replace(weights, patch_source=patch_source)
     return _build(weights, precision=precision, device=device)
 
 
@@ -105,7 +105,7 @@ def _build(weights: _Weights, *, precision: str, device: str | torch.device) -> 
     card = BackboneCard(
         name=weights.name,
         sha256=_sha256_of_state(
-            state, quick_gelu=bool(weights.config.get("quick_gelu")), patch_path=weights.patch_path
+            state, quick_gelu=bool(weights.config.get("quick_gelu")), patch_source=weights.patch_source
         ),
         width=vision.width,
         embed_dim=weights.config["embed_dim"],
@@ -113,11 +113,11 @@ def _build(weights: _Weights, *, precision: str, device: str | torch.device) -> 
         native_size=int(tower.image_size[0]),
         mean=weights.mean,
         std=weights.std,
-        patch_path=weights.patch_path,
+        patch_source=weights.patch_source,
     )
     text_encoder = _build_text_encoder(weights)
     return CLIP(
-        CLIPImageEncoder(tower, precision=precision, patch_path=weights.patch_path).to(device),
+        CLIPImageEncoder(tower, precision=precision, patch_source=weights.patch_source).to(device),
         card,
         None if text_encoder is None else text_encoder.to(device),
     )
@@ -156,10 +156,10 @@ def _vision_config(name: str, config: Mapping[str, Any]) -> CLIPVisionCfg:
     return vision
 
 
-def _sha256_of_state(state: Mapping[str, Tensor], *, quick_gelu: bool, patch_path: str) -> str:
+def _sha256_of_state(state: Mapping[str, Tensor], *, quick_gelu: bool, patch_source: str) -> str:
     # What has no weight but changes every feature belongs to the identity.
     digest = hashlib.sha256(b"QuickGELU" if quick_gelu else b"")
-    digest.update(b"" if patch_path == "v-v" else patch_path.encode())
+    digest.update(b"" if patch_source == "v-v" else patch_source.encode())
     for key in sorted(state):
         digest.update(key.encode())
         digest.update(state[key].contiguous().numpy().tobytes())
@@ -193,6 +193,8 @@ def _damaged_installation(path: Path) -> BackboneError:
 
 def _described_weights(name: str, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> _Weights:
     """Return weights with the architecture and constants of an open_clip_config.json."""
+    if "patch_path" in description:
+        raise BackboneError(f"the description of {name} has the key patch_path, which is now patch_source; rename it")
     preprocessing = description.get("preprocess_cfg", {})
     return _Weights(
         name=name,
@@ -200,7 +202,7 @@ def _described_weights(name: str, state: Mapping[str, Tensor], description: Mapp
         config=description.get("model_cfg", description),
         mean=tuple(preprocessing.get("mean", CLIP_MEAN)),
         std=tuple(preprocessing.get("std", CLIP_STD)),
-        patch_path=description.get("patch_path", "v-v"),
+        patch_source=description.get("patch_source", "v-v"),
     )
 
 

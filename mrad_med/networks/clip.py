@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # importing open_clip takes longer than the rest of this pack
 
 __all__ = ["CLIP", "CLIPImageEncoder", "CLIPTextEncoder"]
 
-PATCH_PATHS = ("v-v", "standard")
+PATCH_SOURCES = ("v-v", "standard")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -35,23 +35,23 @@ class CLIPImageEncoder(nn.Module):
         tower: open_clip's vision transformer with weights loaded. Frozen and put in evaluation mode.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``, the type of the matrix products inside the blocks. The residual
             streams, layer norms, final projection and the features that come out are float32 whatever it is.
-        patch_path: where the patch tokens come from: ``"v-v"``, the branch of the paper, made for CLIP, whose own
+        patch_source: where the patch tokens come from: ``"v-v"``, the branch of the paper, made for CLIP, whose own
             patches say little; or ``"standard"``, the tower's own output, for towers that were trained on patches.
 
     Raises:
         ValueError: the tower is of a kind that has no V-V branch, or precision or path are unknown.
     """
 
-    def __init__(self, tower: VisionTransformer, *, precision: str = "fp32", patch_path: str = "v-v") -> None:
+    def __init__(self, tower: VisionTransformer, *, precision: str = "fp32", patch_source: str = "v-v") -> None:
         super().__init__()
         _check_tower(tower)
-        if patch_path not in PATCH_PATHS:
-            raise ValueError(f"patch_path is one of {', '.join(PATCH_PATHS)}; got {patch_path!r}")
+        if patch_source not in PATCH_SOURCES:
+            raise ValueError(f"patch_source is one of {', '.join(PATCH_SOURCES)}; got {patch_source!r}")
         if precision not in PRECISIONS:
             raise ValueError(f"precision is one of {', '.join(PRECISIONS)}; got {precision!r}")
         self.tower = tower.eval().requires_grad_(False)
         self.precision = precision
-        self.patch_path = patch_path
+        self.patch_source = patch_source
         for block in tower.transformer.resblocks:
             block.attn.to(PRECISIONS[precision])
             block.mlp.to(PRECISIONS[precision])
@@ -82,7 +82,7 @@ class CLIPImageEncoder(nn.Module):
         hidden = self._embed(images, grid_size)  # (B, 1 + N, D)
         vv_tokens = hidden
         blocks = self.tower.transformer.resblocks
-        has_branch = self.patch_path == "v-v"
+        has_branch = self.patch_source == "v-v"
         for index, block in enumerate(blocks):
             in_branch = has_branch and index > 0
             class_only = in_branch and index == len(blocks) - 1

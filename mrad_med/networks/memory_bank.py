@@ -45,7 +45,7 @@ _FORMAT = "mrad_med memory bank"
 
 @dataclass(frozen=True, eq=False)
 class MemoryBank:
-    """Features of labelled images as keys, their labels as values, at image and at patch level. Never changed in place.
+    """Features of labeled images as keys, their labels as values, at image and at patch level. Never changed in place.
 
     Attributes:
         image_keys: (K, E) float32, L2-normalized image features.
@@ -136,7 +136,7 @@ class MemoryBank:
     def extend(
         self, clip: CLIP, loader: Iterable[Mapping[str, Any]], *, share: float = 0.0, **keywords: Any
     ) -> MemoryBank:
-        """Return this bank with the entries of further labelled images added: results change at once, no training.
+        """Return this bank with the entries of further labeled images added: results change at once, no training.
 
         Every entry of a bank has the same say, so two cases among a thousand would hardly be heard. ``share`` repeats
         the new entries until they are at least that share of the patch level.
@@ -266,7 +266,7 @@ def build_memory_bank(
     notes: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> MemoryBank:
-    """Return the bank of a labelled set: both levels in one pass.
+    """Return the bank of a labeled set: both levels in one pass.
 
     Args:
         clip: the backbone.
@@ -288,7 +288,7 @@ def build_memory_bank(
         for name, tensor in found.items():
             entries[name].append(tensor)
     if not sizes:
-        raise MemoryBankError("the loader yielded no image: a memory bank needs labelled images")
+        raise MemoryBankError("the loader yielded no image: a memory bank needs labeled images")
     card = BankCard(
         backbone=clip.card.name,
         backbone_sha256=clip.card.sha256,

@@ -18,7 +18,7 @@ from PIL import Image
 from mrad_med.files import atomic_path
 from mrad_med.io.dicom.source import SourceSeries, frames_on_source, read_source_series
 from mrad_med.io.dicom.writer import require_highdicom, write_overlay_captures, write_parametric_map, write_segmentation
-from mrad_med.io.file_types import DICOM, kind_of
+from mrad_med.io.file_types import DICOM, detect_file_type
 from mrad_med.io.videos import import_av
 from mrad_med.io.volume_writer import require_nrrd, write_volume
 from mrad_med.results.case_result import CaseResult, slice_means, upright_picture
@@ -118,7 +118,7 @@ class Output:
 
 def is_dicom(result: CaseResult) -> bool:
     """Tell whether a result is of DICOM images."""
-    return bool(result.files) and kind_of(result.files[0]) == DICOM
+    return bool(result.files) and detect_file_type(result.files[0]) == DICOM
 
 
 def check_outputs(names: Sequence[str], threshold: float | None) -> None:
@@ -152,7 +152,7 @@ def _write_tiff(result: CaseResult, path: Path, _: OutputSettings) -> list[Path]
 
 
 def _write_png(result: CaseResult, path: Path, _: OutputSettings) -> list[Path]:
-    """Write a map of probabilities, 0 to 1, in the 16 bits of a grey PNG."""
+    """Write a map of probabilities, 0 to 1, in the 16 bits of a gray PNG."""
     return _save_png(path, np.round(result.anomaly_map.clip(0, 1) * 65535).astype(np.uint16))
 
 

@@ -97,8 +97,8 @@ def blend_overlay(
     share = ((anomaly_map - low) / max(high - low, 1e-7)).clip(0, 1)[..., None]
     opacity = CLEAREST + (DENSEST - CLEAREST) * share
     colors = 255 * colormaps["inferno"](share[..., 0])[..., :3]
-    grey = picture.mean(-1, keepdims=True)
-    blended: NDArray[np.uint8] = np.round((1 - opacity) * grey + opacity * colors).astype(np.uint8)
+    gray = picture.mean(-1, keepdims=True)
+    blended: NDArray[np.uint8] = np.round((1 - opacity) * gray + opacity * colors).astype(np.uint8)
     return blended
 
 

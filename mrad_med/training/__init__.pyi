@@ -6,8 +6,8 @@ from .features import (
 )
 from .handlers import (
     EarlyStop as EarlyStop,
-    PixelMetric as PixelMetric,
-    ScoreMetric as ScoreMetric,
+    ImageMetricHandler as ImageMetricHandler,
+    PixelMetricHandler as PixelMetricHandler,
     TrainingCheckpoint as TrainingCheckpoint,
 )
 from .losses import FineTuneLoss as FineTuneLoss, PromptLoss as PromptLoss
@@ -25,11 +25,11 @@ __all__ = [
     "FeatureDataset",
     "FineTuneLoss",
     "FineTuneTrainer",
-    "PixelMetric",
+    "PixelMetricHandler",
     "PrepareFeatures",
     "PromptLoss",
     "PromptTrainer",
-    "ScoreMetric",
+    "ImageMetricHandler",
     "TrainingCheckpoint",
     "collate_features",
     "describe_head",

@@ -40,7 +40,7 @@ Cases = Sequence[Mapping[str, Any]]
 
 
 class FeatureCache:
-    """Encode labelled images once. Each has a file of its own, named by everything its features depend on.
+    """Encode labeled images once. Each has a file of its own, named by everything its features depend on.
 
     Files are whole or absent, so that a run that was killed, a full disk or several processes at work leave nothing
     damaged behind: the next run encodes what is missing.

@@ -26,7 +26,7 @@ UNKNOWN = 255  # in a kept mask: what is anomalous is not known
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):
-    """Cached features of labelled cases, read from disk as they are asked for.
+    """Cached features of labeled cases, read from disk as they are asked for.
 
     Args:
         cases: one mapping per case with ``case_id``, ``label`` and, where the set has them, ``class``.

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from mrad_med.distributed import rank_and_world
 from mrad_med.errors import TrainingError
-from mrad_med.metrics.monai import AnomalyMapMetric, AnomalyScoreMetric
+from mrad_med.metrics.monai import ImageMonaiMetric, PixelMonaiMetric
 from mrad_med.networks.head_files import best_epoch, copy_weights, load_weights, save_tensors, sha256_of_text_tower
 from mrad_med.networks.heads import FineTunedHead, PromptedHead
 from mrad_med.types import AnomalyKeys
 
-__all__ = ["EarlyStop", "PixelMetric", "ScoreMetric", "TrainingCheckpoint"]
+__all__ = ["EarlyStop", "PixelMetricHandler", "ImageMetricHandler", "TrainingCheckpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class _DefinedMetric(IgniteMetricHandler):
             return float("nan")
 
 
-class PixelMetric(_DefinedMetric):
+class PixelMetricHandler(_DefinedMetric):
     """One of the `PixelMetrics` as an ignite metric of an evaluator, over all processes.
 
     Args:
@@ -49,11 +49,11 @@ class PixelMetric(_DefinedMetric):
     """
 
     def __init__(self, name: str = "auroc", *, stride: int = VALIDATION_STRIDE) -> None:
-        metric = AnomalyMapMetric(name, stride=stride)
+        metric = PixelMonaiMetric(name, stride=stride)
         super().__init__(metric, output_transform=_maps_and_masks, save_details=False)
 
 
-class ScoreMetric(_DefinedMetric):
+class ImageMetricHandler(_DefinedMetric):
     """One of the `image_metrics` as an ignite metric of an evaluator, over all processes.
 
     Args:
@@ -61,7 +61,7 @@ class ScoreMetric(_DefinedMetric):
     """
 
     def __init__(self, name: str = "auroc") -> None:
-        super().__init__(AnomalyScoreMetric(name), output_transform=_scores_and_labels, save_details=False)
+        super().__init__(ImageMonaiMetric(name), output_transform=_scores_and_labels, save_details=False)
 
 
 def _maps_and_masks(output: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -206,7 +206,7 @@ def select_trainable(dataset: FeatureDataset) -> FeatureDataset:
     usable = []
     for index, case in enumerate(dataset.cases):
         if int(case[AnomalyKeys.LABEL]) == 1 and not (dataset.mask(index) > 0.5).any():  # NaN is not above
-            logger.warning("%s: left out of training: labelled anomalous, but its mask is empty", case["case_id"])
+            logger.warning("%s: left out of training: labeled anomalous, but its mask is empty", case["case_id"])
         else:
             usable.append(index)
     selected = dataset.subset(usable)

@@ -146,7 +146,7 @@ class RemoveArtifacts(InvertibleTransform):
 
     It works on upright bytes, after `ScaleToBytes`. The inverse puts a map back at the size before, with the lowest of
     its other values wherever something was taken out. The affine stays that of the stored grid, as upright pictures
-    carry it. Grey images, also where three channels repeat one, and all that is not uint8 stay as they are; so a mask
+    carry it. Gray images, also where three channels repeat one, and all that is not uint8 stay as they are; so a mask
     does not follow its image: compare it with the inverted map.
 
     Args:
@@ -208,7 +208,7 @@ class RemoveArtifactsd(InvertibleEachd):
 
 
 def _is_colored(pixels: Tensor) -> bool:
-    """Tell whether these are uint8 RGB and not a grey image repeated."""
+    """Tell whether these are uint8 RGB and not a gray image repeated."""
     if pixels.dtype != torch.uint8 or len(pixels) != 3:
         return False
     return not (torch.equal(pixels[0], pixels[1]) and torch.equal(pixels[1], pixels[2]))

@@ -121,7 +121,7 @@ class ApplyWindow(Transform):
             - ``"percentile"``: as `ScaleToBytes` does;
             - the name of one of `WINDOWS`, for CT in Hounsfield units;
             - center and width, in the image's units;
-            - three of these, which make the red, green and blue of one grey image.
+            - three of these, which make the red, green and blue of one gray image.
         percentiles: for ``"percentile"``.
 
     Raises:
@@ -139,10 +139,10 @@ class ApplyWindow(Transform):
         """Return uint8 (C, ...) of an image (C, ...), or (3, ...) of (1, ...) where there are three windows.
 
         Raises:
-            ImageFileError: there is no stored window, or no grey values that a window could be applied to.
+            ImageFileError: there is no stored window, or no gray values that a window could be applied to.
         """
         if len(self.windows) > 1 and len(image) != 1:
-            raise ImageFileError(f"three windows need a grey image, got {len(image)} channels; use window='auto'")
+            raise ImageFileError(f"three windows need a gray image, got {len(image)} channels; use window='auto'")
         shades = [self._apply(image, window) for window in self.windows]
         result = MetaTensor(shades[0] if len(shades) == 1 else torch.cat(shades)).copy_meta_from(image)
         # The stored windows are of the values before: a second time they would be wrong.
@@ -156,7 +156,7 @@ class ApplyWindow(Transform):
             scaled: torch.Tensor = self._scale(image).as_tensor()
             return scaled
         if len(image) == 3 and image.dtype == torch.uint8:
-            raise ImageFileError("a window is for grey values, and the image has colors; use window='auto'")
+            raise ImageFileError("a window is for gray values, and the image has colors; use window='auto'")
         values = image.detach().cpu().numpy()
         if window == "stored":
             return torch.from_numpy(_apply_stored(values, image.meta))
@@ -234,7 +234,7 @@ class ScaleToBytes(Transform):
 
 
 class ToRGB(Transform):
-    """Repeat a grey image in three channels; three channels stay."""
+    """Repeat a gray image in three channels; three channels stay."""
 
     def __call__(self, image: MetaTensor) -> MetaTensor:
         """Return (3, ...).
@@ -243,7 +243,7 @@ class ToRGB(Transform):
             ImageFileError: another number of channels.
         """
         if image.shape[0] not in (1, 3):
-            raise ImageFileError(f"{image.shape[0]} channels; grey (1) and RGB (3) images can be scored")
+            raise ImageFileError(f"{image.shape[0]} channels; gray (1) and RGB (3) images can be scored")
         return image if image.shape[0] == 3 else image.repeat(3, *[1] * (image.ndim - 1))
 
 

@@ -55,7 +55,7 @@ class LoadMedicalImaged(Eachd):
 class LoadMaskd(MapTransform):
     """Load the mask that belongs to an image already loaded.
 
-    Where there is none (absent or None), all is normal, unless the case is labelled anomalous: then what is anomalous
+    Where there is none (absent or None), all is normal, unless the case is labeled anomalous: then what is anomalous
     is not known, and the mask is NaN.
 
     Args:

@@ -172,8 +172,8 @@ class ResizeMask(Transform):
         """Return float32 (1, rows, columns[, slices]) of 0 and 1; a mask of NaN (not known) stays one."""
         if mask.isnan().any():
             return mask.new_full((1, *self.size, *mask.shape[3:]), float("nan"))
-        grey = (mask * 255).to(torch.uint8)
-        return (_resize_bytes(grey, self.size, Image.Resampling.BILINEAR) > MASK_THRESHOLD).float()
+        gray = (mask * 255).to(torch.uint8)
+        return (_resize_bytes(gray, self.size, Image.Resampling.BILINEAR) > MASK_THRESHOLD).float()
 
 
 def _resize_bytes(image: MetaTensor, size: tuple[int, int], resample: Image.Resampling) -> MetaTensor:

@@ -204,7 +204,7 @@ def test_a_head_is_trained_and_its_file_named(tmp_path: Path, capsys: pytest.Cap
         (["mrad_tf"], "mrad_tf has no configs/train.json: choose a bundle that has, such as mrad_ft"),
         (["nothing"], "nothing is no bundle directory"),
         (["mrad_ft", "--epoch", "2"], "no value named epoch"),
-        (["mrad_ft", "--device", "cpu"], "labelled images are expected"),
+        (["mrad_ft", "--device", "cpu"], "labeled images are expected"),
     ],
 )
 def test_trainings_that_cannot_be_are_told_in_one_line(
@@ -247,7 +247,7 @@ def test_a_bundle_is_evaluated_and_its_table_shown(tmp_path: Path, capsys: pytes
     [
         (["nothing", "--dataset", "folder"], "nothing is no bundle directory"),
         (["mrad_tf", "--dataset", "kvasr"], "there is no set 'kvasr'; did you mean 'kvasir'?"),
-        (["mrad_tf", "--dataset", "folder", "--split", "test"], "labelled images are expected"),
+        (["mrad_tf", "--dataset", "folder", "--split", "test"], "labeled images are expected"),
         (["mrad_tf", "--dataset", "folder", "--resample", "5"], "no value named resample"),
     ],
 )

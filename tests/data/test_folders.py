@@ -1,4 +1,4 @@
-"""Datalists of folders as people have them: nested, badly named, linked in circles, half labelled."""
+"""Datalists of folders as people have them: nested, badly named, linked in circles, half labeled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrad_med import ImageView, build_preprocessing, choose_held_out, load_labelled_folder, load_training_set
+from mrad_med import ImageView, build_preprocessing, choose_held_out, load_labeled_folder, load_training_set
 from mrad_med.data import load_visa
 from mrad_med.errors import DatasetError
 from mrad_med.types import BackboneCard
@@ -25,12 +25,12 @@ def fill(root: Path, names: Iterable[str]) -> Path:
     return root
 
 
-# labelled folders
+# labeled folders
 
 
 def test_masks_are_paired_by_name_not_by_order(tmp_path):
     fill(tmp_path, ["defect/b.jpg", "defect/a.png", "mask/a.bmp", "mask/b.png", "normal/a.png", "mask/unused.png"])
-    assert load_labelled_folder(tmp_path) == [
+    assert load_labeled_folder(tmp_path) == [
         {
             "image": str(tmp_path / "normal/a.png"),
             "case_id": "normal/a",
@@ -57,7 +57,7 @@ def test_masks_are_paired_by_name_not_by_order(tmp_path):
 
 def test_masks_are_paired_in_subfolders_too(tmp_path):
     fill(tmp_path, ["defect/tile/a.png", "defect/board/a.png", "mask/board/a.png", "mask/tile/a.png"])
-    pairs = {item["case_id"]: item["mask"] for item in load_labelled_folder(tmp_path)}
+    pairs = {item["case_id"]: item["mask"] for item in load_labeled_folder(tmp_path)}
     assert pairs == {
         "defect/board/a": str(tmp_path / "mask/board/a.png"),
         "defect/tile/a": str(tmp_path / "mask/tile/a.png"),
@@ -67,7 +67,7 @@ def test_masks_are_paired_in_subfolders_too(tmp_path):
 def test_missing_mask_is_named(tmp_path):
     fill(tmp_path, ["defect/a.png", "defect/crack 7.png", "mask/a.png", "normal/n.png"])
     with pytest.raises(DatasetError, match=r"1 image\(s\) in .*defect have no mask .* in .*mask: defect/crack 7$"):
-        load_labelled_folder(tmp_path)
+        load_labeled_folder(tmp_path)
 
 
 def test_many_missing_masks_are_counted_and_some_are_named(tmp_path):
@@ -75,12 +75,12 @@ def test_many_missing_masks_are_counted_and_some_are_named(tmp_path):
     with pytest.raises(
         DatasetError, match=r"^8 image\(s\) .*: defect/1, defect/2, defect/3, defect/4, defect/5, \.\.\."
     ):
-        load_labelled_folder(tmp_path)
+        load_labeled_folder(tmp_path)
 
 
 def test_image_whose_mask_is_missing_is_kept_without_where_not_strict(tmp_path, caplog):
     fill(tmp_path, ["defect/a.png", "defect/b.png", "mask/a.png"])
-    items = load_labelled_folder(tmp_path, strict=False)
+    items = load_labeled_folder(tmp_path, strict=False)
     assert [(item["label"], item["mask"]) for item in items] == [(1, str(tmp_path / "mask/a.png")), (1, None)]
     assert "1 image(s) in" in caplog.text
     assert caplog.text.rstrip().endswith("defect/b")
@@ -88,36 +88,36 @@ def test_image_whose_mask_is_missing_is_kept_without_where_not_strict(tmp_path, 
 
 def test_without_a_mask_folder_there_are_labels_only(tmp_path):
     fill(tmp_path, ["defect/a.png", "normal/n.png"])
-    items = load_labelled_folder(tmp_path)
+    items = load_labeled_folder(tmp_path)
     assert [(item["label"], item.get("mask")) for item in items] == [(0, None), (1, None)]
 
 
 @pytest.mark.parametrize(("name", "label"), [("normal", 0), ("defect", 1)])
 def test_one_of_the_two_folders_is_enough(tmp_path, name, label):
     fill(tmp_path, [f"{name}/a.png", f"{name}/b.png"])
-    items = load_labelled_folder(str(tmp_path))
+    items = load_labeled_folder(str(tmp_path))
     assert [(item["case_id"], item["label"]) for item in items] == [(f"{name}/a", label), (f"{name}/b", label)]
 
 
 def test_folder_with_neither_is_refused(tmp_path):
     fill(tmp_path, ["good/a.png", "mask/a.png"])
-    with pytest.raises(DatasetError, match="nor a folder below it has normal/ or defect/: labelled images"):
-        load_labelled_folder(tmp_path)
+    with pytest.raises(DatasetError, match="nor a folder below it has normal/ or defect/: labeled images"):
+        load_labeled_folder(tmp_path)
 
 
 def test_empty_folder_of_images_is_refused(tmp_path):
     fill(tmp_path, ["normal/a.png"])
     (tmp_path / "defect").mkdir()
     with pytest.raises(DatasetError, match=f"no image below .*{os.sep}defect"):
-        load_labelled_folder(tmp_path)
+        load_labeled_folder(tmp_path)
 
 
 # folders of classes
 
 
-def test_folders_of_labelled_folders_are_classes_however_deep(tmp_path):
+def test_folders_of_labeled_folders_are_classes_however_deep(tmp_path):
     fill(tmp_path, ["tile/normal/a.png", "tile/defect/a.png", "tile/mask/a.png", "set 2/board/normal/a.png"])
-    items = load_labelled_folder(tmp_path)
+    items = load_labeled_folder(tmp_path)
     assert [(item["case_id"], item["class"], item["label"], item["mask"]) for item in items] == [
         ("tile/normal/a", "tile", 0, None),
         ("tile/defect/a", "tile", 1, str(tmp_path / "tile/mask/a.png")),
@@ -127,25 +127,25 @@ def test_folders_of_labelled_folders_are_classes_however_deep(tmp_path):
 
 def test_class_without_masks_does_not_take_those_of_another(tmp_path):
     fill(tmp_path, ["a/defect/1.png", "a/mask/1.png", "b/defect/1.png"])
-    assert [item["mask"] for item in load_labelled_folder(tmp_path)] == [str(tmp_path / "a/mask/1.png"), None]
+    assert [item["mask"] for item in load_labeled_folder(tmp_path)] == [str(tmp_path / "a/mask/1.png"), None]
 
 
 def test_class_that_lacks_a_mask_is_named(tmp_path):
     fill(tmp_path, ["a/defect/1.png", "a/mask/1.png", "b/defect/1.png", "b/mask/2.png"])
     with pytest.raises(DatasetError, match=r"1 image\(s\) in .*b.defect have no mask .*: b/defect/1$"):
-        load_labelled_folder(tmp_path)
+        load_labeled_folder(tmp_path)
 
 
 def test_hidden_classes_are_passed_over(tmp_path):
     fill(tmp_path, ["a/normal/1.png", ".trash/b/normal/1.png", "deeper/.c/normal/1.png"])
-    assert [item["class"] for item in load_labelled_folder(tmp_path)] == ["a"]
+    assert [item["class"] for item in load_labeled_folder(tmp_path)] == ["a"]
 
 
 def test_only_class_is_named_like_its_folder_from_wherever_it_is_read(tmp_path, monkeypatch):
     fill(tmp_path / "tiles", ["normal/1.png"])
     monkeypatch.chdir(tmp_path / "tiles")
     for root in (".", tmp_path / "tiles", "../tiles", tmp_path / "tiles" / "normal" / ".."):
-        assert [item["class"] for item in load_labelled_folder(root)] == ["tiles"]
+        assert [item["class"] for item in load_labeled_folder(root)] == ["tiles"]
 
 
 # VisA
@@ -278,10 +278,10 @@ def test_unknown_split_of_visa_is_refused(tmp_path):
         load_visa(make_visa(tmp_path), split="val")
 
 
-def test_training_set_is_visa_or_labelled_folders(tmp_path):
+def test_training_set_is_visa_or_labeled_folders(tmp_path):
     visa, folders = make_visa(tmp_path / "visa"), fill(tmp_path / "folders", ["a/normal/1.png", "b/defect/1.png"])
     assert load_training_set(visa) == load_visa(visa)
-    assert load_training_set(str(folders)) == load_labelled_folder(folders)
+    assert load_training_set(str(folders)) == load_labeled_folder(folders)
     with pytest.raises(DatasetError, match=r"neither .* nor a folder below it has normal/ or defect/"):
         load_training_set(visa / "candle")
 

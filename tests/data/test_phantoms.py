@@ -1,4 +1,4 @@
-"""Sample images: a phantom whose lesion is known, a folder that every reader can read, and a labelled set."""
+"""Sample images: a phantom whose lesion is known, a folder that every reader can read, and a labeled set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import label
 
-from mrad_med import find_cases, load_labelled_folder, make_phantom, write_sample_images
+from mrad_med import find_cases, load_labeled_folder, make_phantom, write_sample_images
 from mrad_med.data.phantoms import write_sample_dataset
 from mrad_med.io.image import read_image_file
 
@@ -137,9 +137,9 @@ def test_writing_the_samples_again_changes_nothing(sample_folder):
     assert digests(sample_folder) == before
 
 
-def test_sample_dataset_is_a_labelled_folder(tmp_path):
+def test_sample_dataset_is_a_labeled_folder(tmp_path):
     assert write_sample_dataset(tmp_path / "set", count=2) == str(tmp_path / "set")
-    items = load_labelled_folder(tmp_path / "set")
+    items = load_labeled_folder(tmp_path / "set")
     assert [(item["label"], item["mask"] is None) for item in items] == [(0, True), (0, True), (1, False), (1, False)]
     pictures = digests(tmp_path / "set")
     assert len(pictures) == len(set(pictures.values())) == 6  # no phantom twice

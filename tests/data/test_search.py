@@ -361,7 +361,7 @@ def test_damaged_slice_is_a_case_of_its_own_that_the_reader_refuses(tmp_path):
     path.write_bytes(DAMAGED)
     found = survey(tmp_path, strict=False)
     assert [case["case_id"] for case in found.cases] == [f"series_3-{code(first)}", "slice001"]
-    assert found.kinds["slice001"] == "DICOM, damaged"
+    assert found.descriptions["slice001"] == "DICOM, damaged"
     assert found.remarks["slice001"].startswith("the DICOM header cannot be read")
     with pytest.raises(ImageFileError, match="copy or export the file again"):
         read_image(found.cases[1]["image"])
@@ -373,7 +373,7 @@ def test_kind_of_each_case_is_told_in_words(tmp_path):
     write_image(tmp_path / "film.dcm", make_image(np.zeros((4, ROWS, COLUMNS), np.uint8), NumberOfFrames=4))
     Image.new("L", (20, 20)).save(tmp_path / "a.png")
     fill(tmp_path, ["v.nii"])
-    assert survey(tmp_path).kinds == {
+    assert survey(tmp_path).descriptions == {
         f"ct/series_3-{code(paths[0])}": f"DICOM CT 3 slices of {COLUMNS} x {ROWS}, axial, 0.75 x 0.5 x 2 mm",
         "us/0": f"DICOM US image of {COLUMNS} x {ROWS}, axial, 1 x 1 x 1 mm",
         "film": f"DICOM 4 frames of {COLUMNS} x {ROWS}, unknown",
@@ -631,7 +631,7 @@ def test_frames_of_an_animation_are_cases_with_their_times(tmp_path):
     assert len(found.cases) == 12
     assert found.cases[10] == {"image": list_frames(path)[10], "case_id": "clip/frame_10", "study": "clip"}
     assert found.cases[1]["case_id"] == "clip/frame_01"
-    assert found.kinds["clip/frame_10"] == "frame at 1.000 s"
+    assert found.descriptions["clip/frame_10"] == "frame at 1.000 s"
     assert case_ids(path, frames_per_second=2) == ["clip/frame_00", "clip/frame_05", "clip/frame_10"]
     assert read_image(found.cases[10]["image"]).shape == (3, 20, 24)
 
@@ -646,7 +646,7 @@ def test_pages_without_times_are_cases(tmp_path):
     pages = [Image.new("L", (20, 24), shade) for shade in (0, 9)]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
     found = survey(tmp_path)
-    assert found.kinds == {"a/frame_0": "frame", "a/frame_1": "frame"}
+    assert found.descriptions == {"a/frame_0": "frame", "a/frame_1": "frame"}
     assert {case["study"] for case in found.cases} == {"a"}
 
 

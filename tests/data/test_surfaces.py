@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import binary_dilation, gaussian_filter
 
-from mrad_med import load_labelled_folder, write_surface_dataset
+from mrad_med import load_labeled_folder, write_surface_dataset
 from mrad_med.data import DEFECTS, SURFACES, make_surface
 from mrad_med.data.surfaces import SIDE, blob, line
 
@@ -121,7 +121,7 @@ def test_dataset_is_read_as_one_class_a_surface(tmp_path, small):
     assert write_surface_dataset(tmp_path / "new" / "set", surfaces=["wood", "tiles"], count=2) == str(
         tmp_path / "new" / "set"
     )
-    cases = load_labelled_folder(tmp_path / "new" / "set")
+    cases = load_labeled_folder(tmp_path / "new" / "set")
     assert [(case["class"], case["case_id"], case["label"]) for case in cases] == [
         ("tiles", "tiles/normal/whole_000", 0),
         ("tiles", "tiles/normal/whole_001", 0),
@@ -172,7 +172,7 @@ def test_killed_writing_leaves_whole_pictures_and_no_defect_without_a_mask(tmp_p
         "plastic/mask/foreign_001.png",
         "plastic/normal/whole_000.png",
     ]
-    assert len(load_labelled_folder(tmp_path)) == 2
+    assert len(load_labeled_folder(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(

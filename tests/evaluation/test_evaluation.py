@@ -254,7 +254,7 @@ def test_a_set_without_normal_images_is_told_of_before_anything_is_encoded(
 def test_an_empty_mask_of_an_anomalous_image_is_named(cases: Cases, evaluation, caplog: pytest.LogCaptureFixture):
     Image.fromarray(np.zeros((56, 56), np.uint8)).save(cases[1]["mask"])
     evaluation(cases).run()
-    assert "1: labelled anomalous, but its mask is empty; look at the mask" in caplog.messages
+    assert "1: labeled anomalous, but its mask is empty; look at the mask" in caplog.messages
 
 
 # lost cases

@@ -134,7 +134,7 @@ def test_an_anomalous_case_without_mask_counts_at_image_level_only():
 def test_an_empty_mask_of_an_anomalous_image_is_named(caplog: pytest.LogCaptureFixture):
     (case, record), *_ = make_pairs(1)
     measured([({**case, "label": 1}, record), ({**case, "case_id": "fine"}, record)])
-    assert caplog.messages == ["00: labelled anomalous, but its mask is empty; look at the mask"]
+    assert caplog.messages == ["00: labeled anomalous, but its mask is empty; look at the mask"]
 
 
 def test_rows_say_what_was_measured_of_each_case():

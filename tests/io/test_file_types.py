@@ -24,7 +24,7 @@ from mrad_med.io.file_types import (
     VIDEO_SUFFIXES,
     VOLUME,
     VOLUME_SUFFIXES,
-    kind_of,
+    detect_file_type,
 )
 
 SUFFIXES = {PHOTOGRAPH: PHOTOGRAPH_SUFFIXES, DICOM: DICOM_SUFFIXES, VOLUME: VOLUME_SUFFIXES, VIDEO: VIDEO_SUFFIXES}
@@ -52,7 +52,7 @@ def volume(kind: type = nibabel.Nifti1Image, order: str = "<") -> bytes:
 @pytest.mark.parametrize("content", [b"", b"damaged beyond recognition"])
 def test_file_that_tells_nothing_is_what_its_name_says(tmp_path, kind, suffix, content):
     for name in (f"a{suffix}", f"A.B{suffix.upper()}"):
-        assert kind_of(write(tmp_path / name, content)) == kind
+        assert detect_file_type(write(tmp_path / name, content)) == kind
 
 
 def test_suffixes_are_of_one_kind_each_and_videos_are_no_images():
@@ -64,18 +64,18 @@ def test_suffixes_are_of_one_kind_each_and_videos_are_no_images():
 @pytest.mark.parametrize("name", ["notes.txt", "table.csv", "png", "archive.gz", "a.zip", "README", "scan.dcm.txt"])
 @pytest.mark.parametrize("content", [b"", b"plain text", b"PK\3\4" + bytes(300), b"%PDF-1.7"])
 def test_file_that_is_no_image_has_no_kind(tmp_path, name, content):
-    assert kind_of(write(tmp_path / name, content)) is None
+    assert detect_file_type(write(tmp_path / name, content)) is None
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM"])
 def test_photograph_is_known_whatever_its_name(tmp_path, name, kind):
-    assert kind_of(picture(tmp_path / name, kind)) == PHOTOGRAPH
+    assert detect_file_type(picture(tmp_path / name, kind)) == PHOTOGRAPH
 
 
 @pytest.mark.parametrize("start", [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"])
 def test_tiff_of_either_byte_order_and_size_is_a_photograph(tmp_path, start):
-    assert kind_of(write(tmp_path / "image", start + bytes(200))) == PHOTOGRAPH
+    assert detect_file_type(write(tmp_path / "image", start + bytes(200))) == PHOTOGRAPH
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,20 +83,20 @@ def test_dicom_is_known_whatever_its_name_even_with_the_start_of_a_tiff(tmp_path
     path = tmp_path / name
     shutil.copy(get_testdata_file("CT_small.dcm"), path)
     assert path.read_bytes().startswith(b"II*\0")
-    assert kind_of(path) == DICOM
+    assert detect_file_type(path) == DICOM
 
 
 @pytest.mark.parametrize(("name", "expected"), [("image", DICOM), ("image.dcm", DICOM), ("image.png", PHOTOGRAPH)])
 def test_dicom_without_preamble_is_known_unless_its_name_says_otherwise(tmp_path, name, expected):
     dataset = pydicom.dcmread(get_testdata_file("MR_small.dcm"))
     dataset.save_as(tmp_path / "whole.dcm")
-    assert kind_of(write(tmp_path / name, (tmp_path / "whole.dcm").read_bytes()[132:])) == expected
+    assert detect_file_type(write(tmp_path / name, (tmp_path / "whole.dcm").read_bytes()[132:])) == expected
 
 
 @pytest.mark.parametrize("name", ["DICOMDIR", "dicomdir"])
 def test_index_of_an_export_disk_is_no_image(tmp_path, name):
     shutil.copy(get_testdata_file("dicomdirtests/DICOMDIR"), tmp_path / name)
-    assert kind_of(tmp_path / name) is None
+    assert detect_file_type(tmp_path / name) is None
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -104,25 +104,25 @@ def test_index_of_an_export_disk_is_no_image(tmp_path, name):
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_nifti_is_a_volume_whatever_its_name_packing_and_byte_order(tmp_path, name, pack, kind, order):
-    assert kind_of(write(tmp_path / name, pack(volume(kind, order)))) == VOLUME
+    assert detect_file_type(write(tmp_path / name, pack(volume(kind, order)))) == VOLUME
 
 
 def test_header_of_a_pair_is_a_volume_too(tmp_path):
     nibabel.save(nibabel.Nifti1Pair(np.zeros((4, 5, 6), np.int16), np.eye(4)), tmp_path / "a.hdr")
-    assert kind_of(tmp_path / "a.hdr") == VOLUME
-    assert kind_of(tmp_path / "a.img") is None
+    assert detect_file_type(tmp_path / "a.hdr") == VOLUME
+    assert detect_file_type(tmp_path / "a.img") is None
 
 
 def test_nrrd_is_a_volume_whatever_its_name(tmp_path):
-    assert kind_of(write(tmp_path / "image.png", b"NRRD0004\ntype: short\n")) == VOLUME
+    assert detect_file_type(write(tmp_path / "image.png", b"NRRD0004\ntype: short\n")) == VOLUME
 
 
 @pytest.mark.parametrize("content", [b"notes", volume()[:200], bytes(500)])
 def test_gzip_of_anything_else_is_what_its_name_says(tmp_path, content):
     packed = gzip.compress(content)
-    assert kind_of(write(tmp_path / "a.gz", packed)) is None
-    assert kind_of(write(tmp_path / "a.nii.gz", packed)) == VOLUME
-    assert kind_of(write(tmp_path / "b.gz", packed[:12])) is None
+    assert detect_file_type(write(tmp_path / "a.gz", packed)) is None
+    assert detect_file_type(write(tmp_path / "a.nii.gz", packed)) == VOLUME
+    assert detect_file_type(write(tmp_path / "b.gz", packed[:12])) is None
 
 
 def test_gzip_is_unpacked_no_further_than_it_tells(tmp_path):
@@ -130,7 +130,7 @@ def test_gzip_is_unpacked_no_further_than_it_tells(tmp_path):
     path = write(tmp_path / "bomb", gzip.compress(volume() + bytes(10_000_000)))
     tracemalloc.start()
     try:
-        assert kind_of(path) == VOLUME
+        assert detect_file_type(path) == VOLUME
         assert tracemalloc.get_traced_memory()[1] < 100_000
     finally:
         tracemalloc.stop()
@@ -155,38 +155,38 @@ def riff(kind: bytes) -> bytes:
     ],
 )
 def test_video_is_known_whatever_its_name(tmp_path, name, content):
-    assert kind_of(write(tmp_path / name, content)) == VIDEO
+    assert detect_file_type(write(tmp_path / name, content)) == VIDEO
 
 
 @pytest.mark.parametrize("brand", [b"heic", b"heix", b"mif1", b"avif", b"crx ", b"M4A "])
 def test_still_picture_or_sound_in_the_box_of_a_video_is_none(tmp_path, brand):
-    assert kind_of(write(tmp_path / "image.heic", box(brand))) is None
-    assert kind_of(write(tmp_path / "image", box(brand))) is None
-    assert kind_of(write(tmp_path / "image.jpg", box(brand))) == PHOTOGRAPH  # so that the reader names it as bad
+    assert detect_file_type(write(tmp_path / "image.heic", box(brand))) is None
+    assert detect_file_type(write(tmp_path / "image", box(brand))) is None
+    assert detect_file_type(write(tmp_path / "image.jpg", box(brand))) == PHOTOGRAPH  # the reader then names it as bad
 
 
 def test_what_riff_holds_decides(tmp_path):
-    assert kind_of(write(tmp_path / "image.avi", riff(b"WEBP"))) == PHOTOGRAPH
-    assert kind_of(write(tmp_path / "image.webp", riff(b"AVI "))) == VIDEO
-    assert kind_of(write(tmp_path / "sound.wav", riff(b"WAVE"))) is None
+    assert detect_file_type(write(tmp_path / "image.avi", riff(b"WEBP"))) == PHOTOGRAPH
+    assert detect_file_type(write(tmp_path / "image.webp", riff(b"AVI "))) == VIDEO
+    assert detect_file_type(write(tmp_path / "sound.wav", riff(b"WAVE"))) is None
 
 
 @pytest.mark.parametrize("kept", [1, 4, 8, 12])
 def test_cut_file_is_what_is_left_of_it_or_its_name(tmp_path, kept):
     content = picture(tmp_path / "whole", "PNG").read_bytes()[:kept]
-    assert kind_of(write(tmp_path / "cut.png", content)) == PHOTOGRAPH
-    assert kind_of(write(tmp_path / "cut", content)) == (PHOTOGRAPH if kept >= 8 else None)
+    assert detect_file_type(write(tmp_path / "cut.png", content)) == PHOTOGRAPH
+    assert detect_file_type(write(tmp_path / "cut", content)) == (PHOTOGRAPH if kept >= 8 else None)
 
 
 def test_file_that_cannot_be_read_is_what_its_name_says(tmp_path):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop.dcm").symlink_to(tmp_path / "loop.dcm")
-    assert kind_of(tmp_path / "missing.nii") == VOLUME
-    assert kind_of(tmp_path / "missing") is None
-    assert kind_of(tmp_path / "folder.png") == PHOTOGRAPH
-    assert kind_of(tmp_path / "folder") is None
-    assert kind_of(tmp_path / "loop.dcm") == DICOM
+    assert detect_file_type(tmp_path / "missing.nii") == VOLUME
+    assert detect_file_type(tmp_path / "missing") is None
+    assert detect_file_type(tmp_path / "folder.png") == PHOTOGRAPH
+    assert detect_file_type(tmp_path / "folder") is None
+    assert detect_file_type(tmp_path / "loop.dcm") == DICOM
 
 
 def test_windows_media_is_a_video_whatever_its_name(tmp_path):
@@ -197,8 +197,8 @@ def test_windows_media_is_a_video_whatever_its_name(tmp_path):
         frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))
         for packet in [*stream.encode(frame), *stream.encode()]:
             container.mux(packet)
-    assert kind_of((tmp_path / "video.wmv").rename(tmp_path / "video")) == VIDEO
+    assert detect_file_type((tmp_path / "video.wmv").rename(tmp_path / "video")) == VIDEO
 
 
 def test_text_that_begins_like_a_bitmap_is_none(tmp_path):
-    assert kind_of(write(tmp_path / "notes", b"BMI of all patients")) is None
+    assert detect_file_type(write(tmp_path / "notes", b"BMI of all patients")) is None

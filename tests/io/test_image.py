@@ -22,7 +22,7 @@ from pydicom.pixels.processing import apply_color_lut
 
 from mrad_med.errors import ImageFileError
 from mrad_med.io.dicom.windows import VOIKeys
-from mrad_med.io.file_types import DICOM, kind_of
+from mrad_med.io.file_types import DICOM, detect_file_type
 from mrad_med.io.image import read_image_file
 from mrad_med.io.photographs import PhotographReader
 from mrad_med.transforms.spatial import ToDisplayOrientation
@@ -35,7 +35,7 @@ OBLIQUE = np.array([[0.8, 0.1, 0.0, -10.0], [-0.1, 0.8, 0.2, 5.0], [0.0, -0.2, 2
 DICOM_FILES = sorted((Path(pydicom.data.__file__).parent / "test_files").rglob("*.dcm"))
 
 
-def grey_pixels() -> np.ndarray:
+def gray_pixels() -> np.ndarray:
     return np.random.RandomState(0).randint(0, 256, (ROWS, COLUMNS)).astype(np.uint8)
 
 
@@ -95,15 +95,15 @@ def test_color_photograph_is_what_pillow_shows_indexed_by_width_and_height(tmp_p
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.tif", "a.pgm"])
-def test_grey_photograph_has_one_channel(tmp_path, name):
-    path = write_picture(tmp_path / name, grey_pixels())
+def test_gray_photograph_has_one_channel(tmp_path, name):
+    path = write_picture(tmp_path / name, gray_pixels())
     image = read_image_file(path)
     assert image.dtype == torch.uint8
     np.testing.assert_array_equal(image.numpy(), as_shown(path, "L"))
 
 
 @pytest.mark.parametrize("name", ["deep.png", "deep.tif"])
-def test_16_bit_grey_keeps_its_own_units(tmp_path, name):
+def test_16_bit_gray_keeps_its_own_units(tmp_path, name):
     pixels = np.random.RandomState(2).randint(0, 65536, (ROWS, COLUMNS)).astype(np.uint16)
     image = read_image_file(write_picture(tmp_path / name, pixels))
     assert image.dtype == torch.float32
@@ -135,7 +135,7 @@ def test_transparent_entry_of_a_palette_becomes_black(tmp_path):
 
 
 def test_alpha_is_laid_over_black(tmp_path):
-    colors, alpha = color_pixels(), grey_pixels()
+    colors, alpha = color_pixels(), gray_pixels()
     alpha[0, :2] = 0, 255
     path = write_picture(tmp_path / "alpha.png", np.dstack([colors, alpha]))
     image = read_image_file(path).numpy().transpose(2, 1, 0)
@@ -144,16 +144,16 @@ def test_alpha_is_laid_over_black(tmp_path):
     assert image[0, 1].tolist() == colors[0, 1].tolist()
 
 
-def test_alpha_of_a_grey_image_is_laid_over_black(tmp_path):
-    grey, alpha = grey_pixels(), grey_pixels()[::-1]
-    path = write_picture(tmp_path / "alpha.png", Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)]))
+def test_alpha_of_a_gray_image_is_laid_over_black(tmp_path):
+    gray, alpha = gray_pixels(), gray_pixels()[::-1]
+    path = write_picture(tmp_path / "alpha.png", Image.merge("LA", [Image.fromarray(gray), Image.fromarray(alpha)]))
     image = read_image_file(path).numpy().transpose(2, 1, 0)
-    np.testing.assert_allclose(image, over_black(np.dstack([grey] * 3), alpha), atol=1)
+    np.testing.assert_allclose(image, over_black(np.dstack([gray] * 3), alpha), atol=1)
 
 
 @pytest.mark.parametrize("hidden", [200, (200, 10, 20)])
 def test_transparent_color_of_a_png_without_alpha_becomes_black(tmp_path, hidden):
-    pixels = grey_pixels() if isinstance(hidden, int) else color_pixels()
+    pixels = gray_pixels() if isinstance(hidden, int) else color_pixels()
     pixels[:5, :4] = hidden
     image = read_image_file(write_picture(tmp_path / "transparent.png", pixels, transparency=hidden))
     assert image[:, :4, :5].max() == 0
@@ -161,7 +161,7 @@ def test_transparent_color_of_a_png_without_alpha_becomes_black(tmp_path, hidden
 
 
 def test_1_bit_image_becomes_black_and_white(tmp_path):
-    bits = grey_pixels() > 127
+    bits = gray_pixels() > 127
     image = read_image_file(write_picture(tmp_path / "bits.png", Image.fromarray(bits)))
     np.testing.assert_array_equal(image.numpy()[0], np.where(bits.T, 255, 0))
 
@@ -231,7 +231,7 @@ def test_photograph_cut_anywhere_is_whole_or_refused(tmp_path, suffix):
 @pytest.mark.parametrize("reader", [PhotographReader().read, read_image_file])
 def test_tiff_whose_second_page_is_damaged_is_refused(tmp_path, reader):
     path = tmp_path / "damaged.tif"
-    tifffile.imwrite(path, np.stack([grey_pixels()] * 2), photometric="minisblack", metadata=None)
+    tifffile.imwrite(path, np.stack([gray_pixels()] * 2), photometric="minisblack", metadata=None)
     content, width = path.read_bytes(), struct.pack("<HH", 256, 4)  # tag ImageWidth, type LONG
     first, second = content.index(width), content.rindex(width)
     assert first < second
@@ -240,7 +240,7 @@ def test_tiff_whose_second_page_is_damaged_is_refused(tmp_path, reader):
         reader(path)
 
 
-def test_tiff_of_colors_declared_as_grey_samples_is_read_all_the_same(tmp_path):
+def test_tiff_of_colors_declared_as_gray_samples_is_read_all_the_same(tmp_path):
     """Some frames of CVC-ClinicDB are such files: Pillow refuses them, tifffile does not."""
     path = tmp_path / "frame.tif"
     tifffile.imwrite(path, color_pixels(), photometric="minisblack", planarconfig="contig")
@@ -253,23 +253,23 @@ def test_tiff_of_colors_declared_as_grey_samples_is_read_all_the_same(tmp_path):
 
 def test_tiff_of_numbers_that_pillow_does_not_know_keeps_its_values(tmp_path):
     path = tmp_path / "deep.tif"
-    tifffile.imwrite(path, grey_pixels() / 3.0)
-    np.testing.assert_array_equal(read_image_file(path)[0], (grey_pixels().T / 3.0).astype(np.float32))
+    tifffile.imwrite(path, gray_pixels() / 3.0)
+    np.testing.assert_array_equal(read_image_file(path)[0], (gray_pixels().T / 3.0).astype(np.float32))
 
 
 def test_tiff_that_pillow_does_not_know_is_shown_upright(tmp_path):
     path = tmp_path / "turned.tif"
-    tifffile.imwrite(path, grey_pixels() / 3.0, extratags=[(ORIENTATION_TAG, 3, 1, 6, True)])
-    upright = np.rot90(grey_pixels() / 3.0, -1)  # 6: turned by 90 degrees against the clock
+    tifffile.imwrite(path, gray_pixels() / 3.0, extratags=[(ORIENTATION_TAG, 3, 1, 6, True)])
+    upright = np.rot90(gray_pixels() / 3.0, -1)  # 6: turned by 90 degrees against the clock
     np.testing.assert_array_equal(read_image_file(path)[0], upright.T.astype(np.float32))
 
 
 @pytest.mark.parametrize(
     ("pixels", "options", "message"),
     [
-        (grey_pixels() / 3.0, {"photometric": "miniswhite"}, "neither of plain grey values nor of RGB colors"),
+        (gray_pixels() / 3.0, {"photometric": "miniswhite"}, "neither of plain gray values nor of RGB colors"),
         (color_pixels().view(np.int8), {"photometric": "rgb"}, "colors or values of kind int8; save it as PNG"),
-        (grey_pixels() + 1j, {}, "colors or values of kind complex128; save it as PNG"),
+        (gray_pixels() + 1j, {}, "colors or values of kind complex128; save it as PNG"),
         (np.zeros((2, ROWS, COLUMNS)), {"photometric": "minisblack"}, "2 frames or pages; save each as a file of its"),
     ],
 )
@@ -282,14 +282,14 @@ def test_tiff_that_neither_library_can_show_is_refused_with_advice(tmp_path, pix
 
 def test_tiff_that_only_tifffile_knows_keeps_to_the_limit(tmp_path):
     path = tmp_path / "large.tif"
-    tifffile.imwrite(path, grey_pixels() / 3.0)
+    tifffile.imwrite(path, gray_pixels() / 3.0)
     with pytest.raises(ImageFileError, match=rf"{COLUMNS} x {ROWS} pixels are more than the limit of 599"):
         read_image_file(path, max_pixels=ROWS * COLUMNS - 1)
 
 
 def test_tiff_whose_pixels_are_cut_off_is_refused_with_advice(tmp_path):
     path = tmp_path / "cut.tif"
-    tifffile.imwrite(path, grey_pixels() / 3.0, compression="zlib")
+    tifffile.imwrite(path, gray_pixels() / 3.0, compression="zlib")
     content = bytearray(path.read_bytes())
     content[-200:] = bytes(200)
     path.write_bytes(content)
@@ -374,7 +374,7 @@ def test_random_bytes_are_refused_whatever_the_name(tmp_path, suffix):
 
 
 def test_reader_takes_one_file_at_a_time(tmp_path):
-    path = write_picture(tmp_path / "a.png", grey_pixels())
+    path = write_picture(tmp_path / "a.png", gray_pixels())
     assert PhotographReader().read([path]).size == (COLUMNS, ROWS)
     with pytest.raises(ImageFileError, match="one file makes one case, got 2 files; list them as separate cases"):
         PhotographReader().read([path, path])
@@ -388,7 +388,7 @@ def test_reader_knows_photographs_by_their_names():
     assert not reader.verify_suffix(["a.jpg", "b.nii.gz"])
 
 
-@pytest.mark.parametrize("pixels", [grey_pixels(), color_pixels()])
+@pytest.mark.parametrize("pixels", [gray_pixels(), color_pixels()])
 def test_reader_serves_monai(tmp_path, pixels):
     path = write_picture(tmp_path / "a.png", pixels)
     loaded = LoadImage(reader=PhotographReader(), image_only=True, ensure_channel_first=True)(path)
@@ -416,7 +416,7 @@ def test_metadata_of_a_photograph_stays_behind(tmp_path):
 @pytest.mark.parametrize(
     "name", ["CT_small.dcm", "MR_small.dcm", "MR_small_bigendian.dcm", "MR_small_RLE.dcm", "examples_overlay.dcm"]
 )
-def test_grey_dicom_is_in_rescaled_units(name):
+def test_gray_dicom_is_in_rescaled_units(name):
     path = bundled_dicom(name)
     dataset = pydicom.dcmread(path)
     expected = dataset.pixel_array * float(dataset.get("RescaleSlope", 1)) + float(dataset.get("RescaleIntercept", 0))
@@ -437,7 +437,7 @@ def test_color_dicom_is_rgb(name):
     np.testing.assert_array_equal(image.numpy(), expected.transpose(2, 1, 0))
 
 
-def test_8_bit_grey_dicom_keeps_its_bytes():
+def test_8_bit_gray_dicom_keeps_its_bytes():
     path = bundled_dicom("image_dfl.dcm")
     image = read_image_file(path)
     assert image.dtype == torch.uint8
@@ -456,7 +456,7 @@ def test_slope_and_intercept_of_a_dicom_are_applied(tmp_path):
 def test_dicom_is_known_by_its_first_bytes(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(bundled_dicom("CT_small.dcm").read_bytes())
-    assert kind_of(path) == DICOM
+    assert detect_file_type(path) == DICOM
     assert torch.equal(read_image_file(path), read_image_file(bundled_dicom("CT_small.dcm")))
 
 

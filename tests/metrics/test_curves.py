@@ -34,7 +34,7 @@ METRICS = {
 each_metric = pytest.mark.parametrize("metric", METRICS)
 
 
-def labelled(name: str, seed: int, count: int = 4000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def labeled(name: str, seed: int, count: int = 4000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return scores, of which anomalous ones are higher, their truth, and the weight of each anomalous one."""
     random = np.random.RandomState(seed)
     scores = np.sort(RANGES[name](random, count).astype(np.float32))
@@ -71,7 +71,7 @@ def orders(counts: ScoreCounts) -> list[ScoreCounts]:
 
 @pytest.mark.parametrize("name", RANGES)
 def test_distinct_scores_give_the_metrics_of_sklearn(name: str):
-    scores, truth, overlap = labelled(name, seed=1)
+    scores, truth, overlap = labeled(name, seed=1)
     counts, scores = exact_counts(scores, truth, overlap), scores.astype(float)
     precision, recall, _ = precision_recall_curve(truth, scores)
     rates, recalls, _ = roc_curve(truth, scores, drop_intermediate=False)
@@ -88,7 +88,7 @@ def test_distinct_scores_give_the_metrics_of_sklearn(name: str):
 
 
 def test_the_threshold_of_the_best_f1_reaches_it():
-    scores, truth, overlap = labelled("unit", seed=2)
+    scores, truth, overlap = labeled("unit", seed=2)
     f1, threshold = best_f1(exact_counts(scores, truth, overlap))
     found = scores >= threshold
     assert f1.value == pytest.approx(2 * (found & truth).sum() / (found.sum() + truth.sum()), abs=ROUNDING)
@@ -96,7 +96,7 @@ def test_the_threshold_of_the_best_f1_reaches_it():
 
 @pytest.mark.parametrize("limit", [0.01, 0.3, 1.0])
 def test_pro_of_distinct_scores_is_the_area_up_to_the_interpolated_limit(limit: float):
-    scores, truth, overlap = labelled("tied", seed=3)
+    scores, truth, overlap = labeled("tied", seed=3)
     weights = np.zeros(len(scores))
     weights[truth] = overlap
     rates, overlaps = [0.0], [0.0]
@@ -168,7 +168,7 @@ def test_values_of_scores_in_bins_are_within_the_bound(
 ):
     monkeypatch.setattr(histograms, "_PENDING", 0)
     for seed in range(3):
-        scores, truth, overlap = labelled(name, seed=seed)
+        scores, truth, overlap = labeled(name, seed=seed)
         batches = split((scores, np.flatnonzero(truth), overlap), 3)
         measured = METRICS[metric](histogram_of(batches, max_bins=max_bins).counts())
         exact = METRICS[metric](exact_counts(scores, truth, overlap))
@@ -179,7 +179,7 @@ def test_values_of_scores_in_bins_are_within_the_bound(
 @pytest.mark.parametrize("name", ["unit", "huge", "negative"])
 def test_bounds_shrink_with_more_bins_and_with_each_pass(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(histograms, "_PENDING", 0)
-    scores, truth, overlap = labelled(name, seed=5, count=20_000)
+    scores, truth, overlap = labeled(name, seed=5, count=20_000)
     batch = (scores, np.flatnonzero(truth), overlap)
     few, many = (histogram_of([batch], max_bins=max_bins) for max_bins in (2**12, 2**16))
     finer = few.refined()

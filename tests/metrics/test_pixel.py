@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from mrad_med import PixelMetrics
 from mrad_med.distributed import gather_parts
-from mrad_med.metrics import AnomalyMapMetric, AnomalyScoreMetric, histogram as histograms, image_metrics
+from mrad_med.metrics import ImageMonaiMetric, PixelMonaiMetric, histogram as histograms, image_metrics, pixel_metrics
 from mrad_med.metrics.pixel import region_weights
 from tests.conftest import run_in_two_processes
 
@@ -58,12 +58,20 @@ def compute(maps: np.ndarray, masks: np.ndarray, **keywords) -> dict[str, float]
     return add(PixelMetrics(**keywords), maps, masks).compute()
 
 
+def test_function_and_accumulator_agree_over_batches():
+    maps, masks = blobs()
+    whole = pixel_metrics(torch.from_numpy(maps)[:, None], torch.from_numpy(masks)[:, None].float())
+    assert whole == compute(maps, masks)
+    with pytest.raises(ValueError, match="pixel metrics are undefined: 0 anomalous and 64 normal pixels"):
+        pixel_metrics(torch.rand(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
+
+
 def brute_force_pro(maps: np.ndarray, masks: np.ndarray, limit: float) -> float:
-    """Return the area under the PRO curve with one relabelled pass per distinct score."""
+    """Return the area under the PRO curve with one relabeled pass per distinct score."""
     regions = []
     for index, mask in enumerate(masks):
-        labelled, count = label(mask, np.ones((3, 3)))
-        regions += [(index, labelled == number) for number in range(1, count + 1)]
+        labeled, count = label(mask, np.ones((3, 3)))
+        regions += [(index, labeled == number) for number in range(1, count + 1)]
     rates, overlaps = [0.0], [0.0]
     for threshold in np.unique(maps)[::-1]:
         above = maps >= threshold
@@ -336,14 +344,14 @@ def make_evaluator(cases: list[dict[str, torch.Tensor]], name: str, **keywords):
                 "key_val_metric": {
                     "pixel": {
                         "_target_": "monai.handlers.IgniteMetricHandler",
-                        "metric_fn": {"_target_": "mrad_med.metrics.AnomalyMapMetric", "name": name, **keywords},
+                        "metric_fn": {"_target_": "mrad_med.metrics.PixelMonaiMetric", "name": name, **keywords},
                         "output_transform": "$monai.handlers.from_engine(['pred', 'label'])",
                     }
                 },
                 "additional_metrics": {
                     "image": {
                         "_target_": "monai.handlers.IgniteMetricHandler",
-                        "metric_fn": {"_target_": "mrad_med.metrics.AnomalyScoreMetric"},
+                        "metric_fn": {"_target_": "mrad_med.metrics.ImageMonaiMetric"},
                         "output_transform": "@score",
                     }
                 },
@@ -367,23 +375,23 @@ def test_an_engine_of_a_configuration_measures_known_masks_and_all_images(name: 
         assert evaluator.state.metrics["image"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-9)
 
 
-@pytest.mark.parametrize("metric", [AnomalyMapMetric, AnomalyScoreMetric])
+@pytest.mark.parametrize("metric", [PixelMonaiMetric, ImageMonaiMetric])
 def test_a_name_that_no_metric_has_is_refused_before_anything_is_measured(metric: type):
     with pytest.raises(ValueError, match="there is no metric 'auc': choose one of auroc, ap, f1_max"):
         metric("auc")
 
 
 def test_an_undefined_metric_says_so():
-    metric = AnomalyMapMetric()
+    metric = PixelMonaiMetric()
     metric(torch.rand(2, 1, 4, 4), torch.full((2, 1, 4, 4), torch.nan))
     with pytest.raises(ValueError, match="undefined: 0 anomalous and 0 normal pixels"):
         metric.aggregate()
     with pytest.raises(ValueError, match="0 of 0 images are anomalous"):
-        AnomalyScoreMetric().aggregate()
+        ImageMonaiMetric().aggregate()
 
 
 def test_scores_are_told_apart_in_double_precision():
-    metric = AnomalyScoreMetric()
+    metric = ImageMonaiMetric()
     metric([0.5, 0.5 + 1e-12], [0, 1])
     assert metric.aggregate() == 1
 
@@ -403,11 +411,11 @@ def measure_in_parallel(rank: int, folder: Path) -> None:
 def measure_part(rank: int, processes: int) -> dict[str, float]:
     values = {}
     for name in ("auroc", "ap", "pro", "tpr_at_fpr_0.05"):
-        metric = AnomalyMapMetric(name)
+        metric = PixelMonaiMetric(name)
         for case in make_cases(5)[rank::processes]:
             metric(case["image"][None], case["label"][None])
         values[name] = metric.aggregate()
-    metric = AnomalyScoreMetric()
+    metric = ImageMonaiMetric()
     metric(torch.tensor([0.1, 0.4, 0.35, 0.8, 0.35])[rank::processes], torch.tensor([0, 0, 1, 1, 0])[rank::processes])
     return {**values, "image": metric.aggregate()}
 

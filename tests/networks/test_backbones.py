@@ -26,7 +26,7 @@ from mrad_med import CLIP, ImageFeatures, build_memory_bank, load_clip
 from mrad_med.errors import BackboneError, MemoryBankError
 from mrad_med.networks import CLIPImageEncoder, backbones
 from mrad_med.types import BackboneCard
-from tests.conftest import make_labelled_batches
+from tests.conftest import make_labeled_batches
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 OPENAI_URL = "https://openaipublic.azureedge.net/clip/models/.*/ViT-L-14-336px.pt"
@@ -154,7 +154,7 @@ def test_bank_of_the_same_weights_under_another_activation_is_refused(tmp_path: 
     monkeypatch.setattr(open_clip, "get_model_config", {"tiny": TINY_CONFIG}.get)
     plain = load_clip(tmp_path / "clip.pt", model="tiny")
     assert (encode(quick).image - encode(plain).image).abs().max() > 0.1
-    bank = build_memory_bank(quick, make_labelled_batches(), progress=False)
+    bank = build_memory_bank(quick, make_labeled_batches(), progress=False)
     bank.check(quick.card)
     with pytest.raises(MemoryBankError, match="was built with backbone"):
         bank.check(plain.card)
@@ -511,13 +511,20 @@ def test_embedded_backbone_says_what_it_is(embedded: CLIP):
     assert (card.mean, card.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # ImageNet's, not CLIP's
     assert embedded.image_encoder.tower.grid_size == (37, 37)
     assert len(embedded.image_encoder.tower.transformer.resblocks) == 9
-    assert card.patch_path == embedded.image_encoder.patch_path == "standard"
+    assert card.patch_source == embedded.image_encoder.patch_source == "standard"
 
 
 def test_path_of_the_patches_is_a_choice_and_part_of_the_identity(embedded: CLIP):
-    branch = load_clip("embedded", patch_path="v-v")
-    assert branch.card.patch_path == branch.image_encoder.patch_path == "v-v"
+    branch = load_clip("embedded", patch_source="v-v")
+    assert branch.card.patch_source == branch.image_encoder.patch_source == "v-v"
     assert branch.card.sha256 != embedded.card.sha256
+
+
+def test_description_with_the_old_key_of_the_patch_source_is_refused(monkeypatch: pytest.MonkeyPatch):
+    read = json.loads
+    monkeypatch.setattr(backbones.json, "loads", lambda text: {**read(text), "patch_path": "standard"})
+    with pytest.raises(BackboneError, match="has the key patch_path, which is now patch_source; rename it"):
+        load_clip("embedded")
 
 
 def test_embedded_tower_meets_the_golden_tokens_of_its_source(embedded: CLIP):

@@ -123,7 +123,7 @@ def test_standard_path_is_that_of_open_clip():
 def test_patches_of_the_standard_path_are_those_of_open_clip():
     tower = make_tower(output_tokens=True)
     images = make_images(2, 56, 56)
-    features = CLIPImageEncoder(tower, patch_path="standard")(images)
+    features = CLIPImageEncoder(tower, patch_source="standard")(images)
     tokens = tower(images)[1]
     torch.testing.assert_close(features.patches, tokens, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(features.projected_patches, tokens @ tower.proj, atol=2e-5, rtol=1e-5)
@@ -253,9 +253,9 @@ def test_unknown_precision_is_refused_with_the_alternatives():
         CLIPImageEncoder(make_tower(), precision="int8")
 
 
-def test_unknown_patch_path_is_refused_with_the_alternatives():
-    with pytest.raises(ValueError, match="patch_path is one of v-v, standard; got 'q-k'"):
-        CLIPImageEncoder(make_tower(), patch_path="q-k")
+def test_unknown_patch_source_is_refused_with_the_alternatives():
+    with pytest.raises(ValueError, match="patch_source is one of v-v, standard; got 'q-k'"):
+        CLIPImageEncoder(make_tower(), patch_source="q-k")
 
 
 @pytest.mark.parametrize("shape", [(3, 56, 56), (1, 1, 56, 56), (1, 4, 56, 56), (1, 3, 13, 56), (1, 3, 56, 0)])

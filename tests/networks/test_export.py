@@ -32,7 +32,7 @@ from mrad_med import (
 from mrad_med.errors import ExportError, OutputError
 from mrad_med.networks import upsample_and_blur
 from mrad_med.types import HeadCard
-from tests.conftest import TINY_SIZE, make_labelled_batches, make_tiny_clip, make_tiny_text_encoder
+from tests.conftest import TINY_SIZE, make_labeled_batches, make_tiny_clip, make_tiny_text_encoder
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = {"tf": build_mrad_tf, "ft": build_mrad_ft, "clip": build_mrad_clip}
@@ -78,7 +78,7 @@ def clip() -> CLIP:
 
 @pytest.fixture(scope="module")
 def bank(clip: CLIP) -> MemoryBank:
-    return build_memory_bank(clip, make_labelled_batches(), progress=False)
+    return build_memory_bank(clip, make_labeled_batches(), progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from mrad_med.networks.head_files import check_head, sha256_of_text_tower
 from mrad_med.networks.prompts import RegionPrompts
 from mrad_med.training import FeatureDataset
 from mrad_med.types import HeadCard
-from tests.conftest import make_labelled_batches, make_tiny_clip, make_tiny_text_encoder
+from tests.conftest import make_labeled_batches, make_tiny_clip, make_tiny_text_encoder
 
 VARIANTS = {"MRAD-FT": build_mrad_ft, "MRAD-CLIP": build_mrad_clip}
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
@@ -76,7 +76,7 @@ def test_a_head_comes_back_with_its_card(
         version=mrad_med.__version__,
     )
     again = VARIANTS[variant](tiny_clip, tiny_bank, checkpoint=path)
-    images = make_labelled_batches()[0]["image"]
+    images = make_labeled_batches()[0]["image"]
     with torch.no_grad():
         assert torch.equal(again(images), network(images))
         features = network.encode(images)
@@ -99,7 +99,7 @@ def test_the_weights_say_how_many_learned_tokens_there_are(
     path = tmp_path / "model.pt"
     network = saved("MRAD-CLIP", path, tiny_clip, tiny_bank, training_set, **sizes)
     again = build_mrad_clip(tiny_clip, tiny_bank, checkpoint=path)
-    images = make_labelled_batches()[0]["image"]
+    images = make_labeled_batches()[0]["image"]
     with torch.no_grad():
         assert torch.equal(again(images), network(images))
     build_mrad_clip(tiny_clip, tiny_bank, checkpoint=path, **sizes)
@@ -198,7 +198,7 @@ def test_a_head_of_another_backbone_is_refused(
 ):
     saved(variant, tmp_path / "model.pt", tiny_clip, tiny_bank, training_set)
     other = make_tiny_clip(seed=1)
-    bank = mrad_med.build_memory_bank(other, make_labelled_batches(), progress=False)
+    bank = mrad_med.build_memory_bank(other, make_labeled_batches(), progress=False)
     message = r"trained on backbone 'tiny 0' \(sha256 000000000000\), but the backbone at hand is 'tiny 1'"
     with pytest.raises(HeadError, match=message):
         VARIANTS[variant](other, bank, checkpoint=tmp_path / "model.pt")
@@ -222,12 +222,12 @@ def test_a_head_of_another_bank_is_refused_and_one_of_a_part_of_the_bank_is_welc
 ):
     path = tmp_path / "model.pt"
     network = saved(variant, path, tiny_clip, tiny_bank, training_set)
-    other = mrad_med.build_memory_bank(tiny_clip, make_labelled_batches(seed=5), progress=False)
+    other = mrad_med.build_memory_bank(tiny_clip, make_labeled_batches(seed=5), progress=False)
     with pytest.raises(HeadError, match=r"trained with another memory bank .* use that bank or one that extends it"):
         VARIANTS[variant](tiny_clip, other, checkpoint=path)
     merged = merge_memory_banks([other, tiny_bank])
-    extended = tiny_bank.extend(tiny_clip, make_labelled_batches(2, seed=5), share=0.5, progress=False)
-    twice = extended.extend(tiny_clip, make_labelled_batches(2, seed=6), progress=False)
+    extended = tiny_bank.extend(tiny_clip, make_labeled_batches(2, seed=5), share=0.5, progress=False)
+    twice = extended.extend(tiny_clip, make_labeled_batches(2, seed=6), progress=False)
     for bank in (merged, extended, twice):
         loaded = VARIANTS[variant](tiny_clip, bank, checkpoint=path).head.learned_state()
         assert all(torch.equal(loaded[name], tensor) for name, tensor in network.head.learned_state().items())
@@ -237,7 +237,7 @@ def test_another_memory_is_taken_where_it_is_meant(
     tmp_path: Path, tiny_clip: CLIP, tiny_bank: MemoryBank, training_set: FeatureDataset
 ):
     network = saved("MRAD-FT", tmp_path / "model.pt", tiny_clip, tiny_bank, training_set)
-    other = mrad_med.build_memory_bank(tiny_clip, make_labelled_batches(seed=5), progress=False)
+    other = mrad_med.build_memory_bank(tiny_clip, make_labeled_batches(seed=5), progress=False)
     moved = build_mrad_ft(tiny_clip, tiny_bank, checkpoint=tmp_path / "model.pt").with_bank(other)
     assert torch.equal(moved.head.patch_keys, other.patch_keys)
     assert torch.equal(moved.head.patch_key.weight, network.head.patch_key.weight)

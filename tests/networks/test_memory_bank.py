@@ -21,7 +21,7 @@ from mrad_med import CLIP, MemoryBank, build_memory_bank, build_mrad_tf, load_me
 from mrad_med.errors import MemoryBankError
 from mrad_med.networks.retrieval import average_neighbors
 from mrad_med.types import BackboneCard, BankCard
-from tests.conftest import make_labelled_batches, make_tiny_clip
+from tests.conftest import make_labeled_batches, make_tiny_clip
 
 TENSORS = ("image_keys", "image_labels", "patch_keys", "patch_labels")
 NOTHING = torch.zeros(0, dtype=torch.int64)
@@ -119,7 +119,7 @@ def test_mask_counts_above_one_half(tiny_clip: CLIP):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.int64, torch.float64])
 def test_masks_of_any_type_give_the_same_entries(tiny_clip: CLIP, dtype: torch.dtype):
-    (batch,) = make_labelled_batches(2, 2)
+    (batch,) = make_labeled_batches(2, 2)
     assert_same_entries(make_bank(tiny_clip, batch | {"mask": batch["mask"].to(dtype)}), make_bank(tiny_clip, batch))
 
 
@@ -169,7 +169,7 @@ def test_part_of_a_mask_that_is_not_known_belongs_to_neither_region(tiny_clip: C
 
 @pytest.mark.parametrize("with_mask", [True, False])
 def test_features_encoded_before_give_the_entries_of_their_images(tiny_clip: CLIP, with_mask: bool):
-    batches = make_labelled_batches()
+    batches = make_labeled_batches()
     if not with_mask:
         for batch in batches:
             del batch["mask"]
@@ -194,21 +194,21 @@ def test_masks_unlike_the_images_of_their_features_are_refused(tiny_clip: CLIP):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 6])
 def test_batches_of_any_size_give_the_same_bank(tiny_clip: CLIP, tiny_bank: MemoryBank, batch_size: int):
-    assert_same_entries(make_bank(tiny_clip, *make_labelled_batches(batch_size=batch_size)), tiny_bank, atol=1e-6)
+    assert_same_entries(make_bank(tiny_clip, *make_labeled_batches(batch_size=batch_size)), tiny_bank, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     "convert", [lambda labels: labels[:, None], lambda labels: labels.tolist(), lambda labels: labels.double()]
 )
 def test_labels_may_be_a_column_a_list_or_numbers(tiny_clip: CLIP, tiny_bank: MemoryBank, convert: Any):
-    batches = [batch | {"label": convert(batch["label"])} for batch in make_labelled_batches()]
+    batches = [batch | {"label": convert(batch["label"])} for batch in make_labeled_batches()]
     assert_same_entries(make_bank(tiny_clip, *batches), tiny_bank)
 
 
 def test_batches_of_meta_tensors_give_plain_tensors(tiny_clip: CLIP, tiny_bank: MemoryBank):
     batches = [
         batch | {"image": MetaTensor(batch["image"]), "mask": MetaTensor(batch["mask"])}
-        for batch in make_labelled_batches()
+        for batch in make_labeled_batches()
     ]
     bank = make_bank(tiny_clip, *batches)
     assert {type(getattr(bank, name)) for name in TENSORS} == {Tensor}
@@ -218,7 +218,7 @@ def test_batches_of_meta_tensors_give_plain_tensors(tiny_clip: CLIP, tiny_bank: 
 def test_images_may_be_of_several_sizes_and_not_square(tiny_clip: CLIP):
     wide = {"image": torch.randn(1, 3, 42, 70), "mask": torch.zeros(1, 1, 42, 70), "label": torch.tensor([1])}
     wide["mask"][..., :28] = 1
-    bank = make_bank(tiny_clip, *make_labelled_batches(2, 2), wide)
+    bank = make_bank(tiny_clip, *make_labeled_batches(2, 2), wide)
     assert bank.card.image_size is None
     assert bank.patch_labels.tolist() == [0, 1, 0, 1, 0]
     assert make_bank(tiny_clip, wide).card.image_size == (42, 70)
@@ -226,7 +226,7 @@ def test_images_may_be_of_several_sizes_and_not_square(tiny_clip: CLIP):
 
 def test_card_says_where_the_entries_come_from(tiny_clip: CLIP):
     sources = [{"name": "tiles", "license": "CC BY 4.0"}]
-    bank = build_memory_bank(tiny_clip, make_labelled_batches(), sources=sources, notes={"auroc": 0.9}, progress=False)
+    bank = build_memory_bank(tiny_clip, make_labeled_batches(), sources=sources, notes={"auroc": 0.9}, progress=False)
     assert (bank.card.backbone, bank.card.backbone_sha256) == (tiny_clip.card.name, tiny_clip.card.sha256)
     assert bank.card.image_size == (56, 56)
     assert bank.card.sources == tuple(sources)
@@ -267,7 +267,7 @@ def test_loader_without_batches_is_refused(tiny_clip: CLIP):
 
 @pytest.mark.parametrize(("lacking", "found"), [("image", "['label', 'mask']"), ("label", "['image', 'mask']")])
 def test_batch_without_images_or_labels_is_refused(tiny_clip: CLIP, lacking: str, found: str):
-    (batch,) = make_labelled_batches(2, 2)
+    (batch,) = make_labeled_batches(2, 2)
     del batch[lacking]
     with pytest.raises(MemoryBankError, match=f"each batch needs 'image' and 'label'; this one has {re.escape(found)}"):
         make_bank(tiny_clip, batch)
@@ -275,7 +275,7 @@ def test_batch_without_images_or_labels_is_refused(tiny_clip: CLIP, lacking: str
 
 @pytest.mark.parametrize("shape", [(2, 56, 56), (1, 1, 56, 56), (2, 1, 28, 56), (2, 3, 56, 56)])
 def test_masks_unlike_their_images_are_refused(tiny_clip: CLIP, shape: tuple[int, ...]):
-    (batch,) = make_labelled_batches(2, 2)
+    (batch,) = make_labeled_batches(2, 2)
     with pytest.raises(MemoryBankError, match=r"masks must be \(2, 1, 56, 56\) like their images, got"):
         make_bank(tiny_clip, batch | {"mask": torch.zeros(shape)})
 
@@ -283,7 +283,7 @@ def test_masks_unlike_their_images_are_refused(tiny_clip: CLIP, shape: tuple[int
 @pytest.mark.parametrize("with_mask", [True, False])
 @pytest.mark.parametrize("labels", [[1], [0, 1, 1]])
 def test_labels_that_do_not_match_their_images_are_refused(tiny_clip: CLIP, labels: list[int], with_mask: bool):
-    (batch,) = make_labelled_batches(2, 2)
+    (batch,) = make_labeled_batches(2, 2)
     batch["label"] = torch.tensor(labels)
     if not with_mask:
         del batch["mask"]
@@ -314,7 +314,7 @@ def test_entries_that_are_no_memory_are_refused(changes: dict[str, Tensor], mess
 
 
 def test_saved_bank_comes_back_the_same(tmp_path: Path, tiny_clip: CLIP):
-    batches = make_labelled_batches()
+    batches = make_labeled_batches()
     bank = build_memory_bank(
         tiny_clip, batches, sources=[{"name": "tiles", "urls": ["a", "b"]}], notes={"auroc": 0.9}, progress=False
     )
@@ -329,10 +329,10 @@ def test_saved_bank_comes_back_the_same(tmp_path: Path, tiny_clip: CLIP):
 
 def test_hash_tells_entries_apart_and_not_cards(tiny_bank: MemoryBank):
     renamed = dataclasses.replace(tiny_bank, card=make_card())
-    relabelled = dataclasses.replace(tiny_bank, patch_labels=1 - tiny_bank.patch_labels)
+    relabeled = dataclasses.replace(tiny_bank, patch_labels=1 - tiny_bank.patch_labels)
     shifted = dataclasses.replace(tiny_bank, image_keys=tiny_bank.image_keys + 1e-3)
     assert renamed.sha256 == tiny_bank.sha256
-    assert len({tiny_bank.sha256, relabelled.sha256, shifted.sha256}) == 3
+    assert len({tiny_bank.sha256, relabeled.sha256, shifted.sha256}) == 3
 
 
 def test_failed_save_leaves_the_old_file_and_no_partial_one(
@@ -415,7 +415,7 @@ def test_bank_that_lacks_a_tensor_is_refused(tmp_path: Path):
 
 
 def test_extending_equals_merging_and_building_over_the_union(tiny_clip: CLIP):
-    first, second, third = make_labelled_batches()
+    first, second, third = make_labeled_batches()
     union = make_bank(tiny_clip, first, second, third)
     extended = make_bank(tiny_clip, first).extend(tiny_clip, [second, third], progress=False)
     merged = merge_memory_banks([make_bank(tiny_clip, batch) for batch in (first, second, third)])
@@ -426,9 +426,9 @@ def test_extending_equals_merging_and_building_over_the_union(tiny_clip: CLIP):
 
 
 def test_extending_leaves_the_old_bank_alone(tiny_clip: CLIP):
-    bank = make_bank(tiny_clip, *make_labelled_batches(2, 2))
+    bank = make_bank(tiny_clip, *make_labeled_batches(2, 2))
     before = bank.sha256
-    extended = bank.extend(tiny_clip, make_labelled_batches(2, 2, seed=9), sources=[{"name": "more"}], progress=False)
+    extended = bank.extend(tiny_clip, make_labeled_batches(2, 2, seed=9), sources=[{"name": "more"}], progress=False)
     assert bank.sha256 == before
     assert len(bank.image_keys) == 2
     assert len(extended.image_keys) == 4
@@ -487,7 +487,7 @@ def test_nothing_to_merge_is_refused():
 
 def test_extending_with_another_backbone_is_refused(tiny_bank: MemoryBank):
     with pytest.raises(MemoryBankError, match=r"banks of different backbones cannot be merged: 'tiny 0'.*'tiny 1'"):
-        tiny_bank.extend(make_tiny_clip(seed=1), make_labelled_batches(2, 2), progress=False)
+        tiny_bank.extend(make_tiny_clip(seed=1), make_labeled_batches(2, 2), progress=False)
 
 
 def test_bank_fits_the_backbone_that_made_it(tiny_clip: CLIP, tiny_bank: MemoryBank):

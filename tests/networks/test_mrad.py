@@ -11,7 +11,7 @@ from torch import Tensor
 from mrad_med import CLIP, MRAD, MemoryBank, build_mrad_ft, build_mrad_tf
 from mrad_med.errors import MemoryBankError
 from mrad_med.networks.maps import upsample_and_blur
-from tests.conftest import TINY_SIZE, make_labelled_batches, make_tiny_clip
+from tests.conftest import TINY_SIZE, make_labeled_batches, make_tiny_clip
 
 
 def make_images(batch: int = 3, height: int = 56, width: int = 56) -> Tensor:
@@ -124,7 +124,7 @@ def test_extended_bank_changes_maps_at_once_and_leaves_the_old_network_alone(
 ):
     images = make_images(2)
     before = network(images)
-    batches = [batch | {"image": images, "label": torch.ones(2)} for batch in make_labelled_batches(2, 2)]
+    batches = [batch | {"image": images, "label": torch.ones(2)} for batch in make_labeled_batches(2, 2)]
     extended = network.with_bank(tiny_bank.extend(tiny_clip, batches, progress=False))
     assert extended.image_encoder is network.image_encoder
     features = network.encode(images)

@@ -39,8 +39,8 @@ def test_slices_can_be_shown_in_a_given_order():
 
 def test_panels_hold_the_slices_own_picture_and_map():
     picture, anomaly_map = make_volume()
-    grey, heat = shown(draw_montage(picture, anomaly_map, SCORES, count=1))[0].images
-    np.testing.assert_allclose(grey.get_array(), picture[:, :, 1].mean(-1))
+    gray, heat = shown(draw_montage(picture, anomaly_map, SCORES, count=1))[0].images
+    np.testing.assert_allclose(gray.get_array(), picture[:, :, 1].mean(-1))
     np.testing.assert_array_equal(heat.get_array(), anomaly_map[..., 1])
 
 

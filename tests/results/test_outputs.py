@@ -207,10 +207,10 @@ def test_value_equal_to_the_threshold_is_in_the_segmentation(tmp_path):
     assert pixels.flat[:4].tolist() == [0, 1, 1, 0]
 
 
-def under(grey: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Return grey under a map's color, of which 10 % is seen where the map is lowest and 70 % where it is highest."""
+def under(gray: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Return gray under a map's color, of which 10 % is seen where the map is lowest and 70 % where it is highest."""
     opacity = (0.1 + 0.6 * share)[..., None]
-    return (1 - opacity) * grey[..., None] + opacity * 255 * colormaps["inferno"](share)[..., :3]
+    return (1 - opacity) * gray[..., None] + opacity * 255 * colormaps["inferno"](share)[..., :3]
 
 
 @pytest.mark.parametrize("axes", AXES)
@@ -264,13 +264,13 @@ def test_captures_of_a_film_without_positions_are_its_own_frames(tmp_path):
 
 
 def panels_of(path: Path) -> list[np.ndarray]:
-    """Return the dark panels of a figure on white, grey (H, W), in reading order."""
+    """Return the dark panels of a figure on white, gray (H, W), in reading order."""
     with Image.open(path) as picture:
-        grey = np.asarray(picture.convert("L"))
-    regions = ndimage.find_objects(ndimage.label(grey < 70)[0])
+        gray = np.asarray(picture.convert("L"))
+    regions = ndimage.find_objects(ndimage.label(gray < 70)[0])
     areas = [np.prod([side.stop - side.start for side in region]) for region in regions]
     panels = [region for region, area in zip(regions, areas, strict=True) if area > 0.5 * max(areas)]
-    return [grey[region] for region in sorted(panels, key=lambda region: (region[0].start // 20, region[1].start))]
+    return [gray[region] for region in sorted(panels, key=lambda region: (region[0].start // 20, region[1].start))]
 
 
 def bright_place(panel: np.ndarray) -> np.ndarray:

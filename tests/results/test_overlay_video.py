@@ -22,7 +22,7 @@ av = pytest.importorskip("av")
 ROWS, COLUMNS = 48, 64
 TICK = Fraction(1, 90000)
 TIMES = [0.0, 0.04, 0.08, 0.2, 0.24]  # a camera that paused once: the step between two is 0.04 s
-GREY = 100
+GRAY = 100
 LOW, HIGH = 0.48, 0.52  # of maps, whose range is narrow
 CODEC_ERROR = 14  # of 255, that H.264 leaves within a plain block
 
@@ -34,12 +34,12 @@ def nothing_stays_open():
 
 
 def write_video(path: Path, times=TIMES, *, rows: int = ROWS, columns: int = COLUMNS, start: float = 0.0) -> Path:
-    """Write grey pictures, the first at a time of its own, as a cut video has it."""
+    """Write gray pictures, the first at a time of its own, as a cut video has it."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", 25, width=columns, height=rows)
         stream.pix_fmt, stream.codec_context.time_base = "yuv420p", TICK
         for time in times:
-            frame = av.VideoFrame.from_ndarray(np.full((rows, columns, 3), GREY, np.uint8))
+            frame = av.VideoFrame.from_ndarray(np.full((rows, columns, 3), GRAY, np.uint8))
             frame.pts, frame.time_base = round((start + time) / TICK), TICK
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -88,10 +88,10 @@ def seconds_of(path: Path) -> float:
     return duration / scale
 
 
-def under(share: float, grey: float = GREY) -> np.ndarray:
-    """Return the color of a grey under a share of the scale, which covers 10 % of it at its lowest and 70 % at most."""
+def under(share: float, gray: float = GRAY) -> np.ndarray:
+    """Return the color of a gray under a share of the scale, which covers 10 % of it at its lowest and 70 % at most."""
     opacity = 0.1 + 0.6 * share
-    return (1 - opacity) * grey + opacity * 255 * np.array(colormaps["inferno"](float(share))[:3])
+    return (1 - opacity) * gray + opacity * 255 * np.array(colormaps["inferno"](float(share))[:3])
 
 
 def inner(picture: np.ndarray, block: tuple[slice, slice]) -> np.ndarray:
@@ -129,7 +129,7 @@ def test_one_scale_of_colors_spans_all_frames(tmp_path):
 def test_maps_of_any_size_lie_on_their_frames(tmp_path, rows, columns):
     """Maps wait in memory at a smaller size; where they are high must not move for that."""
     path = tmp_path / "page.png"
-    Image.fromarray(np.full((rows, columns, 3), GREY, np.uint8)).save(path)
+    Image.fromarray(np.full((rows, columns, 3), GRAY, np.uint8)).save(path)
     collect(as_frames([path] * 3, rate=2), make_maps(3, rows, columns)).write(tmp_path / "overlay.mp4")
     for number, picture in enumerate(decode(tmp_path / "overlay.mp4")[0][1:], start=1):
         block = block_of(number, rows, columns)
@@ -142,7 +142,7 @@ def test_maps_of_any_size_lie_on_their_frames(tmp_path, rows, columns):
 @pytest.mark.parametrize(("rows", "columns", "even"), [(47, 63, (48, 64)), (48, 63, (48, 64)), (2050, 101, (1024, 50))])
 def test_odd_sizes_become_even_and_large_ones_smaller(tmp_path, rows, columns, even):
     path = tmp_path / "page.png"
-    Image.fromarray(np.full((rows, columns, 3), GREY, np.uint8)).save(path)
+    Image.fromarray(np.full((rows, columns, 3), GRAY, np.uint8)).save(path)
     collect(as_frames([path], rate=2), make_maps(1, rows, columns)).write(tmp_path / "overlay.mp4")
     ((picture,), _) = decode(tmp_path / "overlay.mp4")
     assert picture.shape[:2] == even
@@ -156,7 +156,7 @@ def test_frames_that_were_left_out_leave_no_hole_at_the_start(tmp_path):
 
 def pages(count: int = 4) -> list[Image.Image]:
     """Return pictures that differ, for of equal ones a GIF keeps a single page."""
-    return [Image.fromarray(np.full((ROWS, COLUMNS), GREY + 20 * number, np.uint8)) for number in range(count)]
+    return [Image.fromarray(np.full((ROWS, COLUMNS), GRAY + 20 * number, np.uint8)) for number in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_pages_without_times_are_shown_five_a_second(tmp_path, name, options, ti
     pictures, shown = decode(tmp_path / "overlay.mp4")
     assert shown == pytest.approx(times, abs=0.002)
     corners = [picture[-5:, :5].reshape(-1, 3).mean(0) for picture in pictures]  # where no map is high
-    expected = [under(shares(number, 4)[0], GREY + 20 * number) for number in range(4)]
+    expected = [under(shares(number, 4)[0], GRAY + 20 * number) for number in range(4)]
     np.testing.assert_allclose(corners, expected, atol=CODEC_ERROR)  # each page is under its own map
 
 
@@ -254,7 +254,7 @@ def test_pages_of_other_sizes_are_brought_to_that_of_the_first(tmp_path):
     pictures, _ = decode(tmp_path / "overlay.mp4")
     assert [picture.shape for picture in pictures] == [(ROWS, COLUMNS, 3)] * 2
     block = inner(pictures[1], block_of(1, ROWS, COLUMNS))
-    np.testing.assert_allclose(block, under(1, GREY + 20), atol=CODEC_ERROR)
+    np.testing.assert_allclose(block, under(1, GRAY + 20), atol=CODEC_ERROR)
 
 
 def test_video_without_frames_is_refused(tmp_path):

@@ -34,8 +34,8 @@ def test_figure_shows_the_image_beside_its_map_and_a_color_bar():
     assert isinstance(figure, Figure)
     plain, mapped, bar = figure.axes
     np.testing.assert_array_equal(plain.images[0].get_array(), picture)
-    grey, heat = mapped.images
-    np.testing.assert_allclose(grey.get_array(), picture.mean(-1))
+    gray, heat = mapped.images
+    np.testing.assert_allclose(gray.get_array(), picture.mean(-1))
     np.testing.assert_array_equal(heat.get_array(), anomaly_map)
     assert 0 < heat.get_alpha() < 1
     assert bar.get_ylabel() == "anomaly probability"

@@ -14,7 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from mrad_med import CLIP, EarlyStop, PixelMetric, PixelMetrics, ScoreMetric, build_mrad_ft
+from mrad_med import CLIP, EarlyStop, ImageMetricHandler, PixelMetricHandler, PixelMetrics, build_mrad_ft
 from mrad_med.errors import TrainingError
 from mrad_med.training import FeatureDataset
 from tests.conftest import make_tiny_text_encoder
@@ -330,7 +330,7 @@ def test_patience_must_be_an_epoch():
         EarlyStop(SimpleNamespace(), patience=0)
 
 
-def measure(metric: PixelMetric | ScoreMetric, batches: list[tuple[dict, dict]]) -> float:
+def measure(metric: PixelMetricHandler | ImageMetricHandler, batches: list[tuple[dict, dict]]) -> float:
     """Return what a metric says of predictions and targets that come in batches."""
     outputs = iter(batches)
     engine = Engine(lambda *_: dict(zip(("pred", "label"), next(outputs), strict=True)))
@@ -363,7 +363,7 @@ def test_pixel_metrics_over_batches_agree_with_sklearn(name: str, referee, strid
     known = ~masks.isnan().any(1)
     assert known.sum() == (3 if unknown else 6)
     expected = referee(masks[known].flatten(), maps[known].flatten())
-    assert measure(PixelMetric(name, stride=stride), batches) == pytest.approx(expected, abs=1e-6)
+    assert measure(PixelMetricHandler(name, stride=stride), batches) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(("name", "referee"), [("auroc", roc_auc_score), ("ap", average_precision_score)])
@@ -371,7 +371,7 @@ def test_score_metrics_over_batches_agree_with_sklearn(name: str, referee):
     batches = make_batches()
     scores = torch.cat([prediction["anomaly_score"][:, 0] for prediction, _ in batches])
     labels = torch.cat([target["label"] for _, target in batches])
-    assert measure(ScoreMetric(name), batches) == pytest.approx(referee(labels, scores), abs=1e-6)
+    assert measure(ImageMetricHandler(name), batches) == pytest.approx(referee(labels, scores), abs=1e-6)
 
 
 def test_the_default_stride_looks_at_every_fourth_row_and_column():
@@ -379,7 +379,7 @@ def test_the_default_stride_looks_at_every_fourth_row_and_column():
     pixels = PixelMetrics()
     for prediction, target in batches:
         pixels.update(prediction["anomaly_map"][..., ::4, ::4], target["mask"][..., ::4, ::4])
-    assert measure(PixelMetric(), batches) == pixels.compute()["auroc"]
+    assert measure(PixelMetricHandler(), batches) == pixels.compute()["auroc"]
 
 
 def test_undefined_metrics_are_nan_with_a_warning(caplog: pytest.LogCaptureFixture):
@@ -388,13 +388,13 @@ def test_undefined_metrics_are_nan_with_a_warning(caplog: pytest.LogCaptureFixtu
         target["mask"].zero_()
         target["label"].zero_()
     with caplog.at_level(logging.WARNING, logger="mrad_med"):
-        assert np.isnan(measure(PixelMetric(), batches))
-        assert np.isnan(measure(ScoreMetric(), batches))
+        assert np.isnan(measure(PixelMetricHandler(), batches))
+        assert np.isnan(measure(ImageMetricHandler(), batches))
     assert "pixel metrics are undefined" in caplog.text
     assert "image metrics are undefined" in caplog.text
 
 
 def test_a_metric_starts_anew_every_epoch():
-    metric, batches = PixelMetric(), make_batches()
+    metric, batches = PixelMetricHandler(), make_batches()
     first = measure(metric, batches)
     assert measure(metric, batches) == first

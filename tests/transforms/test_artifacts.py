@@ -393,7 +393,7 @@ def test_picture_stays_bit_by_bit_where_nothing_is_found(make, remove, picture):
         channels_first(endoscopy()).float(),
         MetaTensor(torch.from_numpy(endoscopy()[..., 1].copy()))[None, ..., None].repeat(1, 1, 1, 4),
     ],
-    ids=["grey", "grey in three channels", "float", "volume"],
+    ids=["gray", "gray in three channels", "float", "volume"],
 )
 def test_what_is_no_colored_picture_of_bytes_stays(image):
     step = RemoveArtifacts(("border", "highlights", "text"))

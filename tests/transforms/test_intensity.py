@@ -187,9 +187,9 @@ def test_window_without_values_for_it_is_refused():
     colors = MetaTensor(torch.zeros(3, 16, 16, dtype=torch.uint8))
     with pytest.raises(ImageFileError, match="no window is stored with the image; use window='auto'"):
         ApplyWindow("stored")(hounsfield())
-    with pytest.raises(ImageFileError, match="a window is for grey values, and the image has colors"):
+    with pytest.raises(ImageFileError, match="a window is for gray values, and the image has colors"):
         ApplyWindow((40, 80))(colors)
     with pytest.raises(ImageFileError, match="an 8-bit image has no Hounsfield units for window='brain'"):
         ApplyWindow("brain")(colors[:1])
-    with pytest.raises(ImageFileError, match="three windows need a grey image, got 3 channels"):
+    with pytest.raises(ImageFileError, match="three windows need a gray image, got 3 channels"):
         ApplyWindow(["brain", "lung", "bone"])(colors)

@@ -187,7 +187,7 @@ def test_image_without_finite_value_is_refused(value):
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 5), (1, 4, 5, 6)])
-def test_grey_is_repeated_in_three_channels(shape):
+def test_gray_is_repeated_in_three_channels(shape):
     image = MetaTensor(torch.rand(shape))
     rgb = ToRGB()(image)
     assert rgb.shape == (3, *shape[1:])
@@ -201,7 +201,7 @@ def test_colors_stay():
 
 @pytest.mark.parametrize("channels", [2, 4])
 def test_other_numbers_of_channels_are_refused(channels):
-    with pytest.raises(ImageFileError, match=rf"{channels} channels; grey \(1\) and RGB \(3\)"):
+    with pytest.raises(ImageFileError, match=rf"{channels} channels; gray \(1\) and RGB \(3\)"):
         ToRGB()(MetaTensor(torch.zeros(channels, 4, 5)))
 
 
@@ -211,7 +211,7 @@ SIZES = [(28, 28), (20, 84), (56, 42), (120, 200), (ROWS, COLUMNS)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("pixels", [corner_pixels(), corner_pixels()[..., 0]], ids=["color", "grey"])
+@pytest.mark.parametrize("pixels", [corner_pixels(), corner_pixels()[..., 0]], ids=["color", "gray"])
 def test_resized_picture_is_pillows(size, pixels):
     resized = ResizeBicubic(size)(channels_first(pixels))
     expected = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC))
@@ -554,8 +554,8 @@ def test_picture_is_what_pillow_shows(tmp_path, name):
         np.testing.assert_array_equal(ImageView().show(path), np.asarray(picture))
 
 
-def test_picture_of_a_grey_image_has_three_equal_channels(tmp_path):
-    picture = ImageView().show(write_picture(tmp_path / "grey.png", blob()))
+def test_picture_of_a_gray_image_has_three_equal_channels(tmp_path):
+    picture = ImageView().show(write_picture(tmp_path / "gray.png", blob()))
     np.testing.assert_array_equal(picture, np.dstack([blob()] * 3))
 
 

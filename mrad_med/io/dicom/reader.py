@@ -1,4 +1,4 @@
-"""DICOM images as numbers: grey values in their own units, colors as RGB bytes, and their place in the patient."""
+"""DICOM images as numbers: gray values in their own units, colors as RGB bytes, and their place in the patient."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from mrad_med.io.limits import MAX_PIXELS, MAX_VOXELS, check_pixels, check_voxel
 
 __all__ = ["DicomReader"]
 
-_GREY = ("MONOCHROME1", "MONOCHROME2")
+_GRAY = ("MONOCHROME1", "MONOCHROME2")
 _PALETTE = "PALETTE COLOR"
 
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
@@ -46,7 +46,7 @@ _ABSOLUTE = ("CT", "PT")
 class DicomReader(ImageReader):
     """Read one DICOM file with pydicom: what its pixels mean, where they lie, and nothing else of its header.
 
-    - Grey images are in real units, after the modality lookup table or the rescaling, of each frame if need be. 8-bit
+    - Gray images are in real units, after the modality lookup table or the rescaling, of each frame if need be. 8-bit
       values without such units stay bytes; all others are float32. Padding becomes the lowest value of the picture.
     - MONOCHROME1 (the lowest value is white) is mirrored within the range of its bits, so that the image equals the
       MONOCHROME2 twin that shows the same; its windows are mirrored along. CT and PET keep their values: their units
@@ -102,8 +102,8 @@ class DicomReader(ImageReader):
         with quiet("the DICOM file"):
             order, affine = _lay_out(img)
             pixels = _decode(img)[list(order)]
-            if img.PhotometricInterpretation in _GREY:
-                values, mirror = _grey_values(img, pixels, order)
+            if img.PhotometricInterpretation in _GRAY:
+                values, mirror = _gray_values(img, pixels, order)
                 windows = stored_windows(img, mirror=mirror)
             else:
                 values, windows = _color_bytes(img, pixels), {}
@@ -124,8 +124,8 @@ def _check_tones(header: pydicom.Dataset) -> None:
     """Refuse pictures whose number of samples is not that of their kind of tones."""
     tones, samples = str(header.get("PhotometricInterpretation") or ""), int(header.get("SamplesPerPixel") or 1)
     if not tones:
-        raise ImageFileError("the header does not tell whether its pixels are grey or colors; export the file again")
-    if samples != (1 if tones in (*_GREY, _PALETTE) else 3):
+        raise ImageFileError("the header does not tell whether its pixels are gray or colors; export the file again")
+    if samples != (1 if tones in (*_GRAY, _PALETTE) else 3):
         raise ImageFileError(f"{samples} sample(s) a pixel contradict its kind of tones; export the DICOM file again")
 
 
@@ -191,10 +191,10 @@ def _lay_out(dataset: pydicom.Dataset) -> tuple[tuple[int, ...], NDArray[np.floa
     return stack.order, stack.affine
 
 
-def _grey_values(
+def _gray_values(
     dataset: pydicom.Dataset, stored: NDArray[Any], order: Sequence[int]
 ) -> tuple[NDArray[Any], float | None]:
-    """Return the values (frames, rows, columns) of grey pixels, and the sum of mirrored and original values if any.
+    """Return the values (frames, rows, columns) of gray pixels, and the sum of mirrored and original values if any.
 
     Args:
         dataset: the header.

@@ -67,7 +67,7 @@ class DicomSeries:
         plane: ``"axial"``, ``"coronal"``, ``"sagittal"``, ``"oblique"`` or ``"unknown"``.
         spacing: mm between columns, rows and slices; None where the headers do not tell.
         problems: what is unusual about the stack, in words. None is fatal to others of the list.
-        is_volume: whether `read_series` makes one volume of it: grey slices, evenly spaced, or frames of one file.
+        is_volume: whether `read_series` makes one volume of it: gray slices, evenly spaced, or frames of one file.
     """
 
     case_id: str
@@ -110,7 +110,7 @@ def read_series(
     if len(files) == 1 and count_frames(first) > 1:
         array, meta = reader.get_data(first)
         if array.ndim == 4:
-            raise ImageFileError("a film in colors is no volume of grey values; read it as an image")
+            raise ImageFileError("a film in colors is no volume of gray values; read it as an image")
         return _as_volume(array, meta, files[0])
     slices, volume, windows = _read_slices(reader, files, first)
     stack = stack_planes(common_planes(slices))
@@ -152,7 +152,7 @@ def _read_slices(
             common_planes(slices)  # raises
         array, meta = reader.get_data(dataset)
         if array.ndim != 2:
-            raise ImageFileError("its slices have colors: no volume of grey values; read them as images")
+            raise ImageFileError("its slices have colors: no volume of gray values; read them as images")
         volume[..., index] = array
         windows.append({key: meta[key] for key in VOIKeys.ALL if key in meta})
     return slices, volume, windows
@@ -192,7 +192,7 @@ class Slice:
     series: str = field(repr=False)
     instance: str = field(repr=False)
     identifiers: frozenset[str] = field(repr=False)
-    is_grey: bool
+    is_gray: bool
     number: int | None
     modality: str
     size: tuple[int, int]
@@ -229,7 +229,7 @@ def _describe(path: Path, header: pydicom.Dataset) -> Slice:
             series=str(header.get("SeriesInstanceUID") or path),
             instance=str(header.get("SOPInstanceUID") or path),
             identifiers=frozenset(str(header.get(tag) or "") for tag in IDENTIFIERS) - {""},
-            is_grey=int(header.get("SamplesPerPixel") or 1) == 1 and "PALETTE" not in str(header.get(_TONES)),
+            is_gray=int(header.get("SamplesPerPixel") or 1) == 1 and "PALETTE" not in str(header.get(_TONES)),
             number=None if number is None else int(number),
             modality=str(header.get("Modality") or ""),
             size=(int(header.Columns), int(header.Rows)),

@@ -76,7 +76,7 @@ def saved(tmp_path: Path, dataset: pydicom.Dataset, name: str = "a.dcm") -> tupl
     return load(write_image(tmp_path / name, dataset))
 
 
-def grey(dtype: str = "uint16", high: int = 4096, *, frames: int = 0, seed: int = 0, low: int = 0) -> np.ndarray:
+def gray(dtype: str = "uint16", high: int = 4096, *, frames: int = 0, seed: int = 0, low: int = 0) -> np.ndarray:
     shape = (frames, ROWS, COLUMNS) if frames else (ROWS, COLUMNS)
     return np.random.RandomState(seed).randint(low, high, shape).astype(dtype)
 
@@ -125,13 +125,13 @@ def test_table_of_refusals_names_files_that_are_there():
     assert sum(refusal_of(path) is None for path in FILES) > 60
 
 
-# grey values
+# gray values
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
 @pytest.mark.parametrize(("dtype", "low", "high", "bits"), [("uint16", 0, 4096, 12), ("int16", -2048, 2048, 12)])
 def test_rescaled_values_are_those_of_the_modality_table_of_pydicom(tmp_path, syntax, dtype, low, high, bits):
-    stored = grey(dtype, high, low=low)
+    stored = gray(dtype, high, low=low)
     dataset = make_image(stored, bits=bits, RescaleSlope="0.5", RescaleIntercept="-7.25")
     if syntax is ExplicitVRBigEndian:
         dataset.PixelData = stored.astype(stored.dtype.newbyteorder(">")).tobytes()
@@ -141,7 +141,7 @@ def test_rescaled_values_are_those_of_the_modality_table_of_pydicom(tmp_path, sy
 
 
 def test_unused_bits_are_not_part_of_the_value(tmp_path):
-    stored = grey("int16", 2048, low=-2048)
+    stored = gray("int16", 2048, low=-2048)
     dirty = ((stored & 0x0FFF) | 0x5000).astype(np.uint16).view(np.int16)
     array, _ = saved(tmp_path, make_image(dirty, bits=12))
     np.testing.assert_array_equal(array, stored.T)
@@ -151,14 +151,14 @@ def test_unused_bits_are_not_part_of_the_value(tmp_path):
 def test_modality_table_is_applied(tmp_path, as_words):
     table = np.random.RandomState(1).permutation(256).astype(np.uint16) * 100
     luts = [lookup_table(0, 16, table.tolist(), as_words=as_words)]
-    stored = grey("uint8", 256)
+    stored = gray("uint8", 256)
     array, _ = saved(tmp_path, make_image(stored, ModalityLUTSequence=luts))
     assert array.dtype == np.float32
     np.testing.assert_array_equal(array, table[stored].T)
 
 
 def test_bytes_stay_bytes_unless_they_have_units(tmp_path):
-    stored = grey("uint8", 256)
+    stored = gray("uint8", 256)
     plain, _ = saved(tmp_path, make_image(stored, RescaleSlope="1", RescaleIntercept="0"))
     assert plain.dtype == np.uint8
     np.testing.assert_array_equal(plain, stored.T)
@@ -169,7 +169,7 @@ def test_bytes_stay_bytes_unless_they_have_units(tmp_path):
 
 @pytest.mark.parametrize(("padding", "limit", "hidden"), [(0, None, [0]), (5, 3, [3, 4, 5]), (63536, None, [-2000])])
 def test_padding_becomes_the_lowest_value_of_the_picture(tmp_path, padding, limit, hidden):
-    stored = grey("int16", 100, low=10)
+    stored = gray("int16", 100, low=10)
     stored[0, : len(hidden)] = hidden
     dataset = make_image(stored, RescaleSlope="1", RescaleIntercept="-1024")
     dataset.add_new("PixelPaddingValue", "US" if padding > 32767 else "SS", padding)  # signed taken for unsigned
@@ -202,7 +202,7 @@ def test_picture_of_nothing_but_padding_keeps_its_value(tmp_path):
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
 def test_inverted_twin_gives_an_equal_image_also_through_its_window(tmp_path, dtype, bits, tags, function):
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if dtype == "int16" else (0, 2**bits)
-    stored, mirror = grey(dtype, high, low=low), low + high - 1
+    stored, mirror = gray(dtype, high, low=low), low + high - 1
     tags = {**tags, "Modality": "DX", "VOILUTFunction": function}
     twin_tags = dict(tags)
     if "PixelPaddingValue" in tags:
@@ -231,14 +231,14 @@ def test_inverted_twin_gives_an_equal_image_also_through_its_window(tmp_path, dt
 
 def test_inverted_image_with_a_modality_table_is_mirrored_behind_it(tmp_path):
     luts = [lookup_table(0, 16, [value * 10 for value in range(256)])]
-    stored = grey("uint8", 256)
+    stored = gray("uint8", 256)
     array, _ = saved(tmp_path, make_image(stored, photometric="MONOCHROME1", ModalityLUTSequence=luts))
     np.testing.assert_array_equal(array, 65535.0 - 10 * stored.T.astype(np.float32))
 
 
 @pytest.mark.parametrize("modality", ["CT", "PT"])
 def test_units_that_mean_the_same_everywhere_are_not_inverted(tmp_path, modality):
-    stored = grey()
+    stored = gray()
     array, _ = saved(tmp_path, make_image(stored, photometric="MONOCHROME1", Modality=modality))
     np.testing.assert_array_equal(array, stored.T)
 
@@ -278,7 +278,7 @@ def test_deep_colors_keep_their_upper_bits(tmp_path):
 def test_palette_becomes_its_colors(tmp_path, bits, dtype, scale):
     palette = np.random.RandomState(3).randint(0, 256, (256, 3))
     palette[0] = 255
-    stored = grey("uint8", 256)
+    stored = gray("uint8", 256)
     dataset = make_image(stored, photometric="PALETTE COLOR")
     for index, name in enumerate(("Red", "Green", "Blue")):
         dataset.add_new(f"{name}PaletteColorLookupTableDescriptor", "US", [256, 0, bits])
@@ -292,7 +292,7 @@ def test_palette_becomes_its_colors(tmp_path, bits, dtype, scale):
 def test_compressed_twin_is_the_same_image(tmp_path, syntax):
     if syntax == JPEG2000Lossless and not HAS_CODECS:
         pytest.skip("the encoder is not installed")
-    stored = np.tile(grey(), (4, 4))  # the encoder of JPEG 2000 needs some room
+    stored = np.tile(gray(), (4, 4))  # the encoder of JPEG 2000 needs some room
     dataset = make_image(stored)
     dataset.compress(syntax)
     array, _ = saved(tmp_path, dataset)
@@ -309,7 +309,7 @@ def world(affine: np.ndarray, *index: float) -> np.ndarray:
 def test_affine_of_a_slice_leads_from_pixels_to_the_patient(tmp_path):
     """Column 3 and row 5 of a slice that runs up and down: worked by hand, in LPS, then turned to RAS."""
     dataset = make_image(
-        grey(),
+        gray(),
         ImagePositionPatient=["10", "20", "30"],
         ImageOrientationPatient=[str(value) for value in SIDEWAYS],
         PixelSpacing=["0.5", "2"],  # between rows, between columns
@@ -324,12 +324,12 @@ def test_affine_of_a_slice_leads_from_pixels_to_the_patient(tmp_path):
 
 @pytest.mark.parametrize("name", ["PixelSpacing", "ImagerPixelSpacing"])
 def test_picture_without_a_place_lies_upright_with_its_spacing(tmp_path, name):
-    _, meta = saved(tmp_path, make_image(grey(), **{name: ["0.5", "2"]}))
+    _, meta = saved(tmp_path, make_image(gray(), **{name: ["0.5", "2"]}))
     np.testing.assert_array_equal(meta["affine"], np.diag([-2, -0.5, 1, 1]))
 
 
 def test_radiograph_whose_spacing_is_stored_as_zero_has_none(tmp_path):
-    _, meta = saved(tmp_path, make_image(grey(), PixelSpacing=["0", "0"]))
+    _, meta = saved(tmp_path, make_image(gray(), PixelSpacing=["0", "0"]))
     np.testing.assert_array_equal(meta["affine"], np.diag([-1, -1, 1, 1]))
 
 
@@ -360,7 +360,7 @@ def enhanced(frames: np.ndarray, positions: list, *, slopes: list | None = None,
 
 
 def test_frames_are_ordered_by_position_and_rescaled_one_by_one(tmp_path):
-    frames = grey(frames=3)
+    frames = gray(frames=3)
     array, meta = saved(tmp_path, enhanced(frames, [(1, 2, 7), (1, 2, 3), (1, 2, 5)], slopes=[1, 2, 4]))
     assert array.shape == (COLUMNS, ROWS, 3)
     for place, (frame, slope) in enumerate([(1, 2), (2, 4), (0, 1)]):
@@ -371,12 +371,12 @@ def test_frames_are_ordered_by_position_and_rescaled_one_by_one(tmp_path):
 
 
 def test_film_keeps_its_order_and_lies_upright(tmp_path):
-    frames = grey("uint8", 256, frames=4)
+    frames = gray("uint8", 256, frames=4)
     array, meta = saved(tmp_path, make_image(frames, NumberOfFrames=4))
     np.testing.assert_array_equal(array, frames.transpose(2, 1, 0))
     np.testing.assert_array_equal(meta["affine"], np.diag([-1, -1, 1, 1]))
-    still, meta = saved(tmp_path, enhanced(grey(frames=4), [(1, 2, 3)] * 4))
-    np.testing.assert_array_equal(still, grey(frames=4).transpose(2, 1, 0) - 5.0)
+    still, meta = saved(tmp_path, enhanced(gray(frames=4), [(1, 2, 3)] * 4))
+    np.testing.assert_array_equal(still, gray(frames=4).transpose(2, 1, 0) - 5.0)
     np.testing.assert_array_equal(meta["affine"], np.diag([-2, -0.5, 1, 1]))
 
 
@@ -391,7 +391,7 @@ def test_film_in_colors_is_read_as_a_volume_with_channels(tmp_path):
 @pytest.mark.parametrize("step", [2.5, -2.5])
 def test_slices_of_nuclear_medicine_are_stacked_along_the_sign_of_their_spacing(tmp_path, step):
     detector = item(ImagePositionPatient=["1", "2", "3"], ImageOrientationPatient=["1", "0", "0", "0", "1", "0"])
-    frames = grey(frames=3)
+    frames = gray(frames=3)
     dataset = make_image(frames, NumberOfFrames=3, DetectorInformationSequence=[detector], PixelSpacing=["4", "4"])
     dataset.SpacingBetweenSlices = str(step)
     array, meta = saved(tmp_path, dataset)
@@ -404,7 +404,7 @@ def test_slices_of_nuclear_medicine_are_stacked_along_the_sign_of_their_spacing(
 
 
 def test_windows_travel_as_numbers_and_nothing_else_does(tmp_path):
-    dataset = make_image(grey(), WindowCenter=["40", "300"], WindowWidth=["80", "1500"], Modality="MR")
+    dataset = make_image(gray(), WindowCenter=["40", "300"], WindowWidth=["80", "1500"], Modality="MR")
     path = write_image(tmp_path / "a.dcm", dataset)
     meta = read_image_file(path).meta
     assert np.asarray(meta[VOIKeys.WINDOWS])[:2].tolist() == [[40, 80], [300, 1500]]
@@ -415,7 +415,7 @@ def test_windows_travel_as_numbers_and_nothing_else_does(tmp_path):
 
 @pytest.mark.parametrize(("center", "width"), [("40", "0"), ("40", "-1"), ("nan", "80"), ("40", "")])
 def test_window_that_is_none_is_left_out(tmp_path, center, width):
-    dataset = make_image(grey(), WindowCenter="40", WindowWidth="80")
+    dataset = make_image(gray(), WindowCenter="40", WindowWidth="80")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset.WindowCenter, dataset.WindowWidth = center, width
@@ -429,7 +429,7 @@ def test_window_that_is_none_is_left_out(tmp_path, center, width):
 def test_stored_lookup_table_shows_what_pydicom_shows(tmp_path, bits, photometric, as_words):
     table = np.sort(np.random.RandomState(4).randint(0, 2**bits, 500)).astype(int).tolist()
     luts = [lookup_table(100, bits, table, as_words=as_words)]
-    stored = grey("uint16", 1024)
+    stored = gray("uint16", 1024)
     dataset = make_image(stored, bits=10, photometric=photometric, VOILUTSequence=luts, Modality="DX")
     array, meta = saved(tmp_path, dataset)
     shown = apply_voi_lut(stored, dataset).T / (2**bits - 1) * 255 if bits > 8 else None
@@ -448,7 +448,7 @@ def test_images_with_different_windows_make_a_batch(tmp_path):
         {"VOILUTSequence": [lookup_table(0, 8, list(range(256)) + [255] * 44)]},
     ]
     images = [
-        read_image_file(write_image(tmp_path / f"{index}.dcm", make_image(grey(), **extra)))
+        read_image_file(write_image(tmp_path / f"{index}.dcm", make_image(gray(), **extra)))
         for index, extra in enumerate(tags)
     ]
     assert list_data_collate([{"image": image} for image in images])["image"].shape == (3, 1, COLUMNS, ROWS)
@@ -467,7 +467,7 @@ def test_images_with_different_windows_make_a_batch(tmp_path):
     [
         ({"Rows": None}, "cannot be read|cannot be decoded"),
         ({"SamplesPerPixel": 3}, "3 sample\\(s\\) a pixel contradict its kind of tones"),
-        ({"PhotometricInterpretation": ""}, "does not tell whether its pixels are grey or colors"),
+        ({"PhotometricInterpretation": ""}, "does not tell whether its pixels are gray or colors"),
         ({"PhotometricInterpretation": "CMYK"}, "contradict its kind of tones"),
         ({"RescaleSlope": "0", "RescaleIntercept": "0"}, "rescaling turns all values into one"),
         ({"BitsStored": 17}, "pixel data cannot be decoded"),
@@ -488,7 +488,7 @@ def test_images_with_different_windows_make_a_batch(tmp_path):
 )
 def test_contradiction_is_refused(tmp_path, change, message):
     dataset = make_image(
-        grey(),
+        gray(),
         ImagePositionPatient=["1", "2", "3"],
         ImageOrientationPatient=["1", "0", "0", "0", "1", "0"],
         PixelSpacing=["1", "1"],
@@ -500,8 +500,8 @@ def test_contradiction_is_refused(tmp_path, change, message):
 
 
 def test_image_of_radiotherapy_is_an_image(tmp_path):
-    array, _ = saved(tmp_path, make_image(grey(), SOPClassUID="1.2.840.10008.5.1.4.1.1.481.1", Modality="RTIMAGE"))
-    np.testing.assert_array_equal(array, grey().T)
+    array, _ = saved(tmp_path, make_image(gray(), SOPClassUID="1.2.840.10008.5.1.4.1.1.481.1", Modality="RTIMAGE"))
+    np.testing.assert_array_equal(array, gray().T)
 
 
 @pytest.mark.parametrize(
@@ -514,11 +514,11 @@ def test_image_of_radiotherapy_is_an_image(tmp_path):
 )
 def test_frames_that_make_no_even_stack_are_refused(tmp_path, positions, message):
     with pytest.raises(ImageFileError, match=f"make no single volume: .*{message}"):
-        saved(tmp_path, enhanced(grey(frames=len(positions)), positions))
+        saved(tmp_path, enhanced(gray(frames=len(positions)), positions))
 
 
 def test_frames_that_are_not_parallel_are_refused(tmp_path):
-    dataset = enhanced(grey(frames=2), [(0, 0, 0), (0, 0, 2)])
+    dataset = enhanced(gray(frames=2), [(0, 0, 0), (0, 0, 2)])
     turned = item(ImageOrientationPatient=["0", "1", "0", "1", "0", "0"])
     dataset.PerFrameFunctionalGroupsSequence[1].PlaneOrientationSequence = [turned]
     with pytest.raises(ImageFileError, match="frames are not parallel; export each direction"):
@@ -526,7 +526,7 @@ def test_frames_that_are_not_parallel_are_refused(tmp_path):
 
 
 def test_frames_that_are_not_all_described_are_refused(tmp_path):
-    dataset = enhanced(grey(frames=2), [(0, 0, 0), (0, 0, 2)])
+    dataset = enhanced(gray(frames=2), [(0, 0, 0), (0, 0, 2)])
     del dataset.PerFrameFunctionalGroupsSequence[1]
     with pytest.raises(ImageFileError, match=r"describes 1 frame\(s\) and holds 2"):
         saved(tmp_path, dataset)
@@ -538,7 +538,7 @@ def test_signed_colors_are_refused(tmp_path):
 
 
 def test_limits_are_kept_before_pixels_are_decoded(tmp_path):
-    path = write_image(tmp_path / "a.dcm", make_image(grey(frames=2), NumberOfFrames=2))
+    path = write_image(tmp_path / "a.dcm", make_image(gray(frames=2), NumberOfFrames=2))
     with pytest.raises(ImageFileError, match=r"22 x 18 pixels are more than the limit of 395; .*--max_pixels"):
         DicomReader(max_pixels=395).read(path)
     with pytest.raises(ImageFileError, match=r"22 x 18 x 2 voxels are more than the limit of 791; crop it"):
@@ -562,7 +562,7 @@ def test_more_decoders_are_offered_where_there_are_more(monkeypatch, installed):
 
 
 def test_video_is_refused(tmp_path):
-    dataset = make_image(grey("uint8", 256))
+    dataset = make_image(gray("uint8", 256))
     dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.102"  # MPEG-4
     dataset.PixelData = pydicom.encaps.encapsulate([b"\0" * 10])
     dataset["PixelData"].is_undefined_length = True
@@ -571,14 +571,14 @@ def test_video_is_refused(tmp_path):
 
 
 def test_several_files_are_referred_to_the_reader_of_series(tmp_path):
-    path = write_image(tmp_path / "a.dcm", make_image(grey()))
+    path = write_image(tmp_path / "a.dcm", make_image(gray()))
     assert DicomReader().read([path]).Rows == ROWS
     with pytest.raises(ImageFileError, match="got 2 files; slices are read by read_series"):
         DicomReader().read([path, path])
 
 
 def test_file_without_preamble_is_read_where_it_tells_its_class(tmp_path):
-    stored, path = grey(), tmp_path / "a.dcm"
+    stored, path = gray(), tmp_path / "a.dcm"
     dataset = make_image(stored)
     del dataset.file_meta
     dataset.save_as(path, implicit_vr=True, little_endian=True, enforce_file_format=False)
@@ -587,7 +587,7 @@ def test_file_without_preamble_is_read_where_it_tells_its_class(tmp_path):
 
 
 def test_reader_serves_monai_and_knows_its_files(tmp_path):
-    path = write_image(tmp_path / "a.dcm", make_image(grey(), ImagePositionPatient=["1", "2", "3"]))
+    path = write_image(tmp_path / "a.dcm", make_image(gray(), ImagePositionPatient=["1", "2", "3"]))
     loaded = LoadImage(reader=DicomReader(), image_only=True, ensure_channel_first=True)(path)
     assert torch.equal(loaded.as_tensor(), read_image_file(path).as_tensor())
     assert DicomReader().verify_suffix([path, "b.IMA"])
@@ -597,7 +597,7 @@ def test_reader_serves_monai_and_knows_its_files(tmp_path):
 @pytest.mark.parametrize("keyword", ["PixelSpacing", "WindowCenter", "ImagePositionPatient", "RescaleSlope"])
 def test_name_in_the_wrong_tag_reaches_neither_message_nor_log(tmp_path, caplog, capfd, keyword):
     dataset = make_image(
-        grey(),
+        gray(),
         RescaleSlope="1.234567",
         RescaleIntercept="0",
         WindowCenter="1.234567",
@@ -642,7 +642,7 @@ def test_cut_file_is_refused_and_nothing_logged(tmp_path, caplog, name, share):
 @pytest.mark.parametrize("fault", [ValueError("DOE^JOHN"), BaseException("DOE^JOHN")])
 def test_whatever_a_decoder_raises_is_a_refusal_that_quotes_nothing(tmp_path, monkeypatch, fault):
     """Decoders written in Rust panic, which is no Exception."""
-    path = write_image(tmp_path / "a.dcm", make_image(grey()))
+    path = write_image(tmp_path / "a.dcm", make_image(gray()))
 
     def fail(*_, **__):
         raise fault

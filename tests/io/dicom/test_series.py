@@ -265,7 +265,7 @@ def test_files_that_make_no_single_volume_are_refused(tmp_path):
         ([*axial, *small], "slices of different sizes"),
         (paths[:1], "its slices have colors"),
         ([*axial, paths[1]], "a file of several frames among slices"),
-        (paths[2:], "a film in colors is no volume of grey values"),
+        (paths[2:], "a film in colors is no volume of gray values"),
     ]:
         with pytest.raises(ImageFileError, match=message):
             read_series(files)
