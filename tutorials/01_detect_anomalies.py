@@ -1,4 +1,4 @@
-"""Find anomalies in a folder of images, remember two local cases, and look again.
+"""Find anomalies in a folder of images, add two local cases to the memory bank, and score the folder again.
 
 Usage:
     python tutorials/01_detect_anomalies.py [FOLDER] [OUTPUT]

@@ -1,4 +1,4 @@
-"""Build two memory banks from labeled folders, merge them, add local cases, save the bank and look again.
+"""Build two memory banks from labeled folders, merge them, add local cases, save the bank and compare the scores.
 
 Usage:
     python tutorials/02_build_and_share_a_memory_bank.py [OUTPUT]
@@ -10,13 +10,13 @@ from pathlib import Path
 import mrad_med
 
 output = Path(sys.argv[1] if len(sys.argv) > 1 else "tutorial_bank")
-image_size = 252  # pixels; the bundles use 518, which is slower and finer
+image_size = 252  # pixels; the bundles use 518, which is slower and gives finer maps
 clip = mrad_med.load_clip("embedded")
 steps = mrad_med.build_preprocessing(clip.card, mrad_med.ImageView(image_size=image_size), with_mask=True)
 
 
 def read(folder):
-    """Return a loader over a folder with normal/, defect/ and mask/, or over folders of such folders."""
+    """Return a loader for a folder with normal/, defect/ and mask/, or for a folder of such folders."""
     cases = mrad_med.load_labeled_folder(folder)
     return mrad_med.CaseLoader(mrad_med.CaseDataset(cases, steps), progress=False)
 

@@ -1,4 +1,4 @@
-"""Train both learned variants of MRAD on labeled images, compare them on a held-out class, save them and use one.
+"""Train MRAD-FT and MRAD-CLIP on labeled images, compare them on a held-out class, save them and use one.
 
 Usage:
     python tutorials/03_train_mrad_ft_and_clip.py [OUTPUT]
@@ -14,7 +14,7 @@ from monai.handlers import ValidationHandler
 import mrad_med
 
 output = Path(sys.argv[1] if len(sys.argv) > 1 else "tutorial_training")
-image_size = 252  # pixels; the bundles use 518, which is slower and finer
+image_size = 252  # pixels; the bundles use 518, which is slower and gives finer maps
 surfaces = ["fabric", "leather", "tiles", "wood"]
 folder = mrad_med.write_surface_dataset(output / "surfaces", surfaces=surfaces, count=5)
 
@@ -22,7 +22,7 @@ cases = mrad_med.load_training_set(folder)  # VisA as downloaded, or folders of 
 held_out = mrad_med.choose_held_out(cases, 1, seed=0)
 clip = mrad_med.load_clip("embedded")
 cache = mrad_med.FeatureCache(clip, output / "features", image_size=image_size)
-features = cache.fill(cases, progress=False)  # each image passes the encoder once; a second run finds all on disk
+features = cache.fill(cases, progress=False)  # encodes each image once; a second run reads all features from disk
 training, validation = features.split(held_out)
 bank = mrad_med.build_memory_bank(clip, mrad_med.feature_loader(training), sources=training.sources, progress=False)
 bank.save(output / "memory_bank.safetensors")
@@ -30,7 +30,7 @@ training = mrad_med.select_trainable(training)
 
 
 def evaluator_of(network):
-    """Return what measures a network on the held-out class."""
+    """Return an evaluator that measures a network on the held-out class."""
     return SupervisedEvaluator(
         device="cpu",
         val_data_loader=mrad_med.feature_loader(validation),
@@ -44,7 +44,7 @@ def evaluator_of(network):
 
 
 def train(name, trainer_class, network, **keywords):
-    """Train the head of a network, keep the weights that were best in validation, and save them with a card."""
+    """Train the head of a network, keep the weights that are best in validation, and save them with a card."""
     weights = [weight for weight in network.head.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=4e-4, betas=(0.5, 0.999))
     evaluator = evaluator_of(network)
@@ -87,4 +87,4 @@ results = detector.detect(mrad_med.write_sample_images(output / "images"), progr
 results.save(output / "results")
 for name, score in results.scores.items():
     print(f"{name:<16} {score:.4f}")
-cache.raise_for_failures()  # names the images that could not be read, if there are any
+cache.raise_for_failures()  # raises an error that names the images that could not be read, if there are any
