@@ -422,7 +422,7 @@ def make_bad_cases(folder: Path, count: int = 7) -> tuple[list[Case], dict[str, 
         "c2": "its image cannot be read (No such file or directory); look at the path",
         "c3": "its mask cannot be read (No such file or directory); look at the path",
         "c5": "its mask is 40 x 60 and the image 60 x 40: they must have the same size",
-        "c6": "volumes cannot be remembered or measured; export their slices as images",
+        "c6": "volumes cannot enter a memory bank or be evaluated; export their slices as images",
     }
 
 

@@ -74,7 +74,7 @@ def test_window_of_many_values_is_that_of_each(monkeypatch):
     ("center", "width", "function", "message"),
     [
         (0, 0.5, "LINEAR", "a finite center and a width of 1 or more, got 0 and 0.5"),
-        (0, 0, "SIGMOID", "a finite center and a width"),
+        (0, 0, "SIGMOID", "a finite center and a width above 0, got 0 and 0"),
         (np.nan, 10, "LINEAR", "a finite center"),
         (0, np.inf, "LINEAR", "a finite center"),
         (0, 10, "CUBIC", "function must be LINEAR, LINEAR_EXACT or SIGMOID, got 'CUBIC'"),
@@ -169,10 +169,10 @@ def test_dictionary_version_does_the_same_to_its_keys():
 @pytest.mark.parametrize(
     ("window", "message"),
     [
-        ("brian", r"there is no window 'brian': there are auto, .*brain.*liver.*did you mean 'brain'\?"),
+        ("brian", r"there is no window 'brian': choose one of auto, .*brain.*liver.*did you mean 'brain'\?"),
         ("Lung", r"did you mean 'lung'\?"),
         ("xyz", r"there is no window 'xyz'.*center and width$"),
-        ((40,), "a window is a name or center and width, and three make colors; got 1 numbers"),
+        ((40,), "a window must be a name, or center and width; three windows make colors. Got 1 values"),
         ((40, 0), "a finite center and a width of 1 or more, got 40 and 0"),
         (["brain", "lung", "brian"], "did you mean 'brain'"),
         (["brain", "lung"], "could not convert"),
