@@ -359,4 +359,8 @@ def _rows_of(characters: NDArray[np.int_]) -> list[NDArray[np.int_]]:
     follows = (abs(top - top.T) <= slack) & (abs(bottom - bottom.T) <= slack) & (gap > -2) & (gap <= height)
     count, rows = connected_components(follows, directed=False)
     members = [characters[rows == row] for row in range(count)]
-    return [np.concatenate([row[:, :2].min(axis=0), row[:, 2:].max(axis=0)]) for row in members if len(row) >= _FEWEST_CHARACTERS]
+    return [
+        np.concatenate([row[:, :2].min(axis=0), row[:, 2:].max(axis=0)])
+        for row in members
+        if len(row) >= _FEWEST_CHARACTERS
+    ]

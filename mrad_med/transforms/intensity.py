@@ -267,9 +267,7 @@ class ToRGB(Transform):
             ImageFileError: the image has another number of channels.
         """
         if image.shape[0] not in (1, 3):
-            raise ImageFileError(
-                f"the image has {image.shape[0]} channels; gray (1) and RGB (3) images can be scored"
-            )
+            raise ImageFileError(f"the image has {image.shape[0]} channels; gray (1) and RGB (3) images can be scored")
         return image if image.shape[0] == 3 else image.repeat(3, *[1] * (image.ndim - 1))
 
 

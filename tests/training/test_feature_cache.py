@@ -339,12 +339,12 @@ def test_damaged_file_is_encoded_again_and_named(tiny_clip, tmp_path, encoded, k
     dataset = fill(make_cache(tiny_clip, tmp_path), cases, batch_size=1)
     before = dataset.files[2].read_bytes()
     dataset.files[2].write_bytes(before[:kept])
-    with pytest.raises(OSError, match="cached features of c2 are damaged or gone"):
+    with pytest.raises(OSError, match="cached features of c2 are damaged or missing"):
         dataset[2]
     with caplog.at_level(logging.WARNING, "mrad_med"):
         fill(make_cache(tiny_clip, tmp_path), cases, batch_size=1)
     assert encoded == [1] * 5
-    assert caplog.messages == ["c2: its cached features are damaged and encoded again"]
+    assert caplog.messages == ["c2: its cached features are damaged; they are encoded again"]
     assert dataset.files[2].read_bytes() == before
     assert dataset[2]["case_id"] == "c2"
 
@@ -365,7 +365,7 @@ BYTES = 16 * 32 * 2 + TINY_SIZE**2  # of one image: patches in fp16, mask
 def test_too_small_disk_is_refused_before_anything_is_encoded(tiny_clip, tmp_path, encoded, free, monkeypatch):
     monkeypatch.setattr("mrad_med.training.feature_cache.shutil.disk_usage", lambda _: Usage(free))
     with pytest.raises(
-        OSError, match=r"features of 4 image\(s\) take 0\.0 GB, but 0\.0 GB can be used in .*cache: choose"
+        OSError, match=r"features of 4 image\(s\) need 0\.0 GB, but only 0\.0 GB are free in .*cache: choose"
     ):
         fill(make_cache(tiny_clip, tmp_path), make_cases(tmp_path))
     assert encoded == []
@@ -496,7 +496,7 @@ def test_case_that_changes_twice_is_left_out_with_the_reason(tiny_clip, tmp_path
     assert [(failure.case_id, failure.reason) for failure in cache.failures] == [
         (
             cases[1]["case_id"],
-            "its image or mask changed while it was read, twice; wait until nothing writes to it, and run again",
+            "its image or mask changed twice while it was read; wait until nothing writes to it, and run again",
         )
     ]
     assert len(files_in(tmp_path)) == 3
@@ -516,7 +516,9 @@ def test_features_that_half_precision_cannot_hold_are_named_and_not_kept(tiny_cl
 def test_two_cases_of_one_name_are_refused(tiny_clip, tmp_path, encoded):
     cases = make_cases(tmp_path)
     cases[3]["case_id"] = "c1"
-    with pytest.raises(ValueError, match="two cases are named 'c1': names must be unique; begin them with their set's"):
+    with pytest.raises(
+        ValueError, match="two cases are named 'c1': names must be unique; begin them with the name of the set"
+    ):
         fill(make_cache(tiny_clip, tmp_path), cases)
     assert encoded == []
 

@@ -107,7 +107,9 @@ def replace(file: Path) -> None:
 def test_damaged_file_is_told_with_its_case_and_what_to_do(tmp_path, damage):
     dataset = make_dataset(tmp_path)
     damage(dataset.files[2])
-    message = r"the cached features of case 2 are damaged or gone \(.+\); run again: the cache encodes what is damaged"
+    message = (
+        r"the cached features of case 2 are damaged or missing \(.+\); run again: only damaged and missing features"
+    )
     with pytest.raises(OSError, match=message):
         dataset[2]
     with pytest.raises(OSError, match=message):
@@ -251,7 +253,7 @@ def test_batches_that_are_not_asked_for_are_not_read(tmp_path):
 def test_an_error_while_reading_ahead_reaches_who_asks(tmp_path):
     dataset = make_dataset(tmp_path)
     dataset.files[1].unlink()
-    with pytest.raises(OSError, match="are damaged or gone"):
+    with pytest.raises(OSError, match="are damaged or missing"):
         list(feature_loader(dataset, batch_size=1, num_workers=2))
 
 
@@ -273,7 +275,7 @@ def test_processes_share_the_cases_each_of_which_comes_once(tmp_path, monkeypatc
 def test_fewer_images_than_processes_are_refused(tmp_path, monkeypatch):
     dataset = make_dataset(tmp_path, 1)
     act_as(monkeypatch, 1, 2)
-    with pytest.raises(ValueError, match=r"1 image\(s\) cannot be shared out among 2 processes"):
+    with pytest.raises(ValueError, match=r"1 image\(s\) cannot be divided among 2 processes"):
         feature_loader(dataset)
 
 

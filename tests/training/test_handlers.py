@@ -135,7 +135,7 @@ def test_fewer_epochs_than_the_checkpoint_has_are_refused(
     run = make_run(stage, tmp_path, tiny_clip, dataset, max_epochs=max_epochs)
     with pytest.raises(
         TrainingError,
-        match=rf"last\.pt holds a training of 4 epoch\(s\), more than max_epochs, which is {max_epochs}: give at",
+        match=rf"last\.pt holds a training of 4 epoch\(s\), more than max_epochs={max_epochs}: set at",
     ):
         run.trainer.run()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -191,7 +191,8 @@ def test_planes_whose_slices_have_too_few_pixels_are_refused(plane, size):
         assert ToDisplayOrientation(plane)(image).shape == (1, 30, 40, 5)
         return
     with pytest.raises(
-        ImageFileError, match=f"its {plane} slices have {size} pixels, but at least 16 x 16 are needed: choose another plane"
+        ImageFileError,
+        match=f"its {plane} slices have {size} pixels, but at least 16 x 16 are needed: choose another plane",
     ):
         ToDisplayOrientation(plane)(image)
 
