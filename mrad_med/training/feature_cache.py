@@ -160,7 +160,7 @@ class FeatureCache:
         usable = max(0, shutil.disk_usage(self.folder).free - _SPARE_BYTES)
         if needed > usable:
             raise OSError(
-                f"the features of {count} image(s) need {needed / 1e9:.1f} GB, but only {usable / 1e9:.1f} GB are free "
+                f"the features of {count} image(s) need {needed / 1e9:.1f} GB, but only {usable / 1e9:.1f} GB can be used "
                 f"in {self.folder}: choose another cache folder, a smaller image_size, or fp16"
             )
 

@@ -83,8 +83,8 @@ class FeatureDataset(Dataset[dict[str, Any]]):
                 return tuple(file.get_tensor(name) for name in names)
         except (SafetensorError, OSError) as error:
             raise OSError(
-                f"the cached features of {self.cases[index][AnomalyKeys.CASE_ID]} are damaged or missing ({error}); run "
-                "again: only damaged and missing features are encoded again"
+                f"the cached features of {self.cases[index][AnomalyKeys.CASE_ID]} are damaged or missing ({error}); "
+                "run again: only damaged and missing features are encoded again"
             ) from error
 
     def subset(self, indices: Iterable[int]) -> FeatureDataset:

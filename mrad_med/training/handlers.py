@@ -104,9 +104,9 @@ class TrainingCheckpoint:
         lr_scheduler: learning rate schedule of the training, or None.
         evaluator: evaluator of the validation, or None. Its key metric, where defined, decides which epoch was best.
             Without an evaluator the last weights are kept.
-        identity: values that must be equal in a run that resumes, such as hashes of backbone, bank and training set, and
-            the configuration. Optimizer, schedule, batches an epoch, number of processes and text tower are always
-            compared and need not be given.
+        identity: values that must be equal in a run that resumes, such as the configuration and the hashes of
+            backbone, bank and training set. Optimizer, schedule, batches an epoch, number of processes and text tower
+            are always compared and need not be given.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class TrainingCheckpoint:
         """Resume after the last completed epoch; do nothing without a checkpoint.
 
         Raises:
-            TrainingError: the checkpoint is damaged, belongs to another training, or has more epochs than ``max_epochs``.
+            TrainingError: the checkpoint is damaged, of another training, or of more epochs than ``max_epochs``.
         """
         if not self.path.is_file():
             return

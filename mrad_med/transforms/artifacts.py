@@ -97,9 +97,9 @@ def find_field(image: ColorImage) -> Mask:
 def find_highlights(image: ColorImage) -> Mask:
     """Return the specular highlights of an image: small white spots that stand out, with their halo.
 
-    The function misses dim, colored and large reflections: overexposed areas and white backgrounds look like large ones.
-    White text and small spots of white tissue are treated as highlights. Check the result on stained slides before you
-    rely on it.
+    The function misses dim, colored and large reflections, because overexposed areas and white backgrounds look like
+    large ones. White text and small spots of white tissue are treated as highlights. Check the result on stained slides
+    before you rely on it.
 
     Args:
         image: uint8 (H, W, 3).
@@ -125,9 +125,9 @@ def find_highlights(image: ColorImage) -> Mask:
 def find_text(image: ColorImage) -> Mask:
     """Return the text burned into an image: rows of four or more bright thin shapes of the same height.
 
-    Strokes are searched in the green and blue channels, because tissue has little of both. The function misses red, dark
-    blue and black text, text on glare, short or handwritten text, characters that touch each other, and text that does
-    not run from left to right.
+    Strokes are searched in the green and blue channels, because tissue has little of both. The function misses red,
+    dark blue and black text, text on glare, short or handwritten text, characters that touch each other, and text that
+    does not run from left to right.
 
     Args:
         image: uint8 (H, W, 3), upright.
@@ -204,7 +204,7 @@ class RemoveArtifacts(InvertibleTransform):
         return self.push_transform(result, orig_size=tuple(image.shape[1:]), extra_info=info)
 
     def inverse(self, image: MetaTensor) -> MetaTensor:
-        """Return a map at the original size, (C, H, W[, frames]), from a map of the cropped image (C, h, w[, frames])."""
+        """Return a map (C, h, w[, frames]) of the cropped image at the original size, (C, H, W[, frames])."""
         applied = self.pop_transform(image)
         info, values = applied[TraceKeys.EXTRA_INFO], image.as_tensor()
         if not info:

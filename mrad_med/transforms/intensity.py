@@ -32,8 +32,8 @@ __all__ = [
 
 Window = str | Sequence[float]  # "auto", "stored", "percentile", the name of a preset, or center and width
 
-# Center and width in Hounsfield units, from Radiopaedia's article "Windowing (CT)" except where noted. Where the article
-# gives a range, the middle is used.
+# Center and width in Hounsfield units, from Radiopaedia's article "Windowing (CT)" except where noted. For a range in
+# the article, the middle is used.
 WINDOWS: dict[str, tuple[float, float]] = {
     "brain": (40, 80),
     "subdural": (75, 215),  # centers 50 to 100, widths 130 to 300

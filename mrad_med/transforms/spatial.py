@@ -42,8 +42,8 @@ class ToDisplayOrientation(InvertibleTransform):
     """Turn an array in MONAI's axis order into upright images: rows run down, columns run right.
 
     (C, W, H) becomes (C, H, W). A volume becomes (C, rows, columns, slices) in the radiological convention. The left
-    side of an axial or coronal slice is the patient's right. The left side of a sagittal slice is anterior. The top of a
-    coronal or sagittal slice is superior. The top of an axial slice is anterior.
+    side of an axial or coronal slice is the patient's right. The left side of a sagittal slice is anterior. The top of
+    a coronal or sagittal slice is superior. The top of an axial slice is anterior.
 
     Args:
         plane: plane of a volume's slices: ``"axial"``, ``"coronal"``, ``"sagittal"``, or ``"auto"`` for the plane of

@@ -245,7 +245,7 @@ def test_a_set_without_normal_images_is_told_of_before_anything_is_encoded(
     monkeypatch.setattr(module, "find_duplicates", lambda _: said_before.extend(caplog.messages) or {})
     summary = evaluation(cases).run()
     reason = "4 of 4 images are anomalous"
-    assert said_before == [f"image metrics will be undefined: {reason}: scores need both kinds to be told apart"]
+    assert said_before == [f"image metrics will be undefined: {reason}: normal and anomalous images are needed"]
     assert reason in summary["image"]["undefined"]
     assert 0 < summary["pixel"]["auroc"] < 1
     assert f"Image metrics are undefined: {reason}." in (tmp_path / "out" / "metrics.md").read_text(encoding="utf-8")
@@ -254,7 +254,7 @@ def test_a_set_without_normal_images_is_told_of_before_anything_is_encoded(
 def test_an_empty_mask_of_an_anomalous_image_is_named(cases: Cases, evaluation, caplog: pytest.LogCaptureFixture):
     Image.fromarray(np.zeros((56, 56), np.uint8)).save(cases[1]["mask"])
     evaluation(cases).run()
-    assert "1: labeled anomalous, but its mask is empty; look at the mask" in caplog.messages
+    assert "1: labeled anomalous, but its mask is empty; check the mask" in caplog.messages
 
 
 # lost cases
@@ -302,12 +302,12 @@ def test_networks_that_give_nan_are_refused(cases: Cases, evaluation, network: M
     monkeypatch.setattr(
         network.head, "image_probability", lambda features: torch.full((len(features.image), 1), np.nan)
     )
-    with pytest.raises(ValueError, match="the network gives NaN: use precision='fp32'"):
+    with pytest.raises(ValueError, match="the network returns NaN: use precision='fp32'"):
         evaluation(cases).run()
 
 
 def test_a_set_without_cases_and_a_folder_that_cannot_be_written_to_are_refused(tmp_path: Path, cases, evaluation):
-    with pytest.raises(ValueError, match="there is no case to evaluate"):
+    with pytest.raises(ValueError, match="there are no cases to evaluate"):
         evaluation([])
     with pytest.raises(ValueError, match="two cases have the same case_id: give each its own"):
         evaluation([*cases, {**cases[1], "mask_threshold": 0}])
@@ -456,7 +456,7 @@ def test_a_record_that_goes_away_while_it_is_needed_is_not_passed_over(cases: Ca
     run.run()
     for path in (run.output_dir / "records").iterdir():
         path.unlink()
-    with pytest.raises(OSError, match="the record of 0 is gone from the output: run again"):
+    with pytest.raises(OSError, match="the record of 0 is missing in the output: run again"):
         next(run.records(cases))
 
 
@@ -565,9 +565,9 @@ def test_evaluations_that_cannot_share_are_refused(cases: Cases, evaluation, tin
         evaluation(cases, "other", view=ImageView(TINY_SIZE, max_pixels=10_000)),
     ]
     for other in others:
-        with pytest.raises(ValueError, match="must share encoder, cases, preprocessing and file_size"):
+        with pytest.raises(ValueError, match="must have the same encoder, cases, preprocessing and file_size"):
             evaluate_together([first, other])
-    with pytest.raises(ValueError, match="need an output_dir each"):
+    with pytest.raises(ValueError, match="must have different output folders \\(output_dir\\)"):
         evaluate_together([first, evaluation(cases)])
 
 

@@ -134,7 +134,7 @@ def test_an_anomalous_case_without_mask_counts_at_image_level_only():
 def test_an_empty_mask_of_an_anomalous_image_is_named(caplog: pytest.LogCaptureFixture):
     (case, record), *_ = make_pairs(1)
     measured([({**case, "label": 1}, record), ({**case, "case_id": "fine"}, record)])
-    assert caplog.messages == ["00: labeled anomalous, but its mask is empty; look at the mask"]
+    assert caplog.messages == ["00: labeled anomalous, but its mask is empty; check the mask"]
 
 
 def test_rows_say_what_was_measured_of_each_case():
@@ -174,14 +174,14 @@ def test_parts_add_up_to_the_whole_whatever_their_order():
     ("labels", "masks", "reasons"),
     [
         ([0, 1], [None, "m.png"], {}),
-        ([1, 1], ["m.png", None], {"image": "2 of 2 images are anomalous: scores need both kinds to be told apart"}),
+        ([1, 1], ["m.png", None], {"image": "2 of 2 images are anomalous: normal and anomalous images are needed"}),
         ([0, 1], [None, None], {"pixel": "the set has no masks"}),
         (
             [0, 0],
             [None, None],
             {
-                "image": "0 of 2 images are anomalous: scores need both kinds to be told apart",
-                "pixel": "no image is anomalous, so no pixel is",
+                "image": "0 of 2 images are anomalous: normal and anomalous images are needed",
+                "pixel": "the set has no anomalous images, and so no anomalous pixels",
             },
         ),
     ],

@@ -60,7 +60,7 @@ def test_a_page_has_every_metric_in_percent():
         "| PRO, 200 thresholds    |        70.12 |\n"
         "| FROC, mean sensitivity |        25.00 |\n"
         "\n"
-        "Pixel metrics are off by 0 at most.\n"
+        "Pixel metrics are exact.\n"
     )
 
 
@@ -122,12 +122,12 @@ def test_notes_say_what_is_undefined_unknown_or_lost():
     assert ["image AUROC", "undefined"] in cells_of(page.splitlines())
     assert "3 anomalous image(s) have no mask and count at image level only." in page
     assert "1 case(s) failed and are left out; see cases.csv." in page
-    assert "off by" not in page
+    assert "Pixel metrics are" not in page
 
 
 def test_a_bound_that_was_not_kept_is_told():
     pixel = {**make_summary()["pixel"], "error_bound": 0.00034}
-    assert "Pixel metrics are off by 0.0003 at most." in markdown_summary(make_summary(pixel=pixel))
+    assert "Pixel metrics are within 0.0003 of the exact values." in markdown_summary(make_summary(pixel=pixel))
 
 
 # several networks and sets

@@ -365,7 +365,7 @@ BYTES = 16 * 32 * 2 + TINY_SIZE**2  # of one image: patches in fp16, mask
 def test_too_small_disk_is_refused_before_anything_is_encoded(tiny_clip, tmp_path, encoded, free, monkeypatch):
     monkeypatch.setattr("mrad_med.training.feature_cache.shutil.disk_usage", lambda _: Usage(free))
     with pytest.raises(
-        OSError, match=r"features of 4 image\(s\) need 0\.0 GB, but only 0\.0 GB are free in .*cache: choose"
+        OSError, match=r"features of 4 image\(s\) need 0\.0 GB, but only 0\.0 GB can be used in .*cache: choose"
     ):
         fill(make_cache(tiny_clip, tmp_path), make_cases(tmp_path))
     assert encoded == []

@@ -107,9 +107,7 @@ def replace(file: Path) -> None:
 def test_damaged_file_is_told_with_its_case_and_what_to_do(tmp_path, damage):
     dataset = make_dataset(tmp_path)
     damage(dataset.files[2])
-    message = (
-        r"the cached features of case 2 are damaged or missing \(.+\); run again: only damaged and missing features"
-    )
+    message = r"the cached features of case 2 are damaged or missing \(.+\); run again: only damaged and missing"
     with pytest.raises(OSError, match=message):
         dataset[2]
     with pytest.raises(OSError, match=message):
