@@ -124,7 +124,7 @@ class Evaluation:
         if not cases:
             raise ValueError("there are no cases to evaluate")
         if len({case[AnomalyKeys.CASE_ID] for case in cases}) < len(cases):
-            raise ValueError("two cases have the same case_id: case ids must be unique")
+            raise ValueError("two cases have the same case_id: give each its own")
         self.network = network
         self.cases = [dict(case) for case in cases]
         self.output_dir = prepare_output(output_dir)

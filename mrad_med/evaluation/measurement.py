@@ -146,8 +146,8 @@ class SetMeasurement:
     def refine(self, records: Callable[[], Iterable[tuple[Case, CaseRecord]]]) -> None:
         """Count pixels again in finer bins until the error of every pixel metric is within `ERROR_BOUND`.
 
-        It stops earlier where bins would take too much memory. `summary` reports the bound that was reached. All classes
-        have the same bins, so their counts can be added without loss.
+        It stops earlier where bins would take too much memory. `summary` reports the bound that was reached. All
+        classes have the same bins, so their counts can be added without loss.
 
         Args:
             records: function that returns the cases and records of this process, at every call.

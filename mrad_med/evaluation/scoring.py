@@ -119,9 +119,9 @@ def _scored_now(
         images = convert_to_tensor(batch[AnomalyKeys.IMAGE], track_meta=False).to(device)
         with torch.no_grad():
             features = first.network.encode(images)
-        answers = [item.score(features, batch[AnomalyKeys.MASK]) for item in evaluations]
+        scored = [item.score(features, batch[AnomalyKeys.MASK]) for item in evaluations]
         now, _ = contents_of(todo[name] for name in batch[AnomalyKeys.CASE_ID])
-        for name, *records in zip(batch[AnomalyKeys.CASE_ID], *answers, strict=True):
+        for name, *records in zip(batch[AnomalyKeys.CASE_ID], *scored, strict=True):
             if now.get(name) != contents[name]:
                 changed[name] = todo[name]
                 continue

@@ -40,7 +40,7 @@ Cases = Sequence[Mapping[str, Any]]
 
 
 class FeatureCache:
-    """Encode labeled images once and keep the features on disk, one file a case.
+    """Encode labeled images once and keep their features on disk, one file per case.
 
     The name of a file is a hash of everything that its features depend on. Files are written completely or not at all.
     After a killed run or a full disk, the next run encodes only the missing features.
@@ -160,8 +160,8 @@ class FeatureCache:
         usable = max(0, shutil.disk_usage(self.folder).free - _SPARE_BYTES)
         if needed > usable:
             raise OSError(
-                f"the features of {count} image(s) need {needed / 1e9:.1f} GB, but only {usable / 1e9:.1f} GB can be used "
-                f"in {self.folder}: choose another cache folder, a smaller image_size, or fp16"
+                f"the features of {count} image(s) need {needed / 1e9:.1f} GB, but only {usable / 1e9:.1f} GB can be "
+                f"used in {self.folder}: choose another cache folder, a smaller image_size, or fp16"
             )
 
     def _encode_all(

@@ -20,7 +20,7 @@ from mrad_med.types import AnomalyKeys, ImageFeatures
 
 __all__ = ["UNKNOWN", "FeatureDataset", "collate_features", "feature_loader"]
 
-_BATCHES_AHEAD = 2  # of each thread
+_BATCHES_AHEAD = 2  # per thread
 
 UNKNOWN = 255  # value of a cached mask where it is not known whether a pixel is anomalous
 

@@ -40,7 +40,7 @@ Case = dict[str, Any]
 
 
 def make_cases(folder: Path, count: int = 4) -> list[Case]:
-    """Make pictures, not square; every second one is anomalous in its left half."""
+    """Make images that are not square; every second one is anomalous in its left half."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.RandomState(0)
     cases: list[Case] = []
@@ -125,7 +125,7 @@ def test_projecting_cached_patches_gives_the_encoders_own(tiny_clip, tmp_path):
     )
 
 
-def test_what_is_not_known_stays_unknown_and_what_is_empty_empty(tiny_clip, tmp_path):
+def test_unknown_masks_stay_unknown_and_empty_masks_empty(tiny_clip, tmp_path):
     cases = make_cases(tmp_path)
     for case in cases:
         case["mask"] = None
@@ -411,7 +411,7 @@ def test_disk_that_fills_all_the_same_loses_nothing(tiny_clip, tmp_path, encoded
 def make_bad_cases(folder: Path, count: int = 7) -> tuple[list[Case], dict[str, str]]:
     """Return cases of which c1, c2, c3, c5 and c6 cannot be used, and what is wrong with each."""
     cases = make_cases(folder, count)
-    Path(cases[1]["image"]).write_bytes(b"no picture")
+    Path(cases[1]["image"]).write_bytes(b"not an image")
     Path(cases[2]["image"]).unlink()
     Path(cases[3]["mask"]).unlink()
     Image.new("L", (40, 60)).save(cases[5]["mask"])
@@ -450,7 +450,7 @@ def test_failures_are_those_of_the_last_fill(tiny_clip, tmp_path):
     cache.raise_for_failures()
 
 
-def test_picture_beyond_the_limit_is_named(tiny_clip, tmp_path):
+def test_image_above_the_limit_is_named(tiny_clip, tmp_path):
     cache = make_cache(tiny_clip, tmp_path, max_pixels=40 * 60 - 1)
     assert len(fill(cache, make_cases(tmp_path, 2))) == 0
     assert all("limit of 2399" in failure.reason for failure in cache.failures)

@@ -116,7 +116,7 @@ def test_what_is_computed_once_an_image_gives_the_weights_of_computing_it_every_
     compute, calls = getattr(head, name), []
 
     def count(features: ImageFeatures) -> object:
-        if head.training:  # validation asks anew
+        if head.training:  # validation computes them again
             calls.append(len(features.image))
         return compute(features)
 
