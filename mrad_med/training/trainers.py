@@ -232,7 +232,7 @@ def _check_labels(dataset: FeatureDataset) -> None:
     if anomalous in (0, len(dataset)):
         raise TrainingError(
             f"a head cannot be trained on {len(dataset) - anomalous} normal and {anomalous} anomalous image(s) with a "
-            "mask: both are needed"
+            "mask: both labels are needed"
         )
 
 

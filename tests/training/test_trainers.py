@@ -57,7 +57,7 @@ def test_a_training_set_of_one_label_is_refused(
     optimizer = torch.optim.Adam(network.head.parameters())
     trainer = FineTuneTrainer if stage == "fine_tune" else PromptTrainer
     keywords = {} if stage == "fine_tune" else {"image_encoder": tiny_clip.image_encoder}
-    with pytest.raises(TrainingError, match=f"cannot be trained on {counts} image.*both are needed"):
+    with pytest.raises(TrainingError, match=f"cannot be trained on {counts} image.*both labels are needed"):
         trainer("cpu", 1, feature_loader(part), network.head, optimizer, **keywords)
 
 
