@@ -248,7 +248,7 @@ def test_a_set_of_one_label_is_refused(bundle: str, tmp_path: Path, cache: str):
     )
     workflow.initialize()
     with pytest.raises(
-        (mrad_med.errors.TrainingError, mrad_med.errors.MemoryBankError), match=r"no image anomalous|both kinds"
+        (mrad_med.errors.TrainingError, mrad_med.errors.MemoryBankError), match=r"no image anomalous|both labels"
     ):
         workflow.run()
     assert not (tmp_path / "out" / "models").exists()

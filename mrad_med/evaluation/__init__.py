@@ -1,4 +1,4 @@
-"""A network on a labeled set."""
+"""Evaluation of networks on labeled sets."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Evaluate networks on a labeled set: each image is encoded once, every number can be traced, a killed run goes on."""
+"""Evaluation of networks on a labeled set: images are encoded once, and an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -48,47 +48,54 @@ __all__ = ["Evaluation", "evaluate_together"]
 logger = logging.getLogger(__name__)
 
 RESAMPLES = 1000
-_AHEAD = 32  # cases that may wait to be measured: records are read faster than they are measured
+_AHEAD = 32  # cases that may wait for their measurement: records are read faster than they are measured
 
 Case = Mapping[str, Any]
 
 
 class Evaluation:
-    """One network on one set. `run` it, or several that share an encoder with `evaluate_together`.
+    """Evaluation of one network on one set; use `run`, or `evaluate_together` for networks that share an encoder.
 
-    Writes ``cases.csv`` (a row per case), ``metrics.json`` (counts, metrics, intervals, hashes, command) and
-    ``metrics.md`` (a table, with published numbers where there are some) into the output folder, and ``records/``: what
-    the network said of each case, from which an interrupted evaluation resumes. A record is used again as long as
-    network, settings, package versions and files stay the same. ``run.json`` states whether the run is complete. Of
-    several processes only one may write to a folder; those of torch.distributed count as one.
+    The output folder gets these files:
+
+    - ``cases.csv``: a row per case;
+    - ``metrics.json``: counts, metrics, intervals, hashes and the command;
+    - ``metrics.md``: a table, with published numbers where the catalog has them;
+    - ``records/``: the network's output for each case, from which an interrupted evaluation resumes. A record is reused
+      while network, preprocessing, package versions and files stay the same;
+    - ``run.json``: whether the run is complete.
+
+    Only one process at a time may write to a folder; processes of one torch.distributed run count as one.
 
     Args:
         network: any variant of MRAD.
-        cases: of `load_datalist`.
-        card: of the backbone.
-        output_dir: made if absent.
-        provenance: what should be recorded of the network (`describe_run`): cards, hashes and settings.
-        inferer: says how image and map are weighed in the score, and nothing else: images are scored whole.
-        view: how images are seen; `ImageView` with its defaults if None.
-        preprocessing: transforms from a case to the network that also load its mask; those of the view if None.
-        file_size: compare maps with masks at the size of the files instead of that of the network, which the
-            literature does.
-        batch_size: images that are encoded together.
-        num_workers: processes that read ahead; 0 reads in this one.
+        cases: cases from `load_datalist`.
+        card: card of the backbone.
+        output_dir: output folder; created if absent.
+        provenance: cards, hashes and configuration of the network (`describe_run`), written to ``metrics.json``.
+        inferer: source of the weights of image and map in the score; nothing else of it is used, because images are
+            scored whole.
+        view: values of the preprocessing; `ImageView` with its defaults if None.
+        preprocessing: transforms from a case to the network's input and mask; those of the view if None.
+        file_size: whether to compare maps with masks at the size of the files. False compares at the network's input
+            size, as in the literature.
+        batch_size: number of images that are encoded together.
+        num_workers: number of processes that read images ahead; 0 reads in this process.
         dataset_name: name of the set in the catalog, for its published numbers; any other name is only recorded.
         dice_threshold: anomaly value at or above which a pixel counts for Dice and IoU; None leaves both out.
-        resamples: draws of the bootstrap intervals; 0 leaves all intervals out.
-        seed: of the draws.
+        resamples: number of bootstrap draws for the intervals; 0 leaves all intervals out.
+        seed: seed of the draws.
         progress: whether to show a progress bar.
-        take_over: write to the folder although a process of another host has locked it.
+        take_over: whether to write to the folder although a process of another host has locked it.
 
     Attributes:
-        summary: what ``metrics.json`` holds, once it ran.
-        failures: the cases that could not be scored.
-        shared: what evaluations that run together have in common.
+        summary: content of ``metrics.json`` after a run; empty before.
+        failures: cases that could not be scored.
+        shared: values that must be equal for evaluations that run together.
 
     Raises:
-        ValueError: there is no case, two have the same name, or a setting does not fit the backbone or masks.
+        ValueError: there are no cases, two cases have the same case id, or an argument does not fit the backbone or
+            the masks.
         OutputError: the output folder cannot be written to.
     """
 
@@ -115,9 +122,9 @@ class Evaluation:
     ) -> None:
         self.take_over = take_over
         if not cases:
-            raise ValueError("there is no case to evaluate")
+            raise ValueError("there are no cases to evaluate")
         if len({case[AnomalyKeys.CASE_ID] for case in cases}) < len(cases):
-            raise ValueError("two cases have the same case_id: give each its own, results are told apart by it")
+            raise ValueError("two cases have the same case_id: give each its own")
         self.network = network
         self.cases = [dict(case) for case in cases]
         self.output_dir = prepare_output(output_dir)
@@ -131,7 +138,7 @@ class Evaluation:
         self.dice_threshold = dice_threshold
         inferer = inferer or AnomalyInferer()
         if isinstance(getattr(inferer, "slice_inferer", inferer), SlidingWindowAnomalyInferer):
-            raise ValueError("images are measured whole: leave out the sliding windows, and the profile sliding")
+            raise ValueError("images are evaluated whole: do not use a sliding inferer or the profile sliding")
         size = (view.image_size, view.image_size)
         self.make_map = MapMaker(size, network.sigma, inferer.image_weight, inferer.top_fraction)
         seen = fingerprint(steps)
@@ -152,33 +159,33 @@ class Evaluation:
         self._started = time.monotonic()
 
     def run(self) -> dict[str, Any]:
-        """Score what is not scored yet, measure, write, and return the summary that ``metrics.json`` holds.
+        """Score the cases without a record, compute and write the metrics, and return the content of ``metrics.json``.
 
-        Under ``torchrun`` every process scores its share; all return the same summary, and the first writes it.
+        Under ``torchrun`` every process scores a share. All return the same summary, and the first writes it.
 
         Raises:
-            FailedCasesError: some cases failed; all others are measured and written. Only the first process says so.
-            OutputError: the results cannot be written.
+            FailedCasesError: some cases failed; all others are measured and written. Only the first process raises it.
+            OutputError: the output cannot be written.
         """
         evaluate_together([self])
         return self.summary
 
     def open(self, contents: Mapping[str, str]) -> None:
-        """Start with the cases of these names, whose `contents_of` are known."""
+        """Start with cases; ``contents`` maps their names to the keys of `contents_of`."""
         self._paths = {name: self._store.path(content) for name, content in contents.items()}
         self.failures = []
         self._store.report_outdated()
 
     def replace(self, contents: Mapping[str, str]) -> None:
-        """Take cases of these names for what they are now."""
+        """Replace the content keys of cases whose files changed."""
         self._paths |= {name: self._store.path(content) for name, content in contents.items()}
 
     def kept(self, case_id: str) -> CaseRecord | None:
-        """Return the record of a case, None where there is none yet."""
+        """Return the stored record of a case, or None."""
         return self._store.load(self._paths[case_id])
 
     def fail(self, failures: Sequence[FailedCase]) -> None:
-        """Leave cases out."""
+        """Leave failed cases out."""
         self.failures += failures
         for failure in failures:
             self._paths.pop(failure.case_id, None)
@@ -188,44 +195,44 @@ class Evaluation:
         """Return the records of a batch.
 
         Args:
-            features: of B images.
-            masks: of each, as `pack_mask` packs them.
+            features: features of B images.
+            masks: B packed masks (`pack_mask`).
 
         Raises:
-            ValueError: the network gives NaN.
+            ValueError: the network returns NaN or infinite values.
         """
         patches = self.network.patch_probability(features).reshape(-1, *features.grid_size).cpu()
         images = self.network.image_probability(features).flatten().cpu()
         if not (torch.isfinite(patches).all() and torch.isfinite(images).all()):
-            raise ValueError("the network gives NaN: use precision='fp32', or get undamaged weights and bank")
+            raise ValueError("the network returns NaN: use precision='fp32', or check the weights and the bank")
         return [
             CaseRecord(patch.numpy(), float(image), unpack_mask(mask))
             for patch, image, mask in zip(patches, images, masks, strict=True)
         ]
 
     def keep(self, case_id: str, record: CaseRecord) -> None:
-        """Write the record of a case."""
+        """Store the record of a case."""
         self._store.save(self._paths[case_id], record)
 
     def records(self, cases: Sequence[Case]) -> Iterator[tuple[Case, CaseRecord]]:
         """Yield the cases that did not fail, with their records.
 
         Raises:
-            OSError: a record went away since it was written.
+            OSError: a record is missing or damaged.
         """
         for case in cases:
             if case[AnomalyKeys.CASE_ID] in self._paths:
                 record = self.kept(case[AnomalyKeys.CASE_ID])
                 if record is None:
-                    raise OSError(f"the record of {case[AnomalyKeys.CASE_ID]} is gone from the output: run again")
+                    raise OSError(f"the record of {case[AnomalyKeys.CASE_ID]} is missing in the output: run again")
                 yield case, record
 
     def write_record(self, reached: Collection[str], *, is_whole: bool) -> None:
         """Write ``run.json``: whether the run is complete, and which cases were not reached.
 
         Args:
-            reached: names of the cases that this process has measured.
-            is_whole: whether the run came to its end.
+            reached: names of the cases that this process has reached.
+            is_whole: whether the run has ended without an error.
 
         Raises:
             OutputError: the folder cannot be written to.
@@ -247,7 +254,15 @@ class Evaluation:
             raise OutputError(f"cannot write to {self.output_dir} ({error.strerror}); free some space") from error
 
     def finish(self, measured: SetMeasurement, share: Sequence[Case]) -> None:
-        """Join what the processes measured, make the summary, and write the results."""
+        """Merge the measurements of all processes, make the summary, and write it.
+
+        Args:
+            measured: measurement of this process.
+            share: cases of this process.
+
+        Raises:
+            OutputError: the output cannot be written.
+        """
         joined = SetMeasurement(self.make_map, threshold=self.dice_threshold)
         for part in gather_parts(measured):
             joined.merge(part)
@@ -292,19 +307,23 @@ class Evaluation:
 
 
 def evaluate_together(evaluations: Sequence[Evaluation]) -> None:
-    """Run evaluations of networks that share an encoder, on the same cases: each image is read and encoded once.
+    """Run evaluations of several networks on the same cases, with each image read and encoded once.
 
-    Each then has its ``summary``.
+    Each evaluation has its ``summary`` afterwards.
+
+    Args:
+        evaluations: evaluations that share encoder, cases and preprocessing, each with its own output folder.
 
     Raises:
-        ValueError: they differ in encoder, cases, or how images and masks are read; or share an output folder.
-        FailedCasesError: some cases failed; all others are measured and written.
+        ValueError: encoder, cases, preprocessing or ``file_size`` differ, or two evaluations share an output folder.
+        FailedCasesError: some cases failed; all others are measured and written. Only the first process raises it.
+        OutputError: the output cannot be written.
     """
     first = evaluations[0]
     if any(item.shared != first.shared for item in evaluations):
-        raise ValueError("evaluations that run together must share encoder, cases, preprocessing and file_size")
+        raise ValueError("evaluations that run together must have the same encoder, cases, preprocessing and file_size")
     if len({item.output_dir.resolve() for item in evaluations}) < len(evaluations):
-        raise ValueError("evaluations that run together need an output_dir each")
+        raise ValueError("evaluations that run together must have different output folders (output_dir)")
     for level, reason in undefined_metrics(first.cases).items():
         logger.warning("%s metrics will be undefined: %s", level, reason)
     with ExitStack() as folders:
@@ -313,7 +332,7 @@ def evaluate_together(evaluations: Sequence[Evaluation]) -> None:
         reached: set[str] = set()
         try:
             for item in evaluations:
-                item.write_record(reached, is_whole=False)  # true until the run ends, however it ends
+                item.write_record(reached, is_whole=False)  # stays if the process is killed
             _measure(evaluations, reached)
         except BaseException:
             for item in evaluations:
@@ -321,23 +340,23 @@ def evaluate_together(evaluations: Sequence[Evaluation]) -> None:
             raise
         for item in evaluations:
             item.write_record(reached, is_whole=True)
-    if rank_and_world()[0] == 0:  # which has written everything; another process that failed would end this one too
+    if rank_and_world()[0] == 0:  # the process that wrote the output; an error in another one would end this one too
         raise_for_failures(first.failures, len(first.cases))
 
 
 def _measure(evaluations: Sequence[Evaluation], reached: set[str]) -> None:
-    """Score and measure the share of this process, and let the evaluations write their results.
+    """Score and measure the share of this process, then finish the evaluations.
 
     Args:
         evaluations: evaluations that share an encoder.
-        reached: takes the names of the cases that are measured.
+        reached: set to which the names of scored cases are added.
     """
     first = evaluations[0]
     rank, world = rank_and_world()
     share = first.cases[rank::world]
     copies = find_duplicates([case for case in first.cases if Path(case[AnomalyKeys.IMAGE]).is_file()])
     measured = [SetMeasurement(item.make_map, threshold=item.dice_threshold) for item in evaluations]
-    with ThreadPoolExecutor(1) as background:  # metrics are counted while the next batch is encoded
+    with ThreadPoolExecutor(1) as background:  # measures a batch while the next one is encoded
         jobs: deque[Future[None]] = deque()
         for case, records in score_cases(evaluations, share):
             reached.add(case[AnomalyKeys.CASE_ID])
@@ -345,7 +364,7 @@ def _measure(evaluations: Sequence[Evaluation], reached: set[str]) -> None:
             for meter, record in zip(measured, records, strict=True):
                 jobs.append(background.submit(meter.add, case, record, duplicate_of=copy_of))
             while jobs and (jobs[0].done() or len(jobs) > _AHEAD):
-                jobs.popleft().result()  # an error is raised now and not after hours
+                jobs.popleft().result()  # raises an error early and not after all cases
         for job in jobs:
             job.result()
     for item, meter in zip(evaluations, measured, strict=True):

@@ -1,4 +1,4 @@
-"""All metrics of a set, case by case, in memory that hardly grows with the number of cases."""
+"""Metrics of a set, accumulated case by case; memory hardly grows with the number of cases."""
 
 from __future__ import annotations
 
@@ -35,36 +35,45 @@ __all__ = ["SetMeasurement", "undefined_metrics"]
 
 logger = logging.getLogger(__name__)
 
-ERROR_BOUND = 1e-5  # of pixel metrics: beyond it maps are counted once more, in finer bins
-_MOST_BINS = 2**26  # of all classes together, when maps are counted once more: 1.6 GB
+ERROR_BOUND = 1e-5  # of pixel metrics: above it pixels are counted again in finer bins
+_MOST_BINS = 2**26  # of all groups together when pixels are counted again: 1.6 GB
 
 Case = Mapping[str, Any]
 Metrics = dict[str, Any]
-Group = tuple[str, bool]  # class, and whether the case is the copy of another
+Group = tuple[str, bool]  # class, and whether the case is a copy of another case
 Belongs = Callable[[Group], bool]
 
 
 def undefined_metrics(cases: Sequence[Case]) -> dict[str, str]:
-    """Return what a set cannot say, and why, before anything is computed: ``image`` or ``pixel`` to a reason."""
+    """Return which metrics are undefined for a set, before anything is computed.
+
+    Args:
+        cases: cases of a datalist.
+
+    Returns:
+        The reason for each undefined level, ``"image"`` or ``"pixel"``.
+    """
     anomalous = sum(int(case[AnomalyKeys.LABEL]) for case in cases)
     reasons = {}
     if anomalous in (0, len(cases)):
-        reasons["image"] = f"{anomalous} of {len(cases)} images are anomalous: scores need both kinds to be told apart"
+        reasons["image"] = f"{anomalous} of {len(cases)} images are anomalous: normal and anomalous images are needed"
     if anomalous == 0:
-        reasons["pixel"] = "no image is anomalous, so no pixel is"
+        reasons["pixel"] = "the set has no anomalous images, and so no anomalous pixels"
     elif not any(case.get(AnomalyKeys.MASK) for case in cases):
         reasons["pixel"] = "the set has no masks"
     return reasons
 
 
 class SetMeasurement:
-    """Measure a set: `add` case by case, `merge` those of other processes, `refine` where needed, then `summary`.
+    """Accumulator of the metrics of a set.
+
+    `add` the cases, `merge` the measurements of other processes, `refine` the pixel metrics, then use `summary`.
 
     Args:
-        make_map: from records to maps and scores.
-        threshold: at which Dice and IoU are told; None leaves them out, for a threshold found on the set itself says
-            nothing of other sets.
-        max_bins: of the histograms of pixels; `refine` uses more where they do not suffice.
+        make_map: function that returns map and score of a record.
+        threshold: anomaly value at or above which a pixel counts for Dice and IoU. None leaves both out, because a
+            threshold chosen on this set would not apply to other sets.
+        max_bins: largest number of bins of a pixel histogram; `refine` uses more where needed.
     """
 
     def __init__(self, make_map: MapMaker, *, threshold: float | None = None, max_bins: int = MAX_BINS) -> None:
@@ -77,12 +86,12 @@ class SetMeasurement:
         self._overlaps: dict[Group, OverlapMetrics] = {}
 
     def add(self, case: Case, record: CaseRecord, *, duplicate_of: str | None = None) -> None:
-        """Take in one case.
+        """Add one case.
 
         Args:
-            case: of a datalist.
-            record: the network's answer.
-            duplicate_of: the case whose image this one repeats, if any.
+            case: case of a datalist.
+            record: record of the case.
+            duplicate_of: case id of another case with the same image, or None.
         """
         anomaly_map, score = self.make_map(record)
         label = int(case[AnomalyKeys.LABEL])
@@ -94,7 +103,7 @@ class SetMeasurement:
                 meters.setdefault(group, make()).update(anomaly_map, mask)
             pixels = int(record.mask.sum())
         if label and pixels == 0:
-            logger.warning("%s: labeled anomalous, but its mask is empty; look at the mask", case["case_id"])
+            logger.warning("%s: labeled anomalous, but its mask is empty; check the mask", case["case_id"])
         self.rows.append(
             {
                 "case_id": case[AnomalyKeys.CASE_ID],
@@ -110,14 +119,14 @@ class SetMeasurement:
         )
 
     def merge(self, other: SetMeasurement) -> None:
-        """Add what another instance, for example of another process, was given."""
+        """Add the cases of another instance, for example of another process."""
         self.rows += other.rows
         for (mine, make), (theirs, _) in zip(self._meters(), other._meters(), strict=True):
             for group, meter in theirs.items():
                 mine.setdefault(group, make()).merge(meter)
 
     def _meters(self) -> list[tuple[dict[Group, Any], Callable[[], Any]]]:
-        """Return the metrics of each group, and what makes an empty one."""
+        """Return the pixel, lesion and overlap metrics by group, each with a function that returns an empty metric."""
         meters: list[tuple[dict[Group, Any], Callable[[], Any]]] = [
             (self._pixels, partial(PixelMetrics, max_bins=self.max_bins)),
             (self._lesions, LesionMetrics),
@@ -127,21 +136,21 @@ class SetMeasurement:
 
     @property
     def error_bound(self) -> float:
-        """How far off a pixel metric of the set or of any class may be; 0 where none is defined."""
-        parts: list[Belongs] = [_all, _is_no_copy, *(partial(_is_of_class, name) for name in self._classes())]
+        """Largest possible error of a pixel metric of the set or of any class; 0 where none is defined."""
+        parts: list[Belongs] = [_all, _is_original, *(partial(_is_of_class, name) for name in self._classes())]
         return max(float(_defined(self._pooled(part)[0].compute).get("error_bound", 0)) for part in parts)
 
     def _classes(self) -> list[str]:
         return sorted({row["class"] for row in self.rows})
 
     def refine(self, records: Callable[[], Iterable[tuple[Case, CaseRecord]]]) -> None:
-        """Count pixels anew, in finer bins, until every pixel metric is within `ERROR_BOUND`.
+        """Count pixels again in finer bins until the error of every pixel metric is within `ERROR_BOUND`.
 
-        It ends before where bins would take too much memory; `summary` tells the bound that was reached. All classes
-        have the same bins, so that they add up without loss.
+        It stops earlier where bins would take too much memory. `summary` reports the bound that was reached. All
+        classes have the same bins, so their counts can be added without loss.
 
         Args:
-            records: gives this process's cases and records again, whenever called.
+            records: function that returns the cases and records of this process, at every call.
         """
         groups = {row["case_id"]: (row["class"], bool(row["duplicate_of"])) for row in self.rows}
         while self.error_bound > ERROR_BOUND and 4 * self.max_bins * len(self._pixels) <= _MOST_BINS:
@@ -159,9 +168,9 @@ class SetMeasurement:
                     self._pixels[group].merge(pixels)
 
     def summary(self) -> Metrics:
-        """Return counts and metrics: of all cases together, of each class, their mean, and without repeated images.
+        """Return counts and metrics of all cases, of each class, their mean, and without repeated images.
 
-        What is undefined says why instead of a number.
+        Metrics that are undefined are replaced by the reason.
         """
         summary = self._summary_of(_all)
         classes = self._classes()
@@ -169,11 +178,11 @@ class SetMeasurement:
             of_class = {name: self._summary_of(partial(_is_of_class, name)) for name in classes}
             summary |= {"classes": of_class, "class_mean": _mean_of_classes(list(of_class.values()))}
         if any(row["duplicate_of"] for row in self.rows):
-            summary["without_duplicates"] = self._summary_of(_is_no_copy)
+            summary["without_duplicates"] = self._summary_of(_is_original)
         return summary
 
     def _summary_of(self, belongs: Belongs) -> Metrics:
-        """Return counts and metrics of some groups."""
+        """Return counts and metrics of the groups that belong."""
         rows = [row for row in self.rows if belongs((row["class"], bool(row["duplicate_of"])))]
         pixels, lesions, *overlap = self._pooled(belongs)
         scores, labels = _scores_and_labels(rows)
@@ -187,7 +196,7 @@ class SetMeasurement:
         }
 
     def _pooled(self, belongs: Belongs) -> list[Any]:
-        """Return pixel, lesion and, where there is a threshold, overlap metrics of some groups together."""
+        """Return pixel, lesion and (with a threshold) overlap metrics, merged over the groups that belong."""
         pooled = []
         for meters, make in self._meters():
             together = make()
@@ -198,14 +207,14 @@ class SetMeasurement:
         return pooled
 
     def interval_edges(self) -> NDArray[np.float32] | None:
-        """Return the edges of the bins that `case_counts` counts in; None where pixel metrics are undefined."""
+        """Return the edges of the bins of `case_counts`; None where pixel metrics are undefined."""
         try:
             return bin_edges(self._pooled(_all)[0].counts())
         except ValueError:
             return None
 
     def case_counts(self, record: CaseRecord, edges: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return what a case adds to each bin, as `count_case`."""
+        """Return the counts of one case in each bin; see `count_case`."""
         return count_case(self.make_map(record)[0].numpy()[0, 0], record.mask, edges)
 
     def intervals(
@@ -213,15 +222,16 @@ class SetMeasurement:
     ) -> dict[str, dict[str, Any]]:
         """Return 95 % intervals of the metrics of all cases together.
 
-        Cases are drawn, or patients where all cases tell theirs. The image-level AUROC has DeLong's interval unless
-        patients are drawn. Pixel metrics are drawn from counts in bins; the little that bins change is taken off.
+        Patients are drawn if every case has one, otherwise cases. The image-level AUROC has DeLong's interval unless
+        patients are drawn. Draws of pixel metrics use counts in bins; the intervals are corrected for the small
+        difference from the exact metric.
 
         Args:
-            counts: `case_counts` by case name; empty where pixel metrics are undefined.
+            counts: `case_counts` by case id; empty where pixel metrics are undefined.
             resamples: number of draws.
-            seed: of the draws.
+            seed: seed of the draws.
         """
-        rows = sorted(self.rows, key=lambda row: row["case_id"])  # of any number of processes in the same order
+        rows = sorted(self.rows, key=lambda row: row["case_id"])  # the same order for any number of processes
         patients = [str(row["patient"]) for row in rows]
         groups = patients if rows and all(patients) else None
         scores, labels = _scores_and_labels(rows)
@@ -250,7 +260,7 @@ def _all(_: Group) -> bool:
     return True
 
 
-def _is_no_copy(group: Group) -> bool:
+def _is_original(group: Group) -> bool:
     return not group[1]
 
 
@@ -264,7 +274,7 @@ def _scores_and_labels(rows: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.fl
 
 
 def _defined(compute: Callable[[], Mapping[str, Any]]) -> Metrics:
-    """Return metrics or intervals, or why they are undefined."""
+    """Return metrics or intervals, or the reason why they are undefined."""
     try:
         return dict(compute())
     except ValueError as error:
@@ -272,7 +282,7 @@ def _defined(compute: Callable[[], Mapping[str, Any]]) -> Metrics:
 
 
 def _mean_of_classes(classes: Sequence[Metrics]) -> Metrics:
-    """Return the means over classes as the literature has them, of each metric over the classes that define it."""
+    """Return the mean of each metric over the classes where it is defined, as in the literature."""
     means: Metrics = {}
     for level in ("pixel", "image", "lesion", "overlap"):
         defined = [item[level] for item in classes if level in item and "undefined" not in item[level]]

@@ -1,4 +1,4 @@
-"""What is kept of each case of an evaluation: enough to make its map again without the encoder."""
+"""Records of an evaluation: what is kept of each case, so that its map can be made again without the encoder."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ __all__ = ["CaseRecord", "MapMaker", "RecordStore", "pack_mask", "unpack_mask"]
 
 logger = logging.getLogger(__name__)
 
-_DIGITS = 48  # of a key, in the name of a file
-_OLD_DIGITS = 40  # in version 0.1
+_DIGITS = 48  # of a key in a file name
+_OLD_DIGITS = 40  # of a key in a file name of version 0.1
 
 
 @dataclass(frozen=True)
 class CaseRecord:
-    """The answer of a network for one image, before it is blown up to a map.
+    """Output of a network for one image, on the patch grid, and the mask to compare it with.
 
     Attributes:
         patch_map: (h, w) float32 probability that each patch is anomalous.
-        image_probability: that the image is anomalous.
-        mask: (H, W) what is anomalous, on the grid that maps are compared on; None where it is not known.
+        image_probability: probability that the image is anomalous, in [0, 1].
+        mask: (H, W) anomalous pixels, on the grid on which maps and masks are compared; None where not known.
     """
 
     patch_map: NDArray[np.float32]
@@ -49,13 +49,13 @@ class CaseRecord:
 
 @dataclass(frozen=True)
 class MapMaker:
-    """From a record to the map and the score it stands for.
+    """Computation of the anomaly map and the anomaly score from a record.
 
     Attributes:
         image_size: height and width of the network's input in pixels.
-        sigma: of the Gaussian that smooths the map, in pixels of the network's input.
-        image_weight: of the image-level probability in the score.
-        top_fraction: share of the map's pixels that are averaged for the score.
+        sigma: standard deviation of the Gaussian that smooths the map, in pixels of the network's input.
+        image_weight: weight of the image-level probability in the score, in [0, 1].
+        top_fraction: fraction of the map's pixels, the highest, that are averaged for the score, in (0, 1].
     """
 
     image_size: tuple[int, int]
@@ -64,9 +64,9 @@ class MapMaker:
     top_fraction: float = TOP_FRACTION
 
     def __call__(self, record: CaseRecord) -> tuple[Tensor, float]:
-        """Return the (1, 1, H, W) map on the grid of the record's mask, and the anomaly score.
+        """Return the anomaly map (1, 1, H, W) in [0, 1] at the size of the record's mask, and the anomaly score.
 
-        The score is that of the map at the network's size, whatever size the map is compared at.
+        Without a mask, the map has the size of the network's input. The score is always computed at that size.
         """
         patch_map = torch.from_numpy(record.patch_map)[None, None]
         anomaly_map = upsample_and_blur(patch_map, self.image_size, sigma=self.sigma).clamp(0, 1)
@@ -78,12 +78,13 @@ class MapMaker:
 
 
 class RecordStore:
-    """Records on disk, found again by what they depend on: an interrupted evaluation resumes with them.
+    """Records on disk, from which an interrupted evaluation resumes.
+
+    The name of a file is a hash of everything that the record depends on.
 
     Args:
-        folder: folder of the records, made when the first one is saved.
-        identity: identity of the network and of how images are seen: whatever changes the answers, as plain values. The
-            versions of packages are added.
+        folder: folder of the records, created when the first one is saved.
+        identity: plain values that identify the network and the preprocessing. The versions of packages are added.
     """
 
     def __init__(self, folder: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
@@ -91,11 +92,11 @@ class RecordStore:
         self.identity = {**identity, "versions": package_versions()}
 
     def path(self, content: str) -> Path:
-        """Return where the record of a case is, by its content (`mrad_med.store.contents_of`)."""
+        """Return the path of the record of a case, from the key of its content (`mrad_med.store.contents_of`)."""
         return self.folder / f"{make_key(self.identity, content)[:_DIGITS]}.safetensors"
 
     def report_outdated(self) -> None:
-        """Log in one line how many records are of an older version, which are not used."""
+        """Log in one line the number of records of an older version, which are not used."""
         count = sum(len(path.stem) == _OLD_DIGITS for path in self.folder.glob("*.safetensors"))
         if count:
             logger.warning(
@@ -105,7 +106,7 @@ class RecordStore:
             )
 
     def load(self, path: Path) -> CaseRecord | None:
-        """Return the record in a file, or None where there is none; a damaged one is told of and made again."""
+        """Return the record in a file; None where it is missing or, with a warning, damaged."""
         try:
             tensors = load_file(path)
             mask = unpack_mask(tensors["mask"].tobytes())
@@ -117,7 +118,7 @@ class RecordStore:
             return None
 
     def save(self, path: Path, record: CaseRecord) -> None:
-        """Write a record, whole or not at all.
+        """Write a record completely or not at all.
 
         Raises:
             OSError: the disk is full, or the folder cannot be written to.
@@ -132,27 +133,30 @@ class RecordStore:
                 save_file(tensors, partial)
         except (SafetensorError, OSError) as error:
             raise OSError(
-                f"cannot write to {self.folder} ({error}): free some space and run again; what is done stays done"
+                f"cannot write to {self.folder} ({error}): free some space and run again; finished cases are kept"
             ) from error
 
 
 def pack_mask(mask: NDArray[np.bool_] | None) -> bytes:
-    """Return a mask (H, W) as bytes, a bit a pixel: masks of any size then fit into one batch; None as no bytes."""
+    """Return a mask (H, W) as bytes, one bit a pixel; None becomes empty.
+
+    Packed masks of different sizes can be collated into one batch.
+    """
     return b"" if mask is None else np.array(mask.shape, "<u4").tobytes() + np.packbits(mask).tobytes()
 
 
 def with_packed_mask(case: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a preprocessed case with its mask packed, None where it is not known."""
+    """Return image, case id and packed mask of a preprocessed case; the mask is empty where not known (NaN)."""
     mask = convert_to_tensor(case[AnomalyKeys.MASK], track_meta=False)[0]
     packed = pack_mask(None if mask.isnan().any() else (mask > 0.5).numpy())
     return {"image": case[AnomalyKeys.IMAGE], "case_id": case[AnomalyKeys.CASE_ID], "mask": packed}
 
 
 def unpack_mask(packed: bytes) -> NDArray[np.bool_] | None:
-    """Return the mask that `pack_mask` packed.
+    """Return the mask (H, W) that `pack_mask` packed; None for empty bytes.
 
     Raises:
-        ValueError: these bytes are no packed mask.
+        ValueError: the bytes are not a packed mask.
     """
     if not packed:
         return None

@@ -1,4 +1,4 @@
-"""Cases of an evaluation through the encoder, once for all networks; records of earlier runs are used again."""
+"""Scoring of the cases of an evaluation: images are encoded once for all networks, and earlier records are reused."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["Scorer", "score_cases"]
 
 logger = logging.getLogger(__name__)
 
-_CHANGED = "its image or mask changed while it was read, twice; wait until nothing writes to it, and run again"
+_CHANGED = "its image or mask changed twice while it was read; wait until nothing writes to it, and run again"
 
 Case = Mapping[str, Any]
 
 
 class Scorer(Protocol):
-    """What scores cases and keeps their records: an `Evaluation`."""
+    """Interface of an `Evaluation`: scores cases and stores their records."""
 
     network: MRAD
     preprocessing: Compose
@@ -36,26 +36,34 @@ class Scorer(Protocol):
     progress: bool
 
     def open(self, contents: Mapping[str, str]) -> None:
-        """Start with the cases of these names, whose `contents_of` are known."""
+        """Start with cases; ``contents`` maps their names to the keys of `contents_of`."""
 
     def replace(self, contents: Mapping[str, str]) -> None:
-        """Replace what is known of the contents of cases."""
+        """Replace the content keys of cases whose files changed."""
 
     def kept(self, case_id: str) -> CaseRecord | None:
-        """Return the record of a case, None where there is none yet."""
+        """Return the stored record of a case, or None."""
 
     def fail(self, failures: Sequence[FailedCase]) -> None:
-        """Leave cases out."""
+        """Leave failed cases out."""
 
     def score(self, features: ImageFeatures, masks: Sequence[bytes]) -> list[CaseRecord]:
-        """Return the records of a batch."""
+        """Return the records of a batch of features and packed masks."""
 
     def keep(self, case_id: str, record: CaseRecord) -> None:
-        """Write the record of a case."""
+        """Store the record of a case."""
 
 
 def score_cases(evaluations: Sequence[Scorer], share: Sequence[Case]) -> Iterator[tuple[Case, list[CaseRecord]]]:
-    """Yield each case with its record of every evaluation: those that were kept first, then those scored now."""
+    """Yield each case with its record of every evaluation: first the cases with stored records, then new ones.
+
+    Cases that fail are not yielded. They are passed to `Scorer.fail`. A case whose files change while they are read is
+    scored once more.
+
+    Args:
+        evaluations: evaluations that share an encoder.
+        share: cases of this process.
+    """
     contents, unreadable = contents_of(share)
     for item in evaluations:
         item.open(contents)
@@ -93,14 +101,14 @@ def _scored_now(
     failures: list[FailedCase],
     changed: dict[str, Case],
 ) -> Iterator[tuple[str, list[CaseRecord]]]:
-    """Yield the names of cases with their records of every evaluation, which are kept.
+    """Score cases, store their records, and yield each name with its records of every evaluation.
 
     Args:
         evaluations: evaluations that share an encoder.
-        todo: the cases by their names.
-        contents: what each was before it was read (`contents_of`).
-        failures: takes the cases that could not be scored.
-        changed: takes the cases whose files changed meanwhile, of which nothing is kept.
+        todo: cases by name.
+        contents: content key of each case before it is read (`contents_of`).
+        failures: list to which failed cases are added.
+        changed: dictionary to which cases are added whose files changed meanwhile; their records are not stored.
     """
     first = evaluations[0]
     dataset = CaseDataset([{"mask": None, **case} for case in todo.values()], first.preprocessing)
@@ -111,9 +119,9 @@ def _scored_now(
         images = convert_to_tensor(batch[AnomalyKeys.IMAGE], track_meta=False).to(device)
         with torch.no_grad():
             features = first.network.encode(images)
-        answers = [item.score(features, batch[AnomalyKeys.MASK]) for item in evaluations]
+        scored = [item.score(features, batch[AnomalyKeys.MASK]) for item in evaluations]
         now, _ = contents_of(todo[name] for name in batch[AnomalyKeys.CASE_ID])
-        for name, *records in zip(batch[AnomalyKeys.CASE_ID], *answers, strict=True):
+        for name, *records in zip(batch[AnomalyKeys.CASE_ID], *scored, strict=True):
             if now.get(name) != contents[name]:
                 changed[name] = todo[name]
                 continue

@@ -1,4 +1,4 @@
-"""Tables out of the summaries of evaluations: Markdown for people, LaTeX for papers."""
+"""Files and tables of the metrics of evaluations, in CSV, JSON, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Summary", "as_json", "benchmark_tables", "latex_tables", "markdown_s
 
 Summary = Mapping[str, Any]
 
-# Level and name of each metric, its title, and what it is called where MRAD-CLIP's results are published.
+# Level and name of each metric, its title, and its key in the published results of MRAD-CLIP.
 METRICS = (
     ("image", "auroc", "image AUROC", "image_auroc"),
     ("image", "ap", "image AP", "image_ap"),
@@ -32,9 +32,9 @@ METRICS = (
     ("lesion", "froc", "FROC, mean sensitivity", ""),
 )
 _IN_BENCHMARKS = ("image AUROC", "image AP", "pixel AUROC", "pixel AP", "PRO, exact", "PRO, 200 thresholds")
-_NOT_A_CONCLUSION = 30  # images: below, a table says that they prove nothing
+_NOT_A_CONCLUSION = 30  # images; with fewer the page has a warning
 _LATEX = str.maketrans(
-    {letter: f"\\{letter}" for letter in "&%$#_{}"}
+    {character: f"\\{character}" for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 )
 
@@ -45,13 +45,13 @@ def write_summary(
     """Write ``cases.csv``, ``metrics.json`` and ``metrics.md``.
 
     Args:
-        output_dir: exists.
-        summary: of the evaluation.
-        rows: one for each case that was measured, with ``case_id`` and any other columns.
-        failures: the cases that were not.
+        output_dir: existing folder.
+        summary: summary of the evaluation.
+        rows: row of each measured case, with ``case_id`` and any other columns.
+        failures: cases that failed.
 
     Raises:
-        OutputError: the disk is full, or the folder went away.
+        OutputError: the disk is full, or the folder is missing.
     """
     failed = [{"case_id": item.case_id, "status": "failed", "reason": item.reason} for item in failures]
     done = [{"case_id": row["case_id"], "status": "ok", **row} for row in sorted(rows, key=lambda row: row["case_id"])]
@@ -75,7 +75,7 @@ def write_summary(
 
 
 def as_json(values: Any) -> str:
-    """Return a summary, or several, as JSON, which has no NaN: what is undefined becomes null."""
+    """Return one or more summaries as JSON; NaN and infinite values become null."""
     return json.dumps(_without_nan(values), indent=2, default=str, allow_nan=False) + "\n"
 
 
@@ -88,7 +88,7 @@ def _without_nan(values: Any) -> Any:
 
 
 def markdown_summary(summary: Summary) -> str:
-    """Return what ``metrics.json`` says of one set as a page with a table, in percent."""
+    """Return the summary of one set as a Markdown page with a table in percent."""
     images = summary["images"]
     count = images["normal"] + images["anomalous"]
     lines = [
@@ -125,7 +125,7 @@ def _table_of_metrics(summary: Summary) -> str:
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table whose columns are aligned in the text too: the first to the left, the others to the right."""
+    """Return a Markdown table: the first column is aligned left, the others right, also in the text."""
     alignment = ("left", *["right"] * (len(header) - 1))
     return tabulate(rows, header, tablefmt="pipe", disable_numparse=True, colalign=alignment)
 
@@ -136,7 +136,8 @@ def _notes(summary: Summary) -> list[str]:
         if "undefined" in summary[level]:
             notes.append(f"{title} metrics are undefined: {summary[level]['undefined'].split(': ', 1)[-1]}.")
     if "error_bound" in summary["pixel"]:
-        notes.append(f"Pixel metrics are off by {summary['pixel']['error_bound']:.1g} at most.")
+        bound = summary["pixel"]["error_bound"]
+        notes.append(f"Pixel metrics are {f'within {bound:.1g} of the exact values' if bound else 'exact'}.")
     if summary["unknown_masks"]:
         notes.append(f"{summary['unknown_masks']} anomalous image(s) have no mask and count at image level only.")
     drawn = summary["intervals"].get("drawn")
@@ -157,11 +158,11 @@ def _notes(summary: Summary) -> list[str]:
 
 
 def benchmark_tables(results: Mapping[str, Mapping[str, Summary]], *, metrics: Sequence[str] = _IN_BENCHMARKS) -> str:
-    """Return a Markdown table for each metric: a row per network, a column per set, and their mean.
+    """Return a Markdown table for each metric, with a row per network, a column per set, and the mean of the sets.
 
     Args:
-        results: of each network, by its name, the summary of each set by the set's name.
-        metrics: titles of those to show.
+        results: summaries by name of the network, then by name of the set.
+        metrics: titles of the metrics to show.
     """
     blocks = []
     for title, sets, rows in _tables(results, metrics):
@@ -171,7 +172,14 @@ def benchmark_tables(results: Mapping[str, Mapping[str, Summary]], *, metrics: S
 
 
 def latex_tables(results: Mapping[str, Mapping[str, Summary]], *, metrics: Sequence[str] = _IN_BENCHMARKS) -> str:
-    """Return the tables of `benchmark_tables` in LaTeX, for the package booktabs; the best of each column is bold."""
+    """Return the tables of `benchmark_tables` in LaTeX, for the package booktabs.
+
+    The best value of each column is bold.
+
+    Args:
+        results: summaries by name of the network, then by name of the set.
+        metrics: titles of the metrics to show.
+    """
     blocks = []
     for title, sets, rows in _tables(results, metrics):
         best = [
@@ -203,7 +211,10 @@ def latex_tables(results: Mapping[str, Mapping[str, Summary]], *, metrics: Seque
 def _tables(
     results: Mapping[str, Mapping[str, Summary]], metrics: Sequence[str]
 ) -> list[tuple[str, list[str], list[tuple[str, list[float]]]]]:
-    """Return title, sets and rows of percentages (the last their mean) of each metric that is defined somewhere."""
+    """Return title, sets and rows of each metric that is defined for any set.
+
+    A row has the name of a network and its values in percent: one per set, then their mean. Undefined values are NaN.
+    """
     sets = list(dict.fromkeys(name for summaries in results.values() for name in summaries))
     tables = []
     for level, name, title, _ in METRICS:
@@ -213,7 +224,7 @@ def _tables(
         for network, summaries in results.items():
             values = [_value(summaries.get(item), level, name) for item in sets]
             known = [value for value in values if not math.isnan(value)]
-            # A mean over some of the sets would not compare with one over all.
+            # A mean over some of the sets could not be compared with a mean over all.
             rows.append((network, [*values, sum(known) / len(known) if len(known) == len(sets) else math.nan]))
         if any(not math.isnan(value) for _, values in rows for value in values):
             tables.append((title, sets, rows))
@@ -221,7 +232,10 @@ def _tables(
 
 
 def _value(summary: Summary | None, level: str, name: str) -> float:
-    """Return a metric in percent, of several classes their mean, as the literature has it; NaN where undefined."""
+    """Return a metric in percent, or NaN where undefined.
+
+    For a set of several classes it is the mean over classes, as in the literature.
+    """
     source = {} if summary is None else summary.get("class_mean") or summary
     value = source.get(level, {}).get(name)
     return math.nan if value is None else 100 * value

@@ -1,4 +1,4 @@
-"""Features of images, encoded once and kept on disk: a bank, both stages of training and every epoch read them."""
+"""Cache of image features on disk: memory banks and both training stages use features that are encoded once."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ __all__ = ["FeatureCache"]
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
-_SPARE_BYTES = 2**26  # of the disk, left to others
+_SPARE_BYTES = 2**26  # left free on the disk for other programs
 _TENSORS = ("image", "patches", "mask")
-_CHANGED = "its image or mask changed while it was read, twice; wait until nothing writes to it, and run again"
+_CHANGED = "its image or mask changed twice while it was read; wait until nothing writes to it, and run again"
 
 Cases = Sequence[Mapping[str, Any]]
 
 
 class FeatureCache:
-    """Encode labeled images once. Each has a file of its own, named by everything its features depend on.
+    """Encode labeled images once and keep their features on disk, one file per case.
 
-    Files are whole or absent, so that a run that was killed, a full disk or several processes at work leave nothing
-    damaged behind: the next run encodes what is missing.
+    The name of a file is a hash of everything that its features depend on. Files are written completely or not at all.
+    After a killed run or a full disk, the next run encodes only the missing features.
 
     Args:
-        clip: the backbone.
-        folder: where the files go; made if absent. Several processes need one that all of them see.
+        clip: backbone that encodes the images.
+        folder: folder of the files; created if absent. Several processes must share it.
         image_size: side of the network's square input in pixels.
-        dtype: ``"fp16"`` or ``"fp32"``, of the kept patches; the image feature is always float32.
-        max_pixels: photographs with more pixels are refused.
+        dtype: type of the cached patch features, ``"fp16"`` or ``"fp32"``; the image feature is always float32.
+        max_pixels: largest number of pixels of an image; larger ones are refused.
 
     Attributes:
-        failures: the cases that the last `fill` left out.
+        failures: cases that the last `fill` left out.
 
     Raises:
         ValueError: the type is unknown, or the size does not fit the backbone.
@@ -86,19 +86,19 @@ class FeatureCache:
         return side, side
 
     def fill(self, cases: Cases, *, batch_size: int = 4, num_workers: int = 0, progress: bool = True) -> FeatureDataset:
-        """Encode what is missing or damaged and return the features of all cases that could be read.
+        """Encode missing and damaged features, and return the features of all cases that can be read.
 
-        With several processes each encodes a share, and all wait for each other.
+        Several processes encode a share each and wait for each other.
 
         Args:
-            cases: ``{"image": path, "mask": path or None, "label": 0 or 1, "case_id": name}`` each.
-            batch_size: images that are encoded together.
-            num_workers: processes that read ahead.
+            cases: cases of the form ``{"image": path, "mask": path or None, "label": 0 or 1, "case_id": name}``.
+            batch_size: number of images that are encoded together.
+            num_workers: number of processes that read images ahead.
             progress: whether to show a progress bar.
 
         Raises:
             ValueError: two cases have the same name, or a label is not 0 or 1.
-            OSError: the disk cannot hold the features; those already written stay.
+            OSError: the disk has too little space for the features; features that are already written remain.
             RuntimeError: another process failed.
         """
         _check_cases(cases)
@@ -125,21 +125,21 @@ class FeatureCache:
         return FeatureDataset(usable, [files[name] for name in names if name not in reasons], self.grid_size)
 
     def raise_for_failures(self) -> None:
-        """Say at the end of a run that images were left out, in a way that reaches the exit status.
+        """Raise an error at the end of a run if cases were left out, so that the exit status shows it.
 
         Raises:
-            FailedCasesError: names the cases.
+            FailedCasesError: the last `fill` left cases out; the error names them.
         """
         raise_for_failures(self.failures, self._total)
 
     def _look_up(self, cases: Cases) -> tuple[dict[str, Path], list[str], list[FailedCase]]:
-        """Return the file of each case, the cases to encode, and those whose image or mask cannot be opened."""
+        """Return the file of each case, the names of cases to encode, and the cases that cannot be read."""
         contents, failures = contents_of(cases)
         files = self._files(contents)
         return files, [name for name, file in files.items() if not _is_whole(file, name)], failures
 
     def _files(self, contents: Mapping[str, str]) -> dict[str, Path]:
-        """Return the file of each case by its name, from what the cases are (`contents_of`)."""
+        """Return the feature file of each case name, from the content keys of the cases (`contents_of`)."""
         card = self.clip.card
         common = {
             "backbone": card.sha256,
@@ -153,24 +153,24 @@ class FeatureCache:
         return {name: self.folder / key[:2] / f"{key[2:34]}.safetensors" for name, key in keys.items()}
 
     def _check_space(self, count: int) -> None:
-        """Refuse before the encoder runs for hours what the disk cannot hold."""
+        """Raise an error before encoding, which can take hours, if the disk has too little space."""
         self.folder.mkdir(parents=True, exist_ok=True)
         patches = self.grid_size[0] * self.grid_size[1] * self.clip.card.width
         needed = count * (patches * _DTYPES[self.dtype].itemsize + self.image_size**2)
         usable = max(0, shutil.disk_usage(self.folder).free - _SPARE_BYTES)
         if needed > usable:
             raise OSError(
-                f"the features of {count} image(s) take {needed / 1e9:.1f} GB, but {usable / 1e9:.1f} GB can be used "
-                f"in {self.folder}: choose another cache folder, a smaller image_size, or fp16"
+                f"the features of {count} image(s) need {needed / 1e9:.1f} GB, but only {usable / 1e9:.1f} GB can be "
+                f"used in {self.folder}: choose another cache folder, a smaller image_size, or fp16"
             )
 
     def _encode_all(
         self, cases: Cases, files: Mapping[str, Path], batch_size: int, num_workers: int, progress: bool
     ) -> tuple[dict[str, Path], list[FailedCase]]:
-        """Write the features of the cases; those that change meanwhile are encoded once more.
+        """Write the features of the cases; encode cases once more whose files change meanwhile.
 
         Returns:
-            The files of cases that changed, and the cases that have no features.
+            The files of cases that changed, and the cases that failed.
         """
         changed, failures = self._encode(cases, files, batch_size, num_workers, progress)
         if not changed:
@@ -184,12 +184,12 @@ class FeatureCache:
     def _encode(
         self, cases: Cases, files: Mapping[str, Path], batch_size: int, num_workers: int, progress: bool
     ) -> tuple[list[Mapping[str, Any]], list[FailedCase]]:
-        """Write the features of the cases; return those that changed meanwhile, and those that have no features."""
+        """Write the features of the cases; return the cases that changed meanwhile, and the cases that failed."""
         if not cases:
             return [], []
         device = next(self.clip.image_encoder.parameters()).device
         by_name = {case[AnomalyKeys.CASE_ID]: case for case in cases}
-        # Cases of several sets need not have the same further keys, which could not be collated then.
+        # Cases of different sets may have different further keys, which cannot be collated.
         steps = Compose([self.preprocessing, SelectItemsd(["image", "mask", "case_id"])])
         dataset = CaseDataset([{"mask": None, **case} for case in cases], steps)
         loader = CaseLoader(dataset, batch_size=batch_size, num_workers=num_workers, progress=progress)
@@ -214,7 +214,7 @@ class FeatureCache:
         return list(changed.values()), [failure for failure in failures if failure.case_id not in changed]
 
     def _changed(self, cases: Cases, files: Mapping[str, Path]) -> dict[str, Mapping[str, Any]]:
-        """Return the cases that are not any more what their files of features belong to, by their names."""
+        """Return by name the cases whose image, mask or label no longer matches their feature file."""
         now = self._files(contents_of(cases)[0])
         names = {case[AnomalyKeys.CASE_ID]: case for case in cases}
         return {name: case for name, case in names.items() if now.get(name) != files[name]}
@@ -227,18 +227,18 @@ class FeatureCache:
                 save_file(dict(zip(_TENSORS, tensors, strict=True)), partial)
         except (SafetensorError, OSError) as error:
             raise OSError(
-                f"cannot write features to {self.folder} ({error}): free some space or choose another cache folder; "
-                "what is written stays, and only what is missing is encoded again"
+                f"cannot write features to {self.folder} ({error}): free some space or choose another cache folder. "
+                "Features that are already written are kept"
             ) from error
 
 
 def _check_cases(cases: Cases) -> None:
-    """Refuse what would mix up two cases, or two kinds."""
+    """Raise ValueError if two cases have the same name, or if a label is not 0 or 1."""
     seen: set[str] = set()
     for case in cases:
         name = case[AnomalyKeys.CASE_ID]
         if name in seen:
-            raise ValueError(f"two cases are named {name!r}: names must be unique; begin them with their set's")
+            raise ValueError(f"two cases are named {name!r}: names must be unique; begin them with the name of the set")
         if case.get(AnomalyKeys.LABEL) not in (0, 1):
             raise ValueError(
                 f"the label of {name!r} must be 0 (normal) or 1 (anomalous), got {case.get(AnomalyKeys.LABEL)!r}"
@@ -247,7 +247,7 @@ def _check_cases(cases: Cases) -> None:
 
 
 def _is_whole(path: Path, case_id: str) -> bool:
-    """Tell whether the features of a case are there, as long as their header says."""
+    """Return whether a feature file exists with all tensors, at the length that its header states."""
     try:
         with safe_open(path, framework="pt") as file:
             if set(_TENSORS) <= set(file.keys()):
@@ -256,5 +256,5 @@ def _is_whole(path: Path, case_id: str) -> bool:
         return False
     except (SafetensorError, OSError):
         pass
-    logger.warning("%s: its cached features are damaged and encoded again", case_id)
+    logger.warning("%s: its cached features are damaged; they are encoded again", case_id)
     return False

@@ -1,4 +1,4 @@
-"""Datasets and loaders of features that were encoded before: what banks, both stages and every epoch read."""
+"""Datasets and loaders of cached features, for memory banks and both training stages."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from mrad_med.types import AnomalyKeys, ImageFeatures
 
 __all__ = ["UNKNOWN", "FeatureDataset", "collate_features", "feature_loader"]
 
-_BATCHES_AHEAD = 2  # for each thread
+_BATCHES_AHEAD = 2  # per thread
 
-UNKNOWN = 255  # in a kept mask: what is anomalous is not known
+UNKNOWN = 255  # value of a cached mask where it is not known whether a pixel is anomalous
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):
-    """Cached features of labeled cases, read from disk as they are asked for.
+    """Cached features of labeled cases; an item is read from disk when it is used.
 
     Args:
-        cases: one mapping per case with ``case_id``, ``label`` and, where the set has them, ``class``.
-        files: of the cache, in the order of the cases.
+        cases: one mapping per case with ``case_id``, ``label`` and optionally ``class``.
+        files: files of the cache, in the order of the cases.
         grid_size: rows and columns of the patch grid.
 
     Raises:
-        ValueError: there are not as many files as cases.
+        ValueError: the numbers of cases and files differ.
     """
 
     def __init__(self, cases: Sequence[Mapping[str, Any]], files: Sequence[Path], grid_size: tuple[int, int]) -> None:
@@ -49,16 +49,19 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         return len(self.cases)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return ``features`` of one image, ``mask`` (1, H, W) with NaN for unknown, ``label``, ``index``.
+        """Return a dictionary of one image: ``features``, ``mask``, ``label``, ``case_id`` and ``index``.
+
+        The mask is float32 (1, H, W) of 0 and 1, or NaN where not known. The projected patches of the features are
+        empty.
 
         Raises:
-            OSError: the file is damaged or gone.
+            OSError: the file is damaged or missing.
         """
         case = self.cases[index]
         image, patches, mask = self._read(index, "image", "patches", "mask")
         patches = patches.float()
         return {
-            # Projecting costs less than reading: whoever needs it calls `CLIPImageEncoder.project`.
+            # Projecting takes less time than reading. Heads that need projected patches use `CLIPImageEncoder.project`.
             "features": ImageFeatures(image.float(), patches, patches[:, :0], self.grid_size),
             "mask": _known_mask(mask),
             "label": int(case[AnomalyKeys.LABEL]),
@@ -67,7 +70,11 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         }
 
     def mask(self, index: int) -> Tensor:
-        """Return the (1, H, W) mask of one image alone."""
+        """Return the mask of one image, (1, H, W), without reading its features.
+
+        Raises:
+            OSError: the file is damaged or missing.
+        """
         return _known_mask(*self._read(index, "mask"))
 
     def _read(self, index: int, *names: str) -> tuple[Tensor, ...]:
@@ -76,17 +83,17 @@ class FeatureDataset(Dataset[dict[str, Any]]):
                 return tuple(file.get_tensor(name) for name in names)
         except (SafetensorError, OSError) as error:
             raise OSError(
-                f"the cached features of {self.cases[index][AnomalyKeys.CASE_ID]} are damaged or gone ({error}); run "
-                "again: the cache encodes what is damaged or missing, and nothing else"
+                f"the cached features of {self.cases[index][AnomalyKeys.CASE_ID]} are damaged or missing ({error}); "
+                "run again: only damaged and missing features are encoded again"
             ) from error
 
     def subset(self, indices: Iterable[int]) -> FeatureDataset:
-        """Return the part of the dataset with these indices, in their order."""
+        """Return a dataset of the cases with these indices, in the order of the indices."""
         chosen = list(indices)
         return FeatureDataset([self.cases[i] for i in chosen], [self.files[i] for i in chosen], self.grid_size)
 
     def split(self, held_out: Sequence[str]) -> tuple[FeatureDataset, FeatureDataset]:
-        """Return the cases of all other classes, and those of the held-out ones."""
+        """Return two datasets: the cases of all other classes, and the cases of the held-out classes."""
         inside = [_class_of(case) in set(held_out) for case in self.cases]
         return (
             self.subset(index for index, is_held_out in enumerate(inside) if not is_held_out),
@@ -95,7 +102,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
 
     @property
     def sources(self) -> tuple[dict[str, Any], ...]:
-        """What goes onto cards: the classes and how many images of each label they have."""
+        """Name and number of normal and anomalous images of each class, for cards."""
         labels: dict[str, list[int]] = {}
         for case in self.cases:
             labels.setdefault(_class_of(case), []).append(int(case[AnomalyKeys.LABEL]))
@@ -106,7 +113,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
 
     @property
     def sha256(self) -> str:
-        """Hash of everything the features and labels depend on: the names of the files are hashes of it."""
+        """Hash of everything the features and labels depend on, made from the names of the files."""
         return hashlib.sha256("\n".join(file.name for file in self.files).encode()).hexdigest()
 
 
@@ -119,7 +126,7 @@ def _known_mask(mask: Tensor) -> Tensor:
 
 
 def collate_features(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a batch of items of a `FeatureDataset`: features and tensors stacked, names in a list."""
+    """Return a batch of items of a `FeatureDataset`: features and tensors are stacked, names are in a list."""
     features = [item["features"] for item in items]
     batch: dict[str, Any] = default_collate(
         [{name: value for name, value in item.items() if name != "features"} for item in items]
@@ -136,25 +143,26 @@ def collate_features(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def feature_loader(
     dataset: FeatureDataset, *, batch_size: int = 8, shuffle: bool = False, seed: int = 0, num_workers: int = 0
 ) -> DataLoader[dict[str, Any]]:
-    """Return batches of cached features, shared among processes where there are several.
+    """Return a loader of cached features; several processes load a share each.
 
     Args:
-        dataset: what to load.
-        batch_size: images in a batch of each process.
-        shuffle: for training: in an order that depends on the seed and the epoch only, so that a training can be
-            resumed. Processes then take equal shares, the last cases of which may be repeated; otherwise each case is
+        dataset: features to load.
+        batch_size: number of images in a batch of each process.
+        shuffle: whether to shuffle, for training. The order depends only on the seed and the epoch, so a training can
+            be resumed. Processes then get equal shares, and some cases may be repeated. Without shuffling each case is
             loaded once.
-        seed: of the order.
-        num_workers: threads that read ahead; 0 reads when a batch is asked for.
+        seed: seed of the order.
+        num_workers: number of threads that read ahead; 0 reads a batch when it is used.
 
     Raises:
-        ValueError: there are more processes than images to share out.
+        ValueError: ``num_workers`` is negative, or without shuffling there are more processes than images.
     """
     rank, world = rank_and_world()
     if not shuffle:
-        if 0 < len(dataset) < world:  # those without an image would not take part in what is gathered at the end
+        if 0 < len(dataset) < world:  # a process without images would not take part in gathering the results
             raise ValueError(
-                f"{len(dataset)} image(s) cannot be shared out among {world} processes: hold out more, or start fewer"
+                f"{len(dataset)} image(s) cannot be divided among {world} processes: hold out more images, or start "
+                "fewer processes"
             )
         part = dataset.subset(range(rank, len(dataset), world)) if world > 1 else dataset
         return _FeatureLoader(part, batch_size=batch_size, collate_fn=collate_features, threads=num_workers)
@@ -167,13 +175,16 @@ def feature_loader(
 class _FeatureLoader(DataLoader[dict[str, Any]]):
     """A `DataLoader` whose batches are read ahead by threads.
 
-    Processes would hand batches over in shared memory, of which a Docker container has 64 MB by default. Features need
-    no decoding, so that threads do as well.
+    Worker processes would pass batches through shared memory, and a Docker container has 64 MB of it by default.
+    Features need no decoding, so threads are fast enough.
 
     Args:
-        dataset: as for `DataLoader`.
-        threads: number of threads; 0 reads when a batch is asked for.
+        dataset: features to load.
+        threads: number of threads; 0 reads a batch when it is used.
         **keywords: further arguments of `DataLoader`.
+
+    Raises:
+        ValueError: the number of threads is negative.
     """
 
     def __init__(self, dataset: FeatureDataset, *, threads: int, **keywords: Any) -> None:
@@ -182,7 +193,7 @@ class _FeatureLoader(DataLoader[dict[str, Any]]):
         super().__init__(dataset, **keywords)
         self._threads = threads
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # of which only next() is used
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # only next() is used
         """Yield the batches in the order of the sampler."""
         if not self._threads:
             return super().__iter__()

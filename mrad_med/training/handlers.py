@@ -1,4 +1,4 @@
-"""Ignite handlers of a training: validation metrics, checkpoints that a killed run resumes from, early stopping."""
+"""Ignite handlers for training: validation metrics, checkpoints to resume from, and early stopping."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = ["EarlyStop", "PixelMetricHandler", "ImageMetricHandler", "TrainingChe
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_STRIDE = 4  # maps are smoothed over 4 pixels, so that every fourth says as much
+VALIDATION_STRIDE = 4  # maps are smoothed over 4 pixels, so every fourth pixel is enough
 
 
 class _DefinedMetric(IgniteMetricHandler):
-    """An ignite metric of an evaluator that is NaN, with a warning, where it is undefined."""
+    """An ignite metric that is NaN, with a warning, where it is undefined."""
 
     def compute(self) -> float:
-        """Return the metric; NaN where it is undefined."""
+        """Return the metric, or NaN where it is undefined."""
         try:
             return float(super().compute())
         except ValueError as error:
@@ -41,11 +41,17 @@ class _DefinedMetric(IgniteMetricHandler):
 
 
 class PixelMetricHandler(_DefinedMetric):
-    """One of the `PixelMetrics` as an ignite metric of an evaluator, over all processes.
+    """One pixel metric as an ignite handler of an evaluator, over all processes.
+
+    This is the last link of the chain `pixel_metrics` (function), `PixelMetrics` (accumulator), `PixelMonaiMetric`
+    (MONAI metric), `PixelMetricHandler` (ignite handler).
 
     Args:
-        name: which of them, for example ``"auroc"`` or ``"ap"``.
-        stride: only every such row and column of maps and masks is looked at.
+        name: name of a metric of `PixelMetrics`, for example ``"auroc"`` or ``"ap"``.
+        stride: step in pixels between the rows and columns of maps and masks that are used.
+
+    Raises:
+        ValueError: there is no metric of this name.
     """
 
     def __init__(self, name: str = "auroc", *, stride: int = VALIDATION_STRIDE) -> None:
@@ -54,10 +60,16 @@ class PixelMetricHandler(_DefinedMetric):
 
 
 class ImageMetricHandler(_DefinedMetric):
-    """One of the `image_metrics` as an ignite metric of an evaluator, over all processes.
+    """One image-level metric as an ignite handler of an evaluator, over all processes.
+
+    This is the last link of the chain `image_metrics` (function), `ImageMonaiMetric` (MONAI metric),
+    `ImageMetricHandler` (ignite handler).
 
     Args:
-        name: which of them, for example ``"auroc"`` or ``"ap"``.
+        name: name of a metric of `image_metrics`, for example ``"auroc"`` or ``"ap"``.
+
+    Raises:
+        ValueError: there is no metric of this name.
     """
 
     def __init__(self, name: str = "auroc") -> None:
@@ -73,27 +85,28 @@ def _scores_and_labels(output: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tens
 
 
 class TrainingCheckpoint:
-    """Save a training after every epoch, resume one that was killed, and end with the best weights.
+    """Save the state of a training after every epoch, resume from it, and end with the best weights.
 
-    Writes two files into a folder. ``last.pt`` holds everything a run needs to go on: the head after the last epoch
-    (``head``), after the best one (``best_head``), optimizer, schedule and counts. ``best.pt`` is the state dict of the
-    best head alone, there as soon as a validation has said which that is:
+    The handler writes two files. ``last.pt`` has all that is needed to resume: the weights of the last epoch (``head``)
+    and of the best one (``best_head``), optimizer, schedule and counts. ``best.pt`` is the state dict of the best head
+    alone, from the first validation with a defined key metric:
     ``build_mrad_ft(clip, bank, checkpoint=torch.load("best.pt", weights_only=True))``.
 
-    It stands where zoo bundles have MONAI's `CheckpointSaver`, which writes into the file that it replaces, so that a
-    run killed at that moment leaves neither, and which forgets with the process what was best. Nothing in an epoch is
-    random but the order, which follows from seed and epoch, so on a CPU a resumed training ends with the weights of an
-    uninterrupted one.
+    It replaces MONAI's `CheckpointSaver` for two reasons. `CheckpointSaver` overwrites its file in place, so a run that
+    is killed meanwhile loses both states. It also does not save which epoch was best. Only the order of the cases is
+    random in an epoch, and it depends only on seed and epoch. On a CPU a resumed training therefore ends with the same
+    weights as an uninterrupted one.
 
     Args:
-        folder: where the files go; one training each.
-        head: the head that is trained, not wrapped for several processes.
-        optimizer: of the training.
-        lr_scheduler: of the training, if it has one.
-        evaluator: of the validation; its key metric, where it is defined, says which epoch was best. The last is kept
-            without one.
-        identity: what must be the same in a run that resumes: hashes of backbone, bank and training set, settings.
-            Optimizer, schedule, batches an epoch, processes and text tower are compared without being named here.
+        folder: folder of the two files; every training needs its own.
+        head: head that is trained, without the wrapper for several processes.
+        optimizer: optimizer of the training.
+        lr_scheduler: learning rate schedule of the training, or None.
+        evaluator: evaluator of the validation, or None. Its key metric, where defined, decides which epoch was best.
+            Without an evaluator the last weights are kept.
+        identity: values that must be equal in a run that resumes, such as the configuration and the hashes of
+            backbone, bank and training set. Optimizer, schedule, batches an epoch, number of processes and text tower
+            are always compared and need not be given.
     """
 
     def __init__(
@@ -118,7 +131,7 @@ class TrainingCheckpoint:
         self._best: dict[str, Tensor] | None = None
 
     def attach(self, engine: Trainer) -> None:
-        """Listen to the trainer; validation and schedule must be attached before, early stopping after."""
+        """Attach to the trainer, after validation and schedule and before early stopping."""
         for state in (engine, self.evaluator):
             if state is not None:
                 state.state_dict_user_keys.extend(["best_metric", "best_metric_epoch"])
@@ -127,10 +140,10 @@ class TrainingCheckpoint:
         engine.add_event_handler(Events.COMPLETED, self.restore_best)
 
     def resume(self, engine: Trainer) -> None:
-        """Go on from the last epoch that was completed.
+        """Resume after the last completed epoch; do nothing without a checkpoint.
 
         Raises:
-            TrainingError: the checkpoint is damaged, of another training, or of more epochs than are asked for.
+            TrainingError: the checkpoint is damaged, of another training, or of more epochs than ``max_epochs``.
         """
         if not self.path.is_file():
             return
@@ -138,7 +151,7 @@ class TrainingCheckpoint:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
             given, expected = saved["identity"], self._identity(engine)
             epochs = saved["trainer"]["iteration"] // expected["epoch_length"]
-        except Exception as error:  # bytes that are no checkpoint make the unpickler raise almost anything
+        except Exception as error:  # the unpickler raises errors of almost any type for other bytes
             raise TrainingError(f"{self.path} is damaged; delete it to train from the start") from error
         other = sorted(name for name in {*given, *expected} if given.get(name) != expected.get(name))
         if other:
@@ -149,11 +162,11 @@ class TrainingCheckpoint:
         max_epochs = engine.state.max_epochs
         if epochs > max_epochs:
             raise TrainingError(
-                f"{self.path} holds a training of {epochs} epoch(s), more than max_epochs, which is {max_epochs}: give "
-                f"at least {epochs}, choose another output folder, or delete it to train from the start"
+                f"{self.path} holds a training of {epochs} epoch(s), more than max_epochs={max_epochs}: set at least "
+                f"{epochs}, choose another output folder, or delete it to train from the start"
             )
         engine.load_state_dict(saved["trainer"])
-        engine.state.max_epochs = max_epochs  # which may have been raised
+        engine.state.max_epochs = max_epochs  # a resumed run may train for more epochs
         load_weights(self.head, saved["head"])
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.lr_scheduler is not None:
@@ -164,17 +177,17 @@ class TrainingCheckpoint:
         logger.info("resumed after epoch %d of %d", engine.state.epoch, max_epochs)
 
     def save(self, engine: Trainer) -> None:
-        """Write the state of the training.
+        """Write the state of the training after an epoch.
 
         Raises:
-            TrainingError: a weight is NaN; the checkpoint before is untouched.
-            OSError: the disk is full, or the folder cannot be written to; the checkpoint before is untouched.
+            TrainingError: a weight is NaN or infinite; the previous checkpoint is unchanged.
+            OSError: the disk is full, or the folder cannot be written to; the previous checkpoint is unchanged.
         """
         head = copy_weights(self.head)
         if not all(tensor.isfinite().all() for tensor in head.values()):
             raise TrainingError(
-                f"weights became NaN or infinite in epoch {engine.state.epoch}: lower the learning rate; the "
-                f"checkpoint of the epoch before in {self.path.parent} is untouched"
+                f"weights became NaN or infinite in epoch {engine.state.epoch}: lower the learning rate. The "
+                f"checkpoint of the previous epoch in {self.path.parent} is unchanged"
             )
         is_best = self.evaluator is not None and best_epoch(self.evaluator) == engine.state.epoch
         if is_best:
@@ -195,7 +208,7 @@ class TrainingCheckpoint:
         save_tensors(content, self.path)
 
     def restore_best(self, _: Engine) -> None:
-        """Give the head the weights that were best in validation."""
+        """Load the weights with the best validation into the head; do nothing if there are none."""
         if self._best is not None:
             load_weights(self.head, self._best)
 
@@ -210,11 +223,14 @@ class TrainingCheckpoint:
 
 
 class EarlyStop:
-    """Stop a training whose validation has not become better for some epochs; it survives a resumption.
+    """Stop a training whose validation has not improved for some epochs; a resumed training continues the count.
 
     Args:
-        evaluator: of the validation.
-        patience: epochs without a better key metric.
+        evaluator: evaluator of the validation, with a key metric.
+        patience: number of epochs without a better key metric, at least 1.
+
+    Raises:
+        ValueError: the patience is below 1.
     """
 
     def __init__(self, evaluator: Evaluator, patience: int) -> None:
@@ -224,11 +240,11 @@ class EarlyStop:
         self.patience = patience
 
     def attach(self, engine: Trainer) -> None:
-        """Listen to the trainer; checkpoint and validation must be attached before."""
+        """Attach to the trainer, after checkpoint and validation."""
         engine.add_event_handler(Events.STARTED | Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Trainer) -> None:
-        """Stop if it is time."""
+        """Stop the training if the best epoch is ``patience`` or more epochs ago."""
         best = best_epoch(self.evaluator)
         if best is not None and engine.state.epoch - best >= self.patience:
             logger.info("stopped after epoch %d: epoch %d was the best", engine.state.epoch, best)

@@ -1,4 +1,4 @@
-"""Losses of training on anomaly maps. Dice is MONAI's. As in MRAD (arXiv 2602.00522)."""
+"""Losses for training on anomaly maps, as in MRAD (arXiv 2602.00522). The Dice loss is MONAI's."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 __all__ = ["FineTuneLoss", "PromptLoss", "dice_loss", "probability_focal_loss"]
 
-IMAGE_TEMPERATURE = 0.07  # of the cross-entropy over image-level probabilities, as published
+IMAGE_TEMPERATURE = 0.07  # of the cross-entropy of image-level probabilities, as published
 
 _SMOOTH = 1e-5  # keeps one-hot targets and probabilities away from 0 and 1, as published
 
-# The published Dice: both sums smoothed by one, averaged over the batch.
+# The published Dice loss: numerator and denominator are smoothed by 1, and the loss is averaged over the batch.
 dice_loss = DiceLoss(include_background=True, smooth_nr=1, smooth_dr=1)
 
 
 def probability_focal_loss(anomalous: Tensor, mask: Tensor) -> Tensor:
-    """Return the focal loss (gamma 2, no class weight) of probabilities rather than logits.
+    """Return the focal loss (gamma 2, no class weight) of probabilities instead of logits.
 
     Args:
         anomalous: (B, 1, H, W) anomalous probability in [0, 1].
@@ -30,7 +30,7 @@ def probability_focal_loss(anomalous: Tensor, mask: Tensor) -> Tensor:
         Scalar.
 
     Reference:
-        MRAD, arXiv 2602.00522, as its published code computes it. MONAI's focal loss takes logits and differs by 1e-4.
+        Published code of MRAD, arXiv 2602.00522. MONAI's focal loss takes logits, and its values differ by 1e-4.
     """
     is_normal, is_anomalous = (share.clamp(_SMOOTH, 1 - _SMOOTH) for share in (1 - mask, mask))
     likelihood = is_normal * (1 - anomalous) + is_anomalous * anomalous + _SMOOTH
@@ -38,10 +38,10 @@ def probability_focal_loss(anomalous: Tensor, mask: Tensor) -> Tensor:
 
 
 class FineTuneLoss(nn.Module):
-    """Loss of training a `FineTunedHead`: focal + Dice of the map, cross-entropy of the image-level probability.
+    """Loss for training a `FineTunedHead`: focal and Dice of the map, plus cross-entropy of the image probability.
 
     Args:
-        temperature: the image-level probabilities are divided by it before the cross-entropy.
+        temperature: divisor of the image-level probabilities in the cross-entropy.
 
     Reference:
         MRAD, arXiv 2602.00522: stage 1.
@@ -55,8 +55,8 @@ class FineTuneLoss(nn.Module):
         """Return the scalar loss.
 
         Args:
-            prediction: (B, 1, h, w) patch probabilities on their grid and (B, 1) image probabilities.
-            target: ``mask`` (B, 1, H, W) of 0 and 1, ``label`` (B,) of 0 and 1.
+            prediction: patch probabilities (B, 1, h, w) on the patch grid, and image-level probabilities (B, 1).
+            target: ``mask`` (B, 1, H, W) of 0 and 1, and ``label`` (B,) of 0 and 1.
         """
         patch_maps, image = prediction
         mask = target["mask"]
@@ -67,14 +67,19 @@ class FineTuneLoss(nn.Module):
 
 
 class PromptLoss(nn.Module):
-    """Loss of learning the prompts of a `PromptedHead`: focal + Dice of the anomalous and of the normal map.
+    """Loss for training the prompts of a `PromptedHead`: focal loss, plus Dice of the anomalous and of the normal map.
 
     Reference:
         MRAD, arXiv 2602.00522: stage 2.
     """
 
     def forward(self, prediction: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """Return the scalar loss of (B, 1, h, w) patch probabilities against ``mask`` (B, 1, H, W) of 0 and 1."""
+        """Return the scalar loss.
+
+        Args:
+            prediction: patch probabilities (B, 1, h, w) on the patch grid.
+            target: ``mask`` (B, 1, H, W) of 0 and 1.
+        """
         mask = target["mask"]
         maps = _upsample(prediction, mask)
         total: Tensor = probability_focal_loss(maps, mask) + dice_loss(maps, mask) + dice_loss(1 - maps, 1 - mask)
@@ -82,5 +87,5 @@ class PromptLoss(nn.Module):
 
 
 def _upsample(patch_maps: Tensor, mask: Tensor) -> Tensor:
-    """Return patch maps at the size of the masks; trained without the blur, as published."""
+    """Return patch maps at the size of the masks; they are not blurred in training, as published."""
     return F.interpolate(patch_maps, size=mask.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Trainers of the heads on MONAI's `SupervisedTrainer`: encoder and bank are frozen, features come from a cache."""
+"""Trainers of heads, based on MONAI's `SupervisedTrainer`: encoder and bank are frozen, features come from a cache."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ logger = logging.getLogger(__name__)
 
 
 class PrepareFeatures:
-    """Move a batch of cached features to a device, as MONAI's engines ask of ``prepare_batch``.
+    """Move a batch of cached features to a device; for ``prepare_batch`` of MONAI's engines.
 
     Args:
-        image_encoder: projects the patches into the joint space, for heads that look there; None leaves them out.
+        image_encoder: encoder that projects the patches into the joint image-text space, for heads that use projected
+            patches; None leaves them out.
     """
 
     def __init__(self, image_encoder: CLIPImageEncoder | None = None) -> None:
@@ -40,7 +41,7 @@ class PrepareFeatures:
     def __call__(
         self, batch: dict[str, Any], device: torch.device, non_blocking: bool = False, **_: Any
     ) -> tuple[ImageFeatures, dict[str, Tensor]]:
-        """Return features, and the ``mask`` (B, 1, H, W) and ``label`` (B,) they are compared with."""
+        """Return the features, and their target: ``mask`` (B, 1, H, W) and ``label`` (B,)."""
         given: ImageFeatures = batch["features"]
         patches = given.patches.to(device, non_blocking=non_blocking)
         with torch.no_grad():
@@ -51,7 +52,7 @@ class PrepareFeatures:
 
 
 class _HeadTrainer(SupervisedTrainer):
-    """What both stages share: a check of the training set, what each image needs only once, a watch over the loss."""
+    """Base of both stages: checks the training set, computes constant inputs once an image, and stops at NaN losses."""
 
     def __init__(
         self,
@@ -78,17 +79,17 @@ class _HeadTrainer(SupervisedTrainer):
         self.add_event_handler(IterationEvents.LOSS_COMPLETED, _stop_at_nan)
 
     def run(self) -> None:
-        """Train; the head is in evaluation mode afterwards, ready to score."""
+        """Train the head and then set it to evaluation mode."""
         super().run()
         self.head.eval()
 
     @property
     def head(self) -> nn.Module:
-        """The head itself, without the wrapper that averages its gradients over processes."""
+        """The head, without the wrapper that averages its gradients over processes."""
         return cast(nn.Module, getattr(self.network, "module", self.network))
 
     def _once(self, features: ImageFeatures) -> dict[str, Tensor]:
-        """Return what the head needs to know of an image, the same in every epoch: a batch of one."""
+        """Return the inputs of the head that stay the same in every epoch, for a batch of one image."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -98,7 +99,7 @@ class _HeadTrainer(SupervisedTrainer):
         self.head.train()
         for row, index in enumerate(indices):
             if index not in self._known:
-                # Each image alone: the last bits may depend on the batch, and a resumed training meets it in another.
+                # One image at a time: the last bits may depend on the batch, and a resumed training has other batches.
                 found = self._once(_image_of(features, row))
                 self._known[index] = {name: values[0].cpu() for name, values in found.items()}
         names = self._known[indices[0]]
@@ -107,7 +108,7 @@ class _HeadTrainer(SupervisedTrainer):
 
     def _iteration(self, engine: SupervisedTrainer, batchdata: dict[str, Any]) -> Any:
         output = super()._iteration(engine, batchdata)
-        # MONAI's handlers, those of its MLflow tracking among them, look for the loss in a list of dictionaries.
+        # MONAI's handlers, such as MLFlowHandler, expect the loss in a list of dictionaries.
         return [{**output, "loss": output["loss"].item()}]
 
 
@@ -115,16 +116,17 @@ class FineTuneTrainer(_HeadTrainer):
     """Train a `FineTunedHead` on cached features: stage 1 of MRAD.
 
     Args:
-        device: where the head is trained.
-        max_epochs: passes over the training set; 1 as published.
-        train_data_loader: of `feature_loader`, over images of both labels whose masks are known.
+        device: device of the training.
+        max_epochs: number of epochs; 1 as published.
+        train_data_loader: loader from `feature_loader`, with images of both labels whose masks are known.
         network: the head, or a `DistributedDataParallel` around it.
-        optimizer: of its parameters.
-        loss_function: a `FineTuneLoss` if None.
+        optimizer: optimizer of the head's parameters.
+        loss_function: loss; `FineTuneLoss` if None.
         **keywords: further arguments of MONAI's `SupervisedTrainer`.
 
     Raises:
-        TrainingError: the training set has only normal or only anomalous images; while it runs: the loss is NaN.
+        TrainingError: the training set has only normal or only anomalous images. `run` raises it if the loss is NaN or
+            infinite.
     """
 
     def __init__(
@@ -142,26 +144,27 @@ class FineTuneTrainer(_HeadTrainer):
         super().__init__(device, max_epochs, train_data_loader, network, optimizer, **keywords)
 
     def _once(self, features: ImageFeatures) -> dict[str, Tensor]:
-        # In a single epoch each image comes by once: finding its thresholds apart from the step would only cost time.
+        # In a single epoch each image is used once: computing its thresholds in advance would only take time.
         return cast(FineTunedHead, self.head).thresholds(features) if self.state.max_epochs > 1 else {}
 
 
 class PromptTrainer(_HeadTrainer):
-    """Learn the prompts of a `PromptedHead` on cached features, its fine-tuned head frozen: stage 2 of MRAD-CLIP.
+    """Train the prompts of a `PromptedHead` on cached features, with a frozen fine-tuned head: stage 2 of MRAD-CLIP.
 
     Args:
-        device: where the head is trained.
-        max_epochs: passes over the training set; 5 as published.
-        train_data_loader: of `feature_loader`, over images of both labels whose masks are known.
+        device: device of the training.
+        max_epochs: number of epochs; 5 as published.
+        train_data_loader: loader from `feature_loader`, with images of both labels whose masks are known.
         network: the head, or a `DistributedDataParallel` around it.
-        optimizer: of its learned parameters.
-        image_encoder: projects cached patches into the joint space.
-        fine_tuned: stage 1, whose weights are taken over when the training starts; None where the head has them.
-        loss_function: a `PromptLoss` if None.
+        optimizer: optimizer of the parameters that are trained.
+        image_encoder: encoder that projects cached patches into the joint image-text space.
+        fine_tuned: head of stage 1, whose weights are copied when the training starts; None if the head has them.
+        loss_function: loss; `PromptLoss` if None.
         **keywords: further arguments of MONAI's `SupervisedTrainer`.
 
     Raises:
-        TrainingError: the training set has only normal or only anomalous images; while it runs: the loss is NaN.
+        TrainingError: the training set has only normal or only anomalous images. `run` raises it if the loss is NaN or
+            infinite.
     """
 
     def __init__(
@@ -186,7 +189,7 @@ class PromptTrainer(_HeadTrainer):
         self.fine_tuned = fine_tuned
 
     def run(self) -> None:
-        """Take over the weights of stage 1 and train; a checkpoint that is resumed from brings its own."""
+        """Copy the weights of stage 1 and train; a checkpoint that is resumed replaces these weights."""
         if self.fine_tuned is not None:
             cast(PromptedHead, self.head).fine_tuned.load_state_dict(self.fine_tuned.state_dict())
         super().run()
@@ -196,16 +199,19 @@ class PromptTrainer(_HeadTrainer):
 
 
 def select_trainable(dataset: FeatureDataset) -> FeatureDataset:
-    """Return the part of a training set that can be learned from, and name what is left out in the log.
+    """Return a training set without anomalous images whose mask is missing or empty; log the names of those.
 
-    An anomalous image without a mask, or with an empty one, does not say what is anomalous in it.
+    Such images do not show which pixels are anomalous.
+
+    Args:
+        dataset: training set with normal and anomalous images.
 
     Raises:
-        TrainingError: only normal or only anomalous images are left.
+        TrainingError: only normal or only anomalous images remain.
     """
     usable = []
     for index, case in enumerate(dataset.cases):
-        if int(case[AnomalyKeys.LABEL]) == 1 and not (dataset.mask(index) > 0.5).any():  # NaN is not above
+        if int(case[AnomalyKeys.LABEL]) == 1 and not (dataset.mask(index) > 0.5).any():  # false for NaN
             logger.warning("%s: left out of training: labeled anomalous, but its mask is empty", case["case_id"])
         else:
             usable.append(index)
@@ -225,19 +231,19 @@ def _check_labels(dataset: FeatureDataset) -> None:
     anomalous = sum(int(case[AnomalyKeys.LABEL]) for case in dataset.cases)
     if anomalous in (0, len(dataset)):
         raise TrainingError(
-            f"a head cannot learn from {len(dataset) - anomalous} normal and {anomalous} anomalous image(s) with a "
-            "mask: both kinds are needed"
+            f"a head cannot be trained on {len(dataset) - anomalous} normal and {anomalous} anomalous image(s) with a "
+            "mask: both labels are needed"
         )
 
 
 def _stop_at_nan(engine: Engine) -> None:
-    """Stop before the weights are touched."""
+    """Raise TrainingError before the weights are updated if the loss is NaN or infinite."""
     loss = engine.state.output["loss"].item()
     if not math.isfinite(loss):
         cases = ", ".join(engine.state.batch["case_id"])
         raise TrainingError(
-            f"the loss is {loss} in epoch {engine.state.epoch}, on {cases}: look at these images and masks, "
-            "or lower the learning rate; the last checkpoint is untouched"
+            f"the loss is {loss} in epoch {engine.state.epoch}, on {cases}: check these images and masks, "
+            "or lower the learning rate. The last checkpoint is unchanged"
         )
 
 
@@ -250,7 +256,16 @@ def describe_head(
     configuration: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> HeadCard:
-    """Return the card of a head that is trained with a bank on cached features; arguments as in `HeadCard`."""
+    """Return the card of a head that was trained on cached features.
+
+    Args:
+        variant: ``"MRAD-FT"`` or ``"MRAD-CLIP"``.
+        backbone: card of the backbone.
+        bank: memory bank of the head.
+        training_set: features the head was trained on.
+        configuration: values of the training and of the head.
+        metrics: measured results.
+    """
     return HeadCard(
         variant=variant,
         backbone=backbone.name,

@@ -1,4 +1,4 @@
-"""What MONAI lacks, as `X` / `Xd` pairs."""
+"""Transforms that MONAI lacks, as `X` / `Xd` pairs."""
 
 import lazy_loader
 

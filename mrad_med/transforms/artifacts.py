@@ -1,4 +1,4 @@
-"""What an endoscope adds to a picture that is no tissue: found, taken out before the network, put back after it."""
+"""Frames, highlights and text in endoscopy images: detection, removal before the network, and restoring of the size."""
 
 from __future__ import annotations
 
@@ -26,52 +26,58 @@ __all__ = ["ARTIFACTS", "RemoveArtifacts", "RemoveArtifactsd", "find_field", "fi
 
 ARTIFACTS = ("border", "highlights", "text")
 
-Picture = NDArray[np.uint8]  # (H, W, 3)
+ColorImage = NDArray[np.uint8]  # (H, W, 3)
 Mask = NDArray[np.bool_]  # (H, W)
 
-# Lengths are shares of the picture's short side, areas of all its pixels, brightness counts from 0 to 255.
+# Lengths are fractions of the image's short side, areas are fractions of all pixels. Brightness ranges from 0 to 255.
 
 _DARKEST_BLACK = 20  # video levels put black at 16
-_BLACK_MARGIN = 12  # compression leaves as much on black
-_SPECK = 0.01  # what is thinner than twice this is no field: letters, icons, noise beside the edge
+_BLACK_MARGIN = 12  # noise that compression leaves on black
+_SPECK = 0.01  # shapes thinner than twice this are not part of the field: text, icons, noise beside the edge
 _SMALLEST_FIELD = 0.1
 _EDGE_STEP = 25  # a frame ends in a step; a vignette and a dark lumen fade
 _FRAME_NOISE = 3  # a dark lumen is not as black as the frame
 _EDGE_BLUR = 0.006  # the outermost pixels of the field are blurred with the frame
-_LEAST_SPECK, _LEAST_BLUR = 4, 3  # pixels: JPEG's blocks have 8 in small pictures too
+_LEAST_SPECK, _LEAST_BLUR = 4, 3  # pixels: JPEG blocks have 8 pixels in small images too
 
-_HIGHLIGHT = 180  # of the darkest channel: bright, and with little saturation
-_HIGHLIGHT_RELIEF = 80  # above what surrounds it: white tissue and hair rise less
+_HIGHLIGHT = 180  # least value of the darkest channel: bright, and with little saturation
+_HIGHLIGHT_RELIEF = 80  # least difference from the surroundings: that of white tissue and hair is smaller
 _BLOOM_RELIEF = 25
-_HIGHLIGHT_SIDE = 0.08  # what is longer is no reflection of a small lamp: hair, glare, white coating
-_HIGHLIGHT_SHARE = 0.05  # of a picture with more of them, the texture is bright
+_HIGHLIGHT_SIDE = 0.08  # longer shapes are not reflections of a small lamp: hair, glare, white coating
+_HIGHLIGHT_SHARE = 0.05  # an image with more of them has a bright texture
 _HALO = 0.004  # around a highlight the sensor blooms
 
-_STROKE = 0.015  # what is wider is no stroke of a letter
+_STROKE = 0.015  # wider shapes are not strokes of a character
 _STROKE_RELIEF = 50
-_LETTER_HEIGHTS = (0.012, 0.06)
-_LETTER_PIXELS = 6  # lowest letter that can be read
-_LETTER_WIDTH = 2.0  # in heights: two letters may touch
-_LETTERS = 4  # fewest in a row
-_MOST_LETTERS = 2000  # a picture with more is a page or a texture
+_CHARACTER_HEIGHTS = (0.012, 0.06)
+_LOWEST_CHARACTER = 6  # pixels: lower characters cannot be read
+_WIDEST_CHARACTER = 2.0  # in heights: two characters may touch
+_FEWEST_CHARACTERS = 4  # in a row of text
+_MOST_CHARACTERS = 2000  # an image with more shows a page or a texture
 
 
-def find_field(picture: Picture) -> Mask:
-    """Return (H, W) the field of view of uint8 (H, W, 3) in a black frame: the hull of the largest region not black.
+def find_field(image: ColorImage) -> Mask:
+    """Return the field of view inside a black frame: the convex hull of the largest region that is not black.
 
-    Text, icons and small pictures on the frame are outside, dark lumina inside, also those that touch the edge unless
+    Text, icons and small images on the frame are outside the field. Dark lumina are inside it, also at its edge, unless
     they are as black as the frame. Where the frame reaches into the hull (an inset), it is outside. The blurred edge is
-    left out. Where there is no frame, or next to nothing in it, all is True.
+    outside too.
 
-    Missed are frames that are not black or fade into the field, insets whose content touches the field, and dark tissue
-    that takes away a corner or a bow of the field.
+    The function misses frames that are not black or that fade into the field, and insets whose content touches the
+    field. Dark tissue at the edge can cut a corner or a segment off the field.
+
+    Args:
+        image: uint8 (H, W, 3), upright.
+
+    Returns:
+        bool (H, W); all True where there is no frame, or where the field covers less than 10 % of the image.
     """
-    whole = np.ones(picture.shape[:2], np.bool_)
-    brightness = _brightest_channel(picture)
+    whole = np.ones(image.shape[:2], np.bool_)
+    brightness = _brightest_channel(image)
     black = float(np.percentile(brightness, 1))
     if black > _DARKEST_BLACK or min(whole.shape) <= 2 * _LEAST_SPECK:
         return whole
-    speck = _length(_SPECK, picture, least=_LEAST_SPECK)
+    speck = _length(_SPECK, image, least=_LEAST_SPECK)
     lit = ndimage.binary_fill_holes(brightness > black + _BLACK_MARGIN)
     lit = _largest_region(_dilate(_erode(lit, speck), speck))
     if lit.mean() < _SMALLEST_FIELD:
@@ -80,23 +86,29 @@ def find_field(picture: Picture) -> Mask:
     if field.all():
         return whole
     insets = _insets(field, lit, brightness, 2 * speck)
-    if insets.sum() > (~field).sum():  # black objects in a picture are no frame around it
+    if insets.sum() > (~field).sum():  # these are black objects in an image without a frame
         return whole
     field &= ~insets
     if _edge_step(brightness, field, speck) < _EDGE_STEP:
         return whole
-    return _erode(field, _length(_EDGE_BLUR, picture, least=_LEAST_BLUR))
+    return _erode(field, _length(_EDGE_BLUR, image, least=_LEAST_BLUR))
 
 
-def find_highlights(picture: Picture) -> Mask:
-    """Return (H, W) the specular highlights of uint8 (H, W, 3): small white spots that stand out, with their halo.
+def find_highlights(image: ColorImage) -> Mask:
+    """Return the specular highlights of an image: small white spots that stand out, with their halo.
 
-    Missed are dim and colored reflections, and large ones, for overexposed areas and white backgrounds look the same.
-    In a picture with very many of them nothing is found, for then its texture is white. Taken for highlights are white
-    text and white tissue in spots as small: look at the result before trusting it on stained slides.
+    The function misses dim, colored and large reflections, because overexposed areas and white backgrounds look like
+    large ones. White text and small spots of white tissue are treated as highlights. Check the result on stained slides
+    before you rely on it.
+
+    Args:
+        image: uint8 (H, W, 3).
+
+    Returns:
+        bool (H, W); all False where more than 5 % of the pixels would be highlights: the image has a white texture.
     """
-    whiteness = np.minimum(np.minimum(picture[..., 0], picture[..., 1]), picture[..., 2])
-    longest, halo = _length(_HIGHLIGHT_SIDE, picture), _length(_HALO, picture)
+    whiteness = np.minimum(np.minimum(image[..., 0], image[..., 1]), image[..., 2])
+    longest, halo = _length(_HIGHLIGHT_SIDE, image), _length(_HALO, image)
     relief = _relief(whiteness, longest)
     spots, _ = ndimage.label(whiteness >= _HIGHLIGHT, np.ones((3, 3)))
     is_highlight = [
@@ -110,62 +122,73 @@ def find_highlights(picture: Picture) -> Mask:
     return _dilate(found | bloom, halo)
 
 
-def find_text(picture: Picture) -> Mask:
-    """Return (H, W) the text burned into uint8 (H, W, 3): rows of four or more bright thin shapes of the same height.
+def find_text(image: ColorImage) -> Mask:
+    """Return the text burned into an image: rows of four or more bright thin shapes of the same height.
 
-    Strokes are sought in green and blue, of which tissue has little. Missed are red, dark blue and black text, text
-    on glare, short or handwritten text, letters that touch each other, and text that does not run from left to right.
+    Strokes are searched in the green and blue channels, because tissue has little of both. The function misses red,
+    dark blue and black text, text on glare, short or handwritten text, characters that touch each other, and text that
+    does not run from left to right.
+
+    Args:
+        image: uint8 (H, W, 3), upright.
+
+    Returns:
+        bool (H, W).
     """
-    width = _length(_STROKE, picture, least=3)
-    relief = np.maximum(_relief(picture[..., 1], width), _relief(picture[..., 2], width))
+    width = _length(_STROKE, image, least=3)
+    relief = np.maximum(_relief(image[..., 1], width), _relief(image[..., 2], width))
     strokes = relief >= _STROKE_RELIEF
-    crests = strokes & (relief >= ndimage.maximum_filter(relief, width) // 3)  # the soft edges of letters may touch
+    crests = strokes & (relief >= ndimage.maximum_filter(relief, width) // 3)  # the soft edges of characters may touch
     found = np.zeros_like(strokes)
-    lowest, highest = (_length(share, picture, least=_LETTER_PIXELS) for share in _LETTER_HEIGHTS)
+    lowest, highest = (_length(share, image, least=_LOWEST_CHARACTER) for share in _CHARACTER_HEIGHTS)
     boxes = ndimage.find_objects(ndimage.label(crests, np.ones((3, 3)))[0])
-    letters = np.array(
+    characters = np.array(
         [
             (rows.start, columns.start, rows.stop, columns.stop)
             for rows, columns in boxes
             if lowest <= rows.stop - rows.start <= highest
-            and columns.stop - columns.start <= _LETTER_WIDTH * (rows.stop - rows.start)
+            and columns.stop - columns.start <= _WIDEST_CHARACTER * (rows.stop - rows.start)
         ]
     )
-    if not _LETTERS <= len(letters) <= _MOST_LETTERS:
+    if not _FEWEST_CHARACTERS <= len(characters) <= _MOST_CHARACTERS:
         return found
-    for top, left, bottom, right in _rows_of(letters):
-        margin = bottom - top  # commas hang, colons and brackets stand beside
+    for top, left, bottom, right in _rows_of(characters):
+        margin = bottom - top  # commas reach below the row; colons and brackets stand beside it
         rows = slice(max(top - margin // 4, 0), bottom + margin // 4)
         columns = slice(max(left - margin, 0), right + margin)
         found[rows, columns] |= strokes[rows, columns]
-    return _dilate(found, _length(_HALO, picture))
+    return _dilate(found, _length(_HALO, image))
 
 
 class RemoveArtifacts(InvertibleTransform):
-    """Take out what is no tissue: the frame is cropped, all else is filled smoothly from its surroundings.
+    """Remove artifacts of endoscopy: crop the black frame, and fill highlights and text from their surroundings.
 
-    It works on upright bytes, after `ScaleToBytes`. The inverse puts a map back at the size before, with the lowest of
-    its other values wherever something was taken out. The affine stays that of the stored grid, as upright pictures
-    carry it. Gray images, also where three channels repeat one, and all that is not uint8 stay as they are; so a mask
-    does not follow its image: compare it with the inverted map.
+    The transform works on upright bytes, after `ScaleToBytes`. Its inverse restores a map to the original size. Removed
+    pixels get the lowest of the map's other values. The affine remains the affine of the stored grid, as in all upright
+    images. Images that are not uint8 are returned unchanged, and so are gray images with one or three channels. A mask
+    is not cropped with its image: compare it with the inverted map.
 
     Args:
-        remove: any of ``"border"``, ``"highlights"`` and ``"text"``.
+        remove: artifacts to remove, any of ``"border"``, ``"highlights"`` and ``"text"``.
 
     Raises:
-        ValueError: a name is another.
+        ValueError: ``remove`` is not a list of these names.
     """
 
     def __init__(self, remove: Sequence[str] = ("border", "highlights")) -> None:
         unknown = [remove] if isinstance(remove, str) else [name for name in remove if name not in ARTIFACTS]
         if unknown:
-            raise ValueError(f"remove lists any of {', '.join(ARTIFACTS)}; got {unknown}")
+            raise ValueError(f"remove must list any of {', '.join(ARTIFACTS)}; got {unknown}")
         self.remove = tuple(remove)
 
     def __call__(self, image: MetaTensor) -> MetaTensor:
-        """Return uint8 (3, h, w[, frames]) of an upright uint8 (3, H, W[, frames]).
+        """Return the image without artifacts, uint8 (3, h, w[, frames]).
 
-        All frames are cropped alike, to the field of what is lit in any of them, and filled one by one.
+        All frames are cropped to the same box. It is the field of view of their brightest values. Each frame is filled
+        separately.
+
+        Args:
+            image: upright uint8 (3, H, W[, frames]).
         """
         pixels, info = image.as_tensor(), dict[str, Any]()
         if _is_colored(pixels):
@@ -181,7 +204,7 @@ class RemoveArtifacts(InvertibleTransform):
         return self.push_transform(result, orig_size=tuple(image.shape[1:]), extra_info=info)
 
     def inverse(self, image: MetaTensor) -> MetaTensor:
-        """Return a map (C, H, W[, frames]) of one (C, h, w[, frames])."""
+        """Return a map (C, h, w[, frames]) of the cropped image at the original size, (C, H, W[, frames])."""
         applied = self.pop_transform(image)
         info, values = applied[TraceKeys.EXTRA_INFO], image.as_tensor()
         if not info:
@@ -208,14 +231,14 @@ class RemoveArtifactsd(InvertibleEachd):
 
 
 def _is_colored(pixels: Tensor) -> bool:
-    """Tell whether these are uint8 RGB and not a gray image repeated."""
+    """Return whether the pixels are uint8 RGB and not a repeated gray channel."""
     if pixels.dtype != torch.uint8 or len(pixels) != 3:
         return False
     return not (torch.equal(pixels[0], pixels[1]) and torch.equal(pixels[1], pixels[2]))
 
 
 def _find(frames: NDArray[np.uint8], remove: Sequence[str]) -> tuple[tuple[slice, slice], NDArray[np.bool_]]:
-    """Return rows and columns that stay of (frames, H, W, 3), and what is to be filled in them (frames, h, w)."""
+    """Return the rows and columns to keep of (frames, H, W, 3), and a mask of the pixels to fill (frames, h, w)."""
     box = (slice(0, frames.shape[1]), slice(0, frames.shape[2]))
     taken = np.zeros(frames.shape[:-1], np.bool_)
     if "border" in remove:
@@ -229,19 +252,25 @@ def _find(frames: NDArray[np.uint8], remove: Sequence[str]) -> tuple[tuple[slice
     return box, taken[(slice(None), *box)]
 
 
-def _filled(picture: Tensor, taken: Tensor) -> Tensor:
-    """Return a picture (3, H, W) with pixels taken (H, W) replaced by what surrounds them, the farther the smoother.
+def _filled(image: Tensor, taken: Tensor) -> Tensor:
+    """Return an image (3, H, W) with the pixels of ``taken`` (H, W) filled from their surroundings.
 
-    Push and pull: averages of what is known at ever coarser scales, interpolated where nothing finer is known.
+    The method is push-pull: known pixels are averaged at coarser and coarser scales. Each unknown pixel is interpolated
+    from the finest scale that has known pixels, so the fill is smoother farther from the known pixels.
     """
     known = (~taken).float()[None, None]
-    coarse = _at_half_size(picture.float()[None] * known, known)
+    coarse = _at_half_size(image.float()[None] * known, known)
     fine = F.interpolate(coarse.round().byte(), size=taken.shape, mode="bilinear")
-    return torch.where(taken, fine[0], picture)
+    return torch.where(taken, fine[0], image)
 
 
 def _at_half_size(values: Tensor, known: Tensor) -> Tensor:
-    """Return (1, C, H/2, W/2) without holes of values (1, C, H, W) that are zero where not known (1, 1, H, W)."""
+    """Return the values at half the size, (1, C, H/2, W/2), with unknown pixels filled.
+
+    Args:
+        values: (1, C, H, W), zero where not known.
+        known: (1, 1, H, W), 1 where known, else 0.
+    """
     share = F.avg_pool2d(known, 2, ceil_mode=True)
     means = F.avg_pool2d(values, 2, ceil_mode=True) / share.clamp(min=1e-6)
     if share.all() or max(share.shape) == 1:
@@ -250,27 +279,27 @@ def _at_half_size(values: Tensor, known: Tensor) -> Tensor:
     return torch.where(share > 0, means, F.interpolate(coarse, size=means.shape[-2:], mode="bilinear"))
 
 
-def _brightest_channel(picture: Picture) -> Picture:
-    return np.maximum(np.maximum(picture[..., 0], picture[..., 1]), picture[..., 2])
+def _brightest_channel(image: ColorImage) -> ColorImage:
+    return np.maximum(np.maximum(image[..., 0], image[..., 1]), image[..., 2])
 
 
-def _length(share: float, picture: Picture, *, least: int = 1) -> int:
-    """Return a share of the short side in pixels."""
-    return max(least, round(share * int(min(picture.shape[:2]))))
+def _length(share: float, image: ColorImage, *, least: int = 1) -> int:
+    """Return a fraction of the image's short side in pixels."""
+    return max(least, round(share * int(min(image.shape[:2]))))
 
 
 def _erode(mask: Mask, reach: int) -> Mask:
-    """Take off as many pixels from every side, but none where a mask ends with the picture."""
+    """Return the mask shrunk by ``reach`` pixels on every side, except at the border of the image."""
     return np.asarray(ndimage.minimum_filter(mask.view(np.uint8), 2 * reach + 1, mode="nearest")).view(np.bool_)
 
 
 def _dilate(mask: Mask, reach: int) -> Mask:
-    """Add as many pixels to every side."""
+    """Return the mask grown by ``reach`` pixels on every side."""
     return np.asarray(ndimage.maximum_filter(mask.view(np.uint8), 2 * reach + 1, mode="nearest")).view(np.bool_)
 
 
 def _relief(channel: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Return what rises above its surroundings and is nowhere as wide as ``size`` pixels: the white top-hat."""
+    """Return the white top-hat: the brightness above the surroundings of shapes narrower than ``size`` pixels."""
     return np.asarray(ndimage.white_tophat(channel, (size, size)))
 
 
@@ -281,7 +310,7 @@ def _largest_region(mask: Mask) -> Mask:
 
 
 def _convex_hull(mask: Mask) -> Mask:
-    """Return the convex hull of a mask that is not empty."""
+    """Return the convex hull of a mask, which must not be empty."""
     rows = np.flatnonzero(mask.any(axis=1))
     lines = mask[rows]
     left, right = lines.argmax(axis=1), mask.shape[1] - 1 - lines[:, ::-1].argmax(axis=1)
@@ -293,7 +322,14 @@ def _convex_hull(mask: Mask) -> Mask:
 
 
 def _insets(field: Mask, lit: Mask, brightness: NDArray[np.uint8], smallest: int) -> Mask:
-    """Return the notches of what is lit in its hull, the field, that are as black as the frame around the hull."""
+    """Return the dark parts of the field that are as black as the frame around it.
+
+    Args:
+        field: (H, W) convex hull of the lit region.
+        lit: (H, W) lit region.
+        brightness: (H, W) brightest channel.
+        smallest: height and width in pixels that a part must exceed.
+    """
     insets, darkest = np.zeros_like(field), np.median(brightness[~field]) + _FRAME_NOISE
     notches = ndimage.label(field & ~lit)[0]
     for index, box in enumerate(ndimage.find_objects(notches), start=1):
@@ -304,19 +340,27 @@ def _insets(field: Mask, lit: Mask, brightness: NDArray[np.uint8], smallest: int
 
 
 def _edge_step(brightness: NDArray[np.uint8], field: Mask, reach: int) -> float:
-    """Return how much brighter the field is just inside its edge than the frame just outside."""
+    """Return the median brightness of the field just inside its edge, minus that of the frame just outside."""
     inside = field & ~_erode(field, reach)
     outside = _dilate(field, reach) & ~field
     return float(np.median(brightness[inside]) - np.median(brightness[outside]))
 
 
-def _rows_of(letters: NDArray[np.int_]) -> list[NDArray[np.int_]]:
-    """Return boxes (top, left, bottom, right) of rows of boxes alike in top and bottom that follow each other."""
-    top, left, bottom, right = (letters[:, index, None] for index in range(4))
+def _rows_of(characters: NDArray[np.int_]) -> list[NDArray[np.int_]]:
+    """Return the boxes of text rows: at least four boxes that follow each other with the same top and bottom.
+
+    Args:
+        characters: (N, 4) boxes as top, left, bottom, right.
+    """
+    top, left, bottom, right = (characters[:, index, None] for index in range(4))
     height = bottom - top
     slack = np.maximum(1, height // 8)
     gap = left.T - right
     follows = (abs(top - top.T) <= slack) & (abs(bottom - bottom.T) <= slack) & (gap > -2) & (gap <= height)
     count, rows = connected_components(follows, directed=False)
-    members = [letters[rows == row] for row in range(count)]
-    return [np.concatenate([row[:, :2].min(axis=0), row[:, 2:].max(axis=0)]) for row in members if len(row) >= _LETTERS]
+    members = [characters[rows == row] for row in range(count)]
+    return [
+        np.concatenate([row[:, :2].min(axis=0), row[:, 2:].max(axis=0)])
+        for row in members
+        if len(row) >= _FEWEST_CHARACTERS
+    ]

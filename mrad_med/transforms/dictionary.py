@@ -1,4 +1,4 @@
-"""One transform for every key of a dictionary: what MONAI's ``Xd`` of an ``X`` is made of."""
+"""Base classes of dictionary transforms: ``Xd`` applies the array transform ``X`` to every key."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["Eachd", "InvertibleEachd"]
 
 
 class Eachd(MapTransform):
-    """Apply one array transform to every key."""
+    """Apply an array transform to the value of every key."""
 
     transform: Any
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the dictionary with the values of the keys transformed."""
+        """Return a copy of the dictionary with the values of the keys transformed."""
         result = dict(data)
         for key in self.key_iterator(result):
             result[key] = self.transform(result[key])
@@ -24,10 +24,10 @@ class Eachd(MapTransform):
 
 
 class InvertibleEachd(Eachd, InvertibleTransform):
-    """The same for a transform that can be undone."""
+    """Apply an invertible array transform to the value of every key."""
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the dictionary with the transform of the keys undone."""
+        """Return a copy of the dictionary with the values of the keys inverted."""
         result = dict(data)
         for key in self.key_iterator(result):
             result[key] = self.transform.inverse(result[key])

@@ -1,4 +1,4 @@
-"""Transforms of intensities: windows, scaling to bytes, gray and color images to RGB."""
+"""Intensity transforms: windows, scaling to bytes, and conversion to RGB."""
 
 from __future__ import annotations
 
@@ -32,38 +32,40 @@ __all__ = [
 
 Window = str | Sequence[float]  # "auto", "stored", "percentile", the name of a preset, or center and width
 
-# Center and width in Hounsfield units, as Radiopaedia's article "Windowing (CT)" has them unless said otherwise. Where
-# it gives a range, the middle.
+# Center and width in Hounsfield units, from Radiopaedia's article "Windowing (CT)" except where noted. For a range in
+# the article, the middle is used.
 WINDOWS: dict[str, tuple[float, float]] = {
     "brain": (40, 80),
-    "subdural": (75, 215),  # of centers 50 to 100 and widths 130 to 300
-    "stroke": (40, 40),  # its wider choice; the narrow one, 32 and 8, leaves little but noise
-    "bone": (600, 2800),  # of the temporal bone, its widest
+    "subdural": (75, 215),  # centers 50 to 100, widths 130 to 300
+    "stroke": (40, 40),  # the wider of two; the narrow one (32, 8) shows mostly noise
+    "bone": (600, 2800),  # temporal bone, the widest
     "lung": (-600, 1500),
     "mediastinum": (50, 350),
-    "abdomen": (40, 400),  # there 50; scanners and atlases are set to 40 as often
+    "abdomen": (40, 400),  # the article has center 50; scanners and atlases use 40 as often
     "liver": (30, 150),
 }
 
 _MODES = ("auto", "stored", "percentile")
-_CHUNK = 1 << 22  # values windowed at a time, so that a volume is never held in double precision
+_CHUNK = 1 << 22  # values that are windowed at a time: a whole volume in double precision would take too much memory
 
-
-INTENSITY_PERCENTILES = (0.5, 99.5)  # of images deeper than 8 bits: the range that becomes black to white
+INTENSITY_PERCENTILES = (0.5, 99.5)  # become black and white in images deeper than 8 bits
 
 
 def apply_window(values: NDArray[Any], center: float, width: float, *, function: str = "LINEAR") -> NDArray[np.uint8]:
-    """Return values as bytes, from black below a window to white above it; NaN is black.
+    """Return values as bytes, from black below a window to white above it; NaN becomes black.
 
     Args:
-        values: of any shape, in the units of the window.
-        center: of the window.
-        width: of the window, at least 1 for ``"LINEAR"``, above 0 for the others.
-        function: ``"LINEAR"`` as nearly all images mean it, with the half and the one that DICOM takes off;
-            ``"LINEAR_EXACT"`` without; ``"SIGMOID"``.
+        values: array of any shape, in the units of the window.
+        center: center of the window.
+        width: width of the window, at least 1 for ``"LINEAR"``, above 0 for the others.
+        function: VOI LUT function of DICOM. ``"LINEAR"``, the default of DICOM, subtracts 0.5 from the center and 1
+            from the width; ``"LINEAR_EXACT"`` does not. The third is ``"SIGMOID"``.
+
+    Returns:
+        uint8, of the shape of the values.
 
     Raises:
-        ValueError: the width is too small or not finite, or there is no such function.
+        ValueError: center or width is not finite, the width is too small, or the function is unknown.
 
     Reference:
         DICOM PS3.3, C.11.2.1.2.1 and C.11.2.1.3.
@@ -72,23 +74,22 @@ def apply_window(values: NDArray[Any], center: float, width: float, *, function:
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         raise ValueError(f"function must be LINEAR, LINEAR_EXACT or SIGMOID, got {function!r}")
     if not (np.isfinite(center) and least <= width < np.inf):
-        raise ValueError(f"a window has a finite center and a width of 1 or more, got {center:g} and {width:g}")
+        limit = "of 1 or more" if function == "LINEAR" else "above 0"
+        raise ValueError(f"a window needs a finite center and a width {limit}, got {center:g} and {width:g}")
     flat = values.reshape(-1)
-    shades = np.empty(flat.shape, np.uint8)
+    levels = np.empty(flat.shape, np.uint8)
     for start in range(0, len(flat), _CHUNK):
         part = flat[start : start + _CHUNK].astype(np.float64)
         share = _shares(np.nan_to_num(part, nan=-np.inf, posinf=np.inf, neginf=-np.inf), center, width, function)
-        shades[start : start + _CHUNK] = np.round(share * 255)
-    return shades.reshape(values.shape)
+        levels[start : start + _CHUNK] = np.round(share * 255)
+    return levels.reshape(values.shape)
 
 
 def _shares(values: NDArray[np.float64], center: float, width: float, function: str) -> NDArray[np.float64]:
-    """Return the brightness in [0, 1]."""
+    """Return the brightness of values in a window, in [0, 1]."""
     shares: NDArray[np.float64]
     if function == "SIGMOID":
-        with np.errstate(
-            over="ignore"
-        ):  # far below the window the exponential is infinite and the share 0, as it should
+        with np.errstate(over="ignore"):  # far below the window the exponential is infinite and the brightness 0
             return 1 / (1 + np.exp(-4 * (values - center) / width))
     if function == "LINEAR":
         center, width = center - 0.5, width - 1
@@ -98,34 +99,41 @@ def _shares(values: NDArray[np.float64], center: float, width: float, function: 
     return shares
 
 
-def apply_lookup_table(values: NDArray[Any], first: float, shades: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the entries of a lookup table: its first below ``first``, its last beyond its end; NaN is as below.
+def apply_lookup_table(values: NDArray[Any], first: float, levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the gray level of each value from a lookup table.
+
+    Values below ``first`` and NaN get the first gray level. Values beyond the end of the table get the last one.
+
+    Args:
+        values: array of any shape.
+        first: value that the first gray level belongs to.
+        levels: (N,) gray levels of ``first``, ``first + 1`` and so on.
 
     Reference:
         DICOM PS3.3, C.11.2.1.1.
     """
-    places = np.nan_to_num(values.astype(np.float64) - first, nan=0.0).clip(0, len(shades) - 1)
-    looked_up: NDArray[np.uint8] = shades[places.astype(np.int64)]
+    indices = np.nan_to_num(values.astype(np.float64) - first, nan=0.0).clip(0, len(levels) - 1)
+    looked_up: NDArray[np.uint8] = levels[indices.astype(np.int64)]
     return looked_up
 
 
 class ApplyWindow(Transform):
-    """Bring an image or volume to bytes through a window.
+    """Convert an image or volume to bytes with a window.
 
     Args:
         window: one of
 
-            - ``"auto"``: the window stored in a DICOM image of a modality whose windows mean something (CT, and
-              radiographs of any kind), else as ``"percentile"``;
-            - ``"stored"``: the stored lookup table or first stored window, whatever the modality;
-            - ``"percentile"``: as `ScaleToBytes` does;
-            - the name of one of `WINDOWS`, for CT in Hounsfield units;
+            - ``"auto"``: the stored window or lookup table of a DICOM image of CT or radiography. Stored windows of
+              other modalities are not reliable, so other images get ``"percentile"``;
+            - ``"stored"``: the stored lookup table, or else the first stored window, for any modality;
+            - ``"percentile"``: the same as `ScaleToBytes`;
+            - a name in `WINDOWS`, for CT in Hounsfield units;
             - center and width, in the image's units;
-            - three of these, which make the red, green and blue of one gray image.
-        percentiles: for ``"percentile"``.
+            - three of these, for the red, green and blue channels made from one gray image.
+        percentiles: lower and upper percentile for ``"percentile"``, in [0, 100].
 
     Raises:
-        ValueError: there is no such window.
+        ValueError: the window is unknown or invalid.
     """
 
     def __init__(
@@ -136,16 +144,19 @@ class ApplyWindow(Transform):
         self._scale = ScaleToBytes(percentiles)
 
     def __call__(self, image: MetaTensor) -> MetaTensor:
-        """Return uint8 (C, ...) of an image (C, ...), or (3, ...) of (1, ...) where there are three windows.
+        """Return the image as uint8 (C, ...), or as (3, ...) where there are three windows.
+
+        Args:
+            image: (C, ...); three windows need C = 1.
 
         Raises:
-            ImageFileError: there is no stored window, or no gray values that a window could be applied to.
+            ImageFileError: the image has no stored window, or has colors where gray values are needed.
         """
         if len(self.windows) > 1 and len(image) != 1:
             raise ImageFileError(f"three windows need a gray image, got {len(image)} channels; use window='auto'")
-        shades = [self._apply(image, window) for window in self.windows]
-        result = MetaTensor(shades[0] if len(shades) == 1 else torch.cat(shades)).copy_meta_from(image)
-        # The stored windows are of the values before: a second time they would be wrong.
+        levels = [self._apply(image, window) for window in self.windows]
+        result = MetaTensor(levels[0] if len(levels) == 1 else torch.cat(levels)).copy_meta_from(image)
+        # The stored windows belong to the original values. Applied a second time they would be wrong.
         result.meta = {key: value for key, value in result.meta.items() if key not in VOIKeys.ALL}
         return result
 
@@ -168,23 +179,29 @@ class ApplyWindow(Transform):
 
 
 def _check(window: Any) -> str | tuple[float, float]:
-    """Return a window by name or as center and width."""
+    """Return a valid window: a name, or center and width.
+
+    Raises:
+        ValueError: the window is unknown or invalid.
+    """
     if isinstance(window, str):
         if window in WINDOWS or window in _MODES:
             return window
         names = [*_MODES, *WINDOWS]
         close = difflib.get_close_matches(window.lower(), names, n=1)
         meant = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"there is no window {window!r}: there are {', '.join(names)}, or center and width{meant}")
+        raise ValueError(f"there is no window {window!r}: choose one of {', '.join(names)}, or center and width{meant}")
     if len(window) != 2:
-        raise ValueError(f"a window is a name or center and width, and three make colors; got {len(window)} numbers")
+        raise ValueError(
+            f"a window must be a name, or center and width; three windows make colors. Got {len(window)} values"
+        )
     center, width = (float(value) for value in window)
-    apply_window(np.zeros(1), center, width)  # refuses what is no window
+    apply_window(np.zeros(1), center, width)  # raises ValueError for an invalid window
     return center, width
 
 
 def _apply_stored(values: NDArray[Any], meta: Mapping[Hashable, Any]) -> NDArray[np.uint8]:
-    """Return bytes through the lookup table of an image, or else its first window."""
+    """Return values as bytes, with the stored lookup table of the image or else its first stored window."""
     if VOIKeys.LUT in meta:
         return apply_lookup_table(values, float(meta[VOIKeys.LUT_FIRST]), np.asarray(meta[VOIKeys.LUT]))
     if VOIKeys.WINDOWS not in meta:
@@ -208,19 +225,23 @@ class ApplyWindowd(Eachd):
 
 
 class ScaleToBytes(Transform):
-    """Bring intensities to uint8: 8-bit images as they are, deeper ones from black to white between two percentiles.
+    """Convert intensities to uint8; 8-bit images are returned unchanged.
 
-    The percentiles are taken over the whole image or volume. A constant deep image becomes black.
+    In deeper images the lower percentile becomes black and the upper one white. The percentiles are computed over all
+    finite values of the image or volume. A constant image becomes black.
+
+    Args:
+        percentiles: lower and upper percentile, in [0, 100].
     """
 
     def __init__(self, percentiles: tuple[float, float] = INTENSITY_PERCENTILES) -> None:
         self.percentiles = percentiles
 
     def __call__(self, image: MetaTensor) -> MetaTensor:
-        """Return the scaled image.
+        """Return the image as uint8.
 
         Raises:
-            ImageFileError: no value is finite.
+            ImageFileError: the image has no finite value.
         """
         if image.dtype == torch.uint8:
             return image
@@ -234,16 +255,19 @@ class ScaleToBytes(Transform):
 
 
 class ToRGB(Transform):
-    """Repeat a gray image in three channels; three channels stay."""
+    """Convert a gray image to three equal channels; an image with three channels is returned unchanged."""
 
     def __call__(self, image: MetaTensor) -> MetaTensor:
-        """Return (3, ...).
+        """Return the image as (3, ...).
+
+        Args:
+            image: (1, ...) or (3, ...).
 
         Raises:
-            ImageFileError: another number of channels.
+            ImageFileError: the image has another number of channels.
         """
         if image.shape[0] not in (1, 3):
-            raise ImageFileError(f"{image.shape[0]} channels; gray (1) and RGB (3) images can be scored")
+            raise ImageFileError(f"the image has {image.shape[0]} channels; gray (1) and RGB (3) images can be scored")
         return image if image.shape[0] == 3 else image.repeat(3, *[1] * (image.ndim - 1))
 
 

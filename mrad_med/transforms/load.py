@@ -1,4 +1,4 @@
-"""Transforms that MONAI lacks, as ``X`` / ``Xd`` pairs."""
+"""Transforms that load images, volumes and masks."""
 
 from __future__ import annotations
 
@@ -23,17 +23,25 @@ __all__ = ["LoadMaskd", "LoadMedicalImage", "LoadMedicalImaged"]
 
 
 class LoadMedicalImage(Transform):
-    """Load an image or a volume as (C, W, H) or (C, X, Y, Z); see `read_image`."""
+    """Load an image as (C, W, H) or a volume as (C, X, Y, Z); see `read_image`.
+
+    Args:
+        max_pixels: largest number of pixels of an image; larger ones are refused.
+        strict: whether a DICOM series with unevenly spaced slices is refused; see `read_series`.
+    """
 
     def __init__(self, max_pixels: int = MAX_PIXELS, strict: bool = True) -> None:
         self.max_pixels = max_pixels
         self.strict = strict
 
     def __call__(self, source: ImageSource) -> MetaTensor:
-        """Return the image in ``source``: a file, the files of a DICOM series, a frame, or an image in memory.
+        """Return the image or volume.
+
+        Args:
+            source: a file, the files of a DICOM series, a frame, or an image in memory.
 
         Raises:
-            ImageFileError: the source cannot be used.
+            ImageFileError: the source cannot be read or used.
         """
         return read_image(source, max_pixels=self.max_pixels, strict=self.strict)
 
@@ -53,17 +61,17 @@ class LoadMedicalImaged(Eachd):
 
 
 class LoadMaskd(MapTransform):
-    """Load the mask that belongs to an image already loaded.
+    """Load the mask of an image that is already loaded.
 
-    Where there is none (absent or None), all is normal, unless the case is labeled anomalous: then what is anomalous
-    is not known, and the mask is NaN.
+    Without a mask (absent or None) all pixels of a case are normal, and the result is 0. If such a case is labeled
+    anomalous, its anomalous pixels are not known, and the result is NaN.
 
     Args:
-        keys: of the masks.
-        image_key: of the image each must agree with in size.
-        threshold: pixels above it are anomalous; a case's own ``mask_threshold`` comes first. A mask whose largest
-            value is 1 is taken as it is.
-        allow_missing_keys: as in MONAI.
+        keys: keys of the masks.
+        image_key: key of the image whose size each mask must have.
+        threshold: value above which pixels are anomalous; a case's own ``mask_threshold`` takes precedence. In a mask
+            whose largest value is 1, pixels above 0 are anomalous.
+        allow_missing_keys: not used, because a mask may be absent.
     """
 
     def __init__(
@@ -78,16 +86,16 @@ class LoadMaskd(MapTransform):
         self.threshold = threshold
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the dictionary with masks (1, ...) of 0 and 1 (or NaN) as float32, indexed like their image.
+        """Return the dictionary with the masks: float32 (1, W, H) of 0 and 1, or NaN where not known.
 
         Raises:
-            ImageFileError: the file cannot be used, its size is not the image's, or it holds class numbers; or the
+            ImageFileError: the file cannot be read, its size differs from the image's, it holds class numbers, or the
                 image is a volume.
         """
         result = dict(data)
         image = result[self.image_key]
         if image.ndim == 4:
-            raise ImageFileError("volumes cannot be remembered or measured; export their slices as images")
+            raise ImageFileError("volumes cannot enter a memory bank or be evaluated; export their slices as images")
         for key in self.keys:
             path = result.get(key)
             if path is None:
@@ -98,13 +106,14 @@ class LoadMaskd(MapTransform):
             if mask.shape[1:] != image.shape[1:]:
                 sizes = [" x ".join(map(str, item.shape[1:])) for item in (mask, image)]
                 raise ImageFileError(f"its mask is {sizes[0]} and the image {sizes[1]}: they must have the same size")
-            if AnomalyKeys.MASK_THRESHOLD in result:  # the set says what its values mean
+            if AnomalyKeys.MASK_THRESHOLD in result:  # the dataset defines its mask values
                 result[key] = (mask > result[AnomalyKeys.MASK_THRESHOLD]).float()
                 continue
             highest = float(mask.max())
             if 1 < highest <= self.threshold and not str(path).lower().endswith((".jpg", ".jpeg")):
                 raise ImageFileError(
-                    f"its mask's values end at {highest:g}, 0 and 1 or 0 and 255 are expected; convert class numbers"
+                    f"the largest value of its mask is {highest:g}; masks must have values 0 and 1, or 0 and 255: "
+                    "convert class numbers"
                 )
             result[key] = (mask > (0 if mask.max() <= 1 else self.threshold)).float()
         return result

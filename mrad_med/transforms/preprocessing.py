@@ -1,4 +1,4 @@
-"""How an image is seen: one object that transforms it for the network, brings maps back, and shows it to people."""
+"""Preprocessing of images for the network and for display, and postprocessing of maps."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ __all__ = ["ImageView", "build_postprocessing", "build_preprocessing"]
 
 @dataclass(frozen=True)
 class ImageView:
-    """How an image is seen, by the network and by people.
+    """Window, plane, size and further values of the preprocessing, the same for the network and for display.
 
     Attributes:
-        image_size: side of the network's square input, in pixels; a multiple of the patch size.
+        image_size: side of the network's square input in pixels; a multiple of the patch size.
         max_pixels: largest number of pixels of an image; larger ones are refused.
-        window: range of gray values deeper than bytes, from black to white: see `ApplyWindow`.
-        plane: plane of a volume's slices: see `ToDisplayOrientation`.
-        remove: what is removed from endoscopy frames: see `RemoveArtifacts`.
+        window: range of gray values that is shown from black to white; see `ApplyWindow`.
+        plane: plane of a volume's slices; see `ToDisplayOrientation`.
+        remove: artifacts that are removed from endoscopy frames; see `RemoveArtifacts`.
         keep_size: whether images keep their own size, for `SlidingWindowAnomalyInferer`.
-        strict_geometry: whether a DICOM series whose slices are not evenly spaced is refused: see `read_series`.
+        strict_geometry: whether a DICOM series with unevenly spaced slices is refused; see `read_series`.
 
     Raises:
-        ValueError: there is no such window, plane or artifact.
+        ValueError: the window, the plane or an artifact is unknown.
     """
 
     image_size: int = IMAGE_SIZE
@@ -57,13 +57,13 @@ class ImageView:
     strict_geometry: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what no transform knows, before the first image is read."""
+        """Check window, plane and artifacts before the first image is read."""
         object.__setattr__(self, "remove", tuple(self.remove))  # configs give lists
         _ = self._window, self._turn
         if self.remove:
             RemoveArtifactsd(AnomalyKeys.IMAGE.value, self.remove)
 
-    # No limit of pixels applies to what is shown: it was scored before.
+    # There is no limit of pixels for display, because the image was already read within the limit for its score.
     @cached_property
     def _load(self) -> LoadMedicalImage:
         return LoadMedicalImage(sys.maxsize, self.strict_geometry)
@@ -77,10 +77,10 @@ class ImageView:
         return ToDisplayOrientation(self.plane)
 
     def show(self, source: ImageSource) -> NDArray[np.uint8]:
-        """Return what the network sees of a source, upright and at its own size.
+        """Return an image or volume for display: upright, with the window applied, at its own size.
 
         Args:
-            source: an image or a volume as `read_image` takes it.
+            source: an image or a volume; see `read_image`.
 
         Returns:
             uint8 (H, W, 3), or (H, W, D, 3) for a volume.
@@ -91,14 +91,14 @@ class ImageView:
         return _channels_last(self._turn(self._in_bytes(source)))
 
     def show_stored(self, source: ImageSource) -> NDArray[np.uint8]:
-        """Return the same as `show` on the axes of the file: uint8 (W, H, 3), or (X, Y, Z, 3) for a volume."""
+        """Return the same as `show`, on the axes of the file: uint8 (W, H, 3), or (X, Y, Z, 3) for a volume."""
         return _channels_last(self._in_bytes(source))
 
     def _in_bytes(self, source: ImageSource) -> MetaTensor:
-        return ToRGB()(self._window(self._load(source)))  # no Compose: it would take the files of a series one by one
+        return ToRGB()(self._window(self._load(source)))  # a Compose would load the files of a series one by one
 
     def layout(self, affine: NDArray[np.float64]) -> SliceLayout:
-        """Return how the slices are arranged in the array of a volume.
+        """Return how the slices of a volume are arranged in its array.
 
         Args:
             affine: (4, 4) voxel to world matrix (RAS, mm).
@@ -106,10 +106,10 @@ class ImageView:
         return slice_layout(affine, self.plane)
 
     def upright(self, anomaly_map: NDArray[np.float32], affine: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return the map of a volume, upright like its image.
+        """Return the anomaly map of a volume in upright orientation, as in `show`.
 
         Args:
-            anomaly_map: (X, Y, Z) as stored.
+            anomaly_map: (X, Y, Z), on the axes of the file.
             affine: (4, 4) voxel to world matrix (RAS, mm).
 
         Returns:
@@ -126,20 +126,21 @@ def build_preprocessing(
 
     Args:
         card: card of the backbone; it has the normalization constants.
-        view: how images are seen; `ImageView` with its defaults if None.
-        with_mask: whether ``"mask"`` (a path, None or absent) is loaded too, as (1, H, W).
-        resize_mask: whether the mask gets the size of the input; it keeps that of the file otherwise.
+        view: values of the preprocessing; `ImageView` with its defaults if None.
+        with_mask: whether to load ``"mask"`` (a path, None or absent) too, as (1, H, W).
+        resize_mask: whether the mask is resized to the network's input; otherwise it keeps the size of the file.
 
     Returns:
-        A transform that makes ``"image"`` (3, H, W), or (3, H, W, D) for a volume. Its inverse brings maps back onto
-        the grid of the file.
+        A transform that makes ``"image"`` (3, H, W), or (3, H, W, D) for a volume. Its inverse returns maps on the grid
+        of the file.
 
     Raises:
-        ValueError: the image size is not a multiple of the patch size, or a mask would not fit its image.
+        ValueError: the image size is not a multiple of the patch size; or a mask is asked for with ``view.remove`` or
+            ``view.keep_size``.
     """
     view = view or ImageView()
     if with_mask and (view.remove or view.keep_size):
-        raise ValueError("masks go with images that are resized whole: leave out remove and keep_size")
+        raise ValueError("masks need images that are resized whole: leave out remove and keep_size")
     if view.image_size < card.patch_size or view.image_size % card.patch_size:
         raise ValueError(f"image_size must be a multiple of the patch size {card.patch_size}, got {view.image_size}")
     image, mask = [AnomalyKeys.IMAGE.value], [AnomalyKeys.MASK.value] * with_mask
@@ -160,10 +161,10 @@ def build_preprocessing(
 
 
 def build_postprocessing(preprocessing: Compose) -> Compose:
-    """Return the transforms that bring the output of an inferer back onto the grid of the file.
+    """Return the transforms that bring an inferer's maps back to the grid of the file.
 
     Args:
-        preprocessing: transforms of the images; they are inverted.
+        preprocessing: transforms of the images, which are inverted.
     """
     maps = AnomalyKeys.ANOMALY_MAP.value
     return Compose(

@@ -1,4 +1,4 @@
-"""Transforms of space: upright images, which axis of an array is which, sizes, and back."""
+"""Spatial transforms: upright orientation of images and volumes, resizing, and the layout of slices."""
 
 from __future__ import annotations
 
@@ -32,39 +32,43 @@ __all__ = [
     "slice_layout",
 ]
 
-# Where columns, rows and slices of upright pictures run to.
+# Patient directions of increasing column, row and slice number in upright slices.
 PLANES = {"axial": "LPS", "coronal": "LIA", "sagittal": "PIL"}
-_PLANE_ACROSS = ("sagittal", "coronal", "axial")  # which plane's slices follow each other along x, y and z
-THICK = 1.5  # spacing between slices against that of pixels, from which on a volume was acquired slice by slice
+_PLANE_ACROSS = ("sagittal", "coronal", "axial")  # plane of the slices along x, y and z
+THICK = 1.5  # ratio of slice spacing to pixel spacing, at or above which a volume was acquired slice by slice
 
 
 class ToDisplayOrientation(InvertibleTransform):
-    """Turn an array as MONAI reads it into upright pictures: rows run down, columns run right.
+    """Turn an array in MONAI's axis order into upright images: rows run down, columns run right.
 
-    (C, W, H) becomes (C, H, W). A volume becomes (C, rows, columns, slices), each slice as radiologists see it: at the
-    left is the patient's right, or of sagittal slices the front; up is the head, or of axial slices the front.
+    (C, W, H) becomes (C, H, W). A volume becomes (C, rows, columns, slices) in the radiological convention. The left
+    side of an axial or coronal slice is the patient's right. The left side of a sagittal slice is anterior. The top of
+    a coronal or sagittal slice is superior. The top of an axial slice is anterior.
 
     Args:
-        plane: of a volume's slices: ``"axial"``, ``"coronal"``, ``"sagittal"``, or ``"auto"`` for the plane it was
-            acquired in, see `slice_layout`. A volume oblique to the patient is cut along its own nearest axis.
+        plane: plane of a volume's slices: ``"axial"``, ``"coronal"``, ``"sagittal"``, or ``"auto"`` for the plane of
+            acquisition; see `slice_layout`. An oblique volume is not resampled: its nearest axis is used.
 
     Raises:
-        ValueError: there is no such plane.
+        ValueError: the plane is unknown.
     """
 
     def __init__(self, plane: str = "auto") -> None:
         if plane not in ("auto", *PLANES):
-            raise ValueError(f"plane is one of auto, {', '.join(PLANES)}; got {plane!r}")
+            raise ValueError(f"plane must be one of auto, {', '.join(PLANES)}; got {plane!r}")
         self.plane = plane
-        # The default labels are announced to change; these are those of RAS affines, which MONAI's readers give.
+        # MONAI announces a change of the default labels. These are for RAS affines, which MONAI's readers return.
         labels = (("L", "R"), ("P", "A"), ("I", "S"))
         self._orientations = {name: Orientation(axcodes=codes, labels=labels) for name, codes in PLANES.items()}
 
     def __call__(self, image: MetaTensor) -> MetaTensor:
-        """Return the upright image.
+        """Return the upright image or volume.
+
+        Args:
+            image: (C, W, H) or (C, X, Y, Z).
 
         Raises:
-            ImageFileError: the axes of a volume have no directions, or the slices have too few pixels.
+            ImageFileError: the affine of a volume defines no directions, or its slices have too few pixels.
         """
         plane = ""
         if image.ndim == 4:
@@ -72,25 +76,25 @@ class ToDisplayOrientation(InvertibleTransform):
             image = self._orientations[plane](image)
             if min(image.shape[1:3]) < MIN_SIDE:
                 raise ImageFileError(
-                    f"its {plane} slices have {image.shape[1]} x {image.shape[2]} pixels, which are too few; at least "
+                    f"its {plane} slices have {image.shape[1]} x {image.shape[2]} pixels, but at least "
                     f"{MIN_SIDE} x {MIN_SIDE} are needed: choose another plane"
                 )
         return self.push_transform(_swap_rows_and_columns(image), extra_info={"plane": plane})
 
     def inverse(self, image: MetaTensor) -> MetaTensor:
-        """Return a map on the upright grid as the file stores it."""
+        """Return a map of the upright image on the axes of the file."""
         plane = self.pop_transform(image)[TraceKeys.EXTRA_INFO]["plane"]
         image = _swap_rows_and_columns(image)
         return self._orientations[plane].inverse(image) if plane else image
 
 
 class SliceLayout(NamedTuple):
-    """How the slices of a volume lie in the array as it is stored.
+    """Arrangement of a volume's slices in the stored array.
 
     Attributes:
-        plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
-        axis: of the stored array, along which the slices follow each other.
-        is_flipped: whether they are counted the other way than `ToDisplayOrientation` counts them.
+        plane: plane of the slices: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
+        axis: axis of the stored array along which the slices follow each other, 0 to 2.
+        is_flipped: whether the stored order of the slices is the reverse of the order of `ToDisplayOrientation`.
     """
 
     plane: str
@@ -99,15 +103,15 @@ class SliceLayout(NamedTuple):
 
 
 def slice_layout(affine: NDArray[np.float64], plane: str = "auto") -> SliceLayout:
-    """Return how the slices of a volume lie in its array.
+    """Return how the slices of a volume are arranged in its array.
 
     Args:
         affine: (4, 4) voxel to world matrix (RAS, mm).
-        plane: of the slices; ``"auto"`` takes the plane across the widest spacing where that is at least 1.5 times
-            the next, for so a volume was acquired, and axial slices else.
+        plane: plane of the slices. ``"auto"`` is the plane of acquisition: the one across the widest spacing if that is
+            at least 1.5 times the next one, otherwise axial.
 
     Raises:
-        ImageFileError: the affine gives no directions to the axes.
+        ImageFileError: the affine defines no directions of the axes.
     """
     directions = nibabel.io_orientation(affine) if np.isfinite(affine).all() else np.full((3, 2), np.nan)
     if not np.isfinite(directions).all():
@@ -137,24 +141,28 @@ class ToDisplayOrientationd(InvertibleEachd):
 class ResizeBicubic(InvertibleTransform):
     """Resize rows and columns of bytes with Pillow's antialiased bicubic filter; the aspect ratio is not kept.
 
-    The inverse brings a map back to the size before, bilinearly (or as ``nearest_interp`` of MONAI's `Invertd` says).
+    The inverse resizes a map to the original size, bilinearly unless ``nearest_interp`` of MONAI's `Invertd` is set.
     Slices of a volume are resized one by one.
 
     Args:
-        size: rows and columns, or one number for both.
+        size: rows and columns in pixels, or one number for both.
     """
 
     def __init__(self, size: int | tuple[int, int] = IMAGE_SIZE) -> None:
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
     def __call__(self, image: MetaTensor) -> MetaTensor:
-        """Return uint8 (C, rows, columns[, slices]) of uint8 (C, H, W[, slices])."""
+        """Return the image as uint8 (C, rows, columns[, slices]).
+
+        Args:
+            image: uint8 (C, H, W[, slices]).
+        """
         original = tuple(image.shape[1:])
         resized = _resize_bytes(image, self.size, Image.Resampling.BICUBIC)
         return self.push_transform(resized, orig_size=original, extra_info={"mode": "bilinear"})
 
     def inverse(self, image: MetaTensor) -> MetaTensor:
-        """Return a map (C, rows, columns[, slices]) at the size before."""
+        """Return a map (C, rows, columns[, slices]) at the original size, (C, H, W[, slices])."""
         applied = self.pop_transform(image)
         size, mode = applied[TraceKeys.ORIG_SIZE][:2], applied[TraceKeys.EXTRA_INFO]["mode"]
         slices = _slices(image.as_tensor())
@@ -163,13 +171,21 @@ class ResizeBicubic(InvertibleTransform):
 
 
 class ResizeMask(Transform):
-    """Resize a binary mask with Pillow's antialiased bilinear filter, then cut at one half, as the published code."""
+    """Resize a binary mask with Pillow's antialiased bilinear filter and threshold it at one half, as published.
+
+    Args:
+        size: rows and columns in pixels, or one number for both.
+    """
 
     def __init__(self, size: int | tuple[int, int] = IMAGE_SIZE) -> None:
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
     def __call__(self, mask: MetaTensor) -> MetaTensor:
-        """Return float32 (1, rows, columns[, slices]) of 0 and 1; a mask of NaN (not known) stays one."""
+        """Return the mask as float32 (1, rows, columns[, slices]) of 0 and 1; all NaN where any pixel is NaN.
+
+        Args:
+            mask: (1, H, W[, slices]) of 0 and 1, or NaN where not known.
+        """
         if mask.isnan().any():
             return mask.new_full((1, *self.size, *mask.shape[3:]), float("nan"))
         gray = (mask * 255).to(torch.uint8)
@@ -177,7 +193,7 @@ class ResizeMask(Transform):
 
 
 def _resize_bytes(image: MetaTensor, size: tuple[int, int], resample: Image.Resampling) -> MetaTensor:
-    """Return uint8 (C, rows, columns[, slices]) with each slice resized by Pillow itself: it is its own referee."""
+    """Return uint8 (C, rows, columns[, slices]), each slice resized by Pillow, so that pixels equal Pillow's."""
     slices = _slices(image.as_tensor()).permute(0, 2, 3, 1).numpy()  # (D, H, W, C)
     resized = [
         np.asarray(Image.fromarray(item[..., 0] if item.shape[-1] == 1 else item).resize(size[::-1], resample))
@@ -188,12 +204,12 @@ def _resize_bytes(image: MetaTensor, size: tuple[int, int], resample: Image.Resa
 
 
 def _slices(image: torch.Tensor) -> torch.Tensor:
-    """Return (D, C, H, W) of (C, H, W[, D])."""
+    """Return an image or volume (C, H, W[, D]) as a batch of slices (D, C, H, W)."""
     return image[None] if image.ndim == 3 else image.permute(3, 0, 1, 2)
 
 
 def _restack(slices: torch.Tensor, ndim: int) -> torch.Tensor:
-    """Return (C, H, W[, D]), ``ndim`` axes, of (D, C, H, W)."""
+    """Return a batch of slices (D, C, H, W) as an array of ``ndim`` axes: (C, H, W) or (C, H, W, D)."""
     return slices[0] if ndim == 3 else slices.permute(1, 2, 3, 0)
 
 

@@ -159,7 +159,7 @@ def test_each_output_is_written_by_its_name(study, tmp_path):
         (["--write", "seg"], "seg marks what is at or above a threshold; give one (--threshold)"),
         (["--profile", "lungs"], "mrad_tf has no profile lungs; it has endoscopy, sliding, volume"),
         (["--window", "lungs"], "there is no window 'lungs'"),
-        (["--plane", "oblique"], "plane is one of auto, axial, coronal, sagittal"),
+        (["--plane", "oblique"], "plane must be one of auto, axial, coronal, sagittal"),
         (["--write", "mask", "--threshold", "nan"], "the threshold must be a number, got nan"),
     ],
 )

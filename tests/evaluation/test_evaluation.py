@@ -48,7 +48,7 @@ Cases = list[dict[str, Any]]
 
 
 def make_set(folder: Path, *, count: int = 8, classes: Sequence[str] = ("a",), seed: int = 0) -> Cases:
-    """Write pictures of mixed sizes, every second one with a bright patch and its mask."""
+    """Write images of different sizes, every second one with a bright patch and its mask."""
     random = np.random.RandomState(seed)
     folder.mkdir(parents=True, exist_ok=True)
     cases = []
@@ -220,7 +220,7 @@ def test_the_record_of_a_run_says_where_its_numbers_come_from(
     assert (tmp_path / "out" / "metrics.md").read_text(encoding="utf-8").startswith("# Kvasir-SEG: MRAD-TF\n")
 
 
-def test_classes_copies_and_unknown_masks_are_told_apart(tmp_path: Path, evaluation):
+def test_classes_copies_and_unknown_masks_are_distinguished(tmp_path: Path, evaluation):
     cases = make_set(tmp_path / "set", count=12, classes=("a", "b"))
     Path(cases[6]["image"]).write_bytes(Path(cases[2]["image"]).read_bytes())
     Path(cases[6]["mask"]).write_bytes(Path(cases[2]["mask"]).read_bytes())
@@ -237,7 +237,7 @@ def test_classes_copies_and_unknown_masks_are_told_apart(tmp_path: Path, evaluat
     assert rows["3"]["anomalous_pixels"] == ""
 
 
-def test_a_set_without_normal_images_is_told_of_before_anything_is_encoded(
+def test_a_set_without_normal_images_is_reported_before_anything_is_encoded(
     tmp_path: Path, evaluation, encoded: list[int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     cases = [case for case in make_set(tmp_path / "set") if case["label"]]
@@ -245,7 +245,7 @@ def test_a_set_without_normal_images_is_told_of_before_anything_is_encoded(
     monkeypatch.setattr(module, "find_duplicates", lambda _: said_before.extend(caplog.messages) or {})
     summary = evaluation(cases).run()
     reason = "4 of 4 images are anomalous"
-    assert said_before == [f"image metrics will be undefined: {reason}: scores need both kinds to be told apart"]
+    assert said_before == [f"image metrics will be undefined: {reason}: normal and anomalous images are needed"]
     assert reason in summary["image"]["undefined"]
     assert 0 < summary["pixel"]["auroc"] < 1
     assert f"Image metrics are undefined: {reason}." in (tmp_path / "out" / "metrics.md").read_text(encoding="utf-8")
@@ -254,7 +254,7 @@ def test_a_set_without_normal_images_is_told_of_before_anything_is_encoded(
 def test_an_empty_mask_of_an_anomalous_image_is_named(cases: Cases, evaluation, caplog: pytest.LogCaptureFixture):
     Image.fromarray(np.zeros((56, 56), np.uint8)).save(cases[1]["mask"])
     evaluation(cases).run()
-    assert "1: labeled anomalous, but its mask is empty; look at the mask" in caplog.messages
+    assert "1: labeled anomalous, but its mask is empty; check the mask" in caplog.messages
 
 
 # lost cases
@@ -302,12 +302,12 @@ def test_networks_that_give_nan_are_refused(cases: Cases, evaluation, network: M
     monkeypatch.setattr(
         network.head, "image_probability", lambda features: torch.full((len(features.image), 1), np.nan)
     )
-    with pytest.raises(ValueError, match="the network gives NaN: use precision='fp32'"):
+    with pytest.raises(ValueError, match="the network returns NaN: use precision='fp32'"):
         evaluation(cases).run()
 
 
 def test_a_set_without_cases_and_a_folder_that_cannot_be_written_to_are_refused(tmp_path: Path, cases, evaluation):
-    with pytest.raises(ValueError, match="there is no case to evaluate"):
+    with pytest.raises(ValueError, match="there are no cases to evaluate"):
         evaluation([])
     with pytest.raises(ValueError, match="two cases have the same case_id: give each its own"):
         evaluation([*cases, {**cases[1], "mask_threshold": 0}])
@@ -356,7 +356,7 @@ def test_few_cases_wait_to_be_measured(tmp_path: Path, evaluation, monkeypatch: 
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt(), RuntimeError("device lost")])
-def test_a_run_that_was_stopped_goes_on(
+def test_a_run_that_was_stopped_is_resumed(
     tmp_path: Path, cases: Cases, evaluation, encoded: list[int], interruption: BaseException
 ):
     expected = evaluation(cases, "whole", batch_size=2).run()
@@ -451,12 +451,12 @@ def test_a_damaged_record_is_made_again_with_a_warning(
     assert f"{damaged.name} is damaged: its case is scored again" in caplog.messages
 
 
-def test_a_record_that_goes_away_while_it_is_needed_is_not_passed_over(cases: Cases, evaluation):
+def test_a_record_that_disappears_is_an_error(cases: Cases, evaluation):
     run = evaluation(cases)
     run.run()
     for path in (run.output_dir / "records").iterdir():
         path.unlink()
-    with pytest.raises(OSError, match="the record of 0 is gone from the output: run again"):
+    with pytest.raises(OSError, match="the record of 0 is missing in the output: run again"):
         next(run.records(cases))
 
 
@@ -498,7 +498,9 @@ def test_a_case_that_changes_twice_is_refused(tmp_path: Path, cases: Cases, eval
     run = evaluation(cases)
     score = run.score
     run.score = lambda features, masks: replace_pixels(Path(cases[1]["image"])) or score(features, masks)
-    with pytest.raises(FailedCasesError, match=r"1 of 8 case\(s\) failed.*\n  1: its image or mask changed while"):
+    with pytest.raises(
+        FailedCasesError, match=r"1 of 8 case\(s\) failed.*\n  1: its image or mask changed twice while"
+    ):
         run.run()
     assert read_rows(tmp_path / "out")["1"]["status"] == "failed"
     assert read_run(tmp_path / "out")["complete"] is True
@@ -565,9 +567,9 @@ def test_evaluations_that_cannot_share_are_refused(cases: Cases, evaluation, tin
         evaluation(cases, "other", view=ImageView(TINY_SIZE, max_pixels=10_000)),
     ]
     for other in others:
-        with pytest.raises(ValueError, match="must share encoder, cases, preprocessing and file_size"):
+        with pytest.raises(ValueError, match="must have the same encoder, cases, preprocessing and file_size"):
             evaluate_together([first, other])
-    with pytest.raises(ValueError, match="need an output_dir each"):
+    with pytest.raises(ValueError, match="must have different output folders"):
         evaluate_together([first, evaluation(cases)])
 
 

@@ -82,7 +82,7 @@ def test_metrics_of_a_set_are_those_of_all_its_pixels_and_scores():
     assert summary.keys() == {"images", "unknown_masks", "image", "pixel", "lesion", "overlap"}
 
 
-def test_dice_and_iou_are_told_at_a_given_threshold_only():
+def test_dice_and_iou_are_computed_at_a_given_threshold_only():
     assert "overlap" not in measured(make_pairs()).summary()
 
 
@@ -134,7 +134,7 @@ def test_an_anomalous_case_without_mask_counts_at_image_level_only():
 def test_an_empty_mask_of_an_anomalous_image_is_named(caplog: pytest.LogCaptureFixture):
     (case, record), *_ = make_pairs(1)
     measured([({**case, "label": 1}, record), ({**case, "case_id": "fine"}, record)])
-    assert caplog.messages == ["00: labeled anomalous, but its mask is empty; look at the mask"]
+    assert caplog.messages == ["00: labeled anomalous, but its mask is empty; check the mask"]
 
 
 def test_rows_say_what_was_measured_of_each_case():
@@ -174,19 +174,19 @@ def test_parts_add_up_to_the_whole_whatever_their_order():
     ("labels", "masks", "reasons"),
     [
         ([0, 1], [None, "m.png"], {}),
-        ([1, 1], ["m.png", None], {"image": "2 of 2 images are anomalous: scores need both kinds to be told apart"}),
+        ([1, 1], ["m.png", None], {"image": "2 of 2 images are anomalous: normal and anomalous images are needed"}),
         ([0, 1], [None, None], {"pixel": "the set has no masks"}),
         (
             [0, 0],
             [None, None],
             {
-                "image": "0 of 2 images are anomalous: scores need both kinds to be told apart",
-                "pixel": "no image is anomalous, so no pixel is",
+                "image": "0 of 2 images are anomalous: normal and anomalous images are needed",
+                "pixel": "the set has no anomalous images, and so no anomalous pixels",
             },
         ),
     ],
 )
-def test_a_set_tells_beforehand_what_it_cannot_say(labels: list[int], masks: list[str | None], reasons: dict):
+def test_undefined_metrics_of_a_set_are_known_beforehand(labels: list[int], masks: list[str | None], reasons: dict):
     cases = [{"label": label, "mask": mask} for label, mask in zip(labels, masks, strict=True)]
     assert undefined_metrics(cases) == reasons
 
@@ -206,14 +206,14 @@ def test_what_is_undefined_says_why_instead_of_a_number():
 
 @pytest.fixture
 def wide() -> list[Pair]:
-    """Return cases of two classes whose scores span many magnitudes, so that few bins do not tell them apart."""
+    """Return cases of two classes whose scores span many magnitudes, so that few bins do not separate them."""
     return [
         (case, CaseRecord((record.patch_map ** (8 if case["class"] == "a" else 1.5)), 0.5, record.mask))
         for case, record in make_pairs(24, classes=("a", "b"))
     ]
 
 
-def test_pixels_are_counted_anew_until_the_bound_is_kept(wide: list[Pair], monkeypatch: pytest.MonkeyPatch):
+def test_pixels_are_counted_again_until_the_bound_is_kept(wide: list[Pair], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(histograms, "_PENDING", 0)
     meter = measured(wide, max_bins=64)
     assert meter.error_bound > 100 * ERROR_BOUND
@@ -230,7 +230,7 @@ def test_pixels_are_counted_anew_until_the_bound_is_kept(wide: list[Pair], monke
         assert part["pixel"]["error_bound"] <= ERROR_BOUND
 
 
-def test_where_bins_would_take_too_much_memory_the_bound_that_was_reached_is_told(
+def test_where_bins_would_take_too_much_memory_the_bound_that_was_reached_is_reported(
     wide: list[Pair], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(histograms, "_PENDING", 0)
@@ -243,7 +243,7 @@ def test_where_bins_would_take_too_much_memory_the_bound_that_was_reached_is_tol
     assert max(bounds) == meter.error_bound > ERROR_BOUND
 
 
-def test_what_is_exact_is_not_counted_anew():
+def test_exact_metrics_are_not_counted_again():
     meter = measured(make_pairs())
     meter.refine(lambda: pytest.fail("nothing is to be done"))
     assert meter.summary()["pixel"]["error_bound"] == 0
@@ -295,7 +295,7 @@ def test_patients_are_drawn_where_all_are_known():
     assert by_patient == pytest.approx(single, abs=0.02)
 
 
-def test_intervals_of_too_few_cases_say_why_there_are_none():
+def test_intervals_of_too_few_cases_state_why_they_are_undefined():
     pairs = make_pairs(2)
     meter = measured(pairs)
     normal_twice = next(seed for seed in range(99) if bootstrap_weights(2, resamples=1, seed=seed)[0, 0] == 2)

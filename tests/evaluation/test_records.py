@@ -51,7 +51,7 @@ def test_a_mask_that_is_not_known_stays_unknown():
 
 
 @pytest.mark.parametrize("change", [lambda packed: packed[:-1], lambda packed: packed + b"\0"])
-def test_bytes_that_are_no_packed_mask_are_refused(change):
+def test_bytes_that_are_not_a_packed_mask_are_refused(change):
     with pytest.raises(ValueError, match="expected a packed mask of 7 x 9 pixels, got"):
         unpack_mask(change(pack_mask(np.ones((7, 9), bool))))
 
@@ -75,14 +75,14 @@ def test_a_record_comes_back_bit_by_bit(tmp_path: Path, mask: bool):
     assert list((tmp_path / "new" / "records").iterdir()) == [path]
 
 
-def test_what_was_never_saved_is_not_there_and_nothing_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_missing_record_is_none_without_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     store = RecordStore(tmp_path, {})
     assert store.load(store.path("content")) is None
     assert caplog.text == ""
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "lacking", "short mask"])
-def test_a_damaged_record_is_told_of_and_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str):
+def test_a_damaged_record_is_reported_and_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str):
     store = RecordStore(tmp_path, {})
     path = store.path("content")
     store.save(path, make_record())
@@ -100,7 +100,7 @@ def test_a_damaged_record_is_told_of_and_not_used(tmp_path: Path, caplog: pytest
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
-def test_a_full_disk_is_told_of_and_leaves_nothing_half_written(
+def test_a_full_disk_is_reported_and_leaves_nothing_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ):
     def fill_the_disk(_, path: Path) -> None:
@@ -222,7 +222,7 @@ def test_map_and_score_of_a_constant_record_are_its_value():
     assert score == pytest.approx(0.25 * 0.8 + 0.75 * 0.3)
 
 
-def test_map_lies_on_the_grid_of_the_mask_and_the_score_does_not_depend_on_it():
+def test_map_is_on_the_grid_of_the_mask_and_the_score_does_not_depend_on_it():
     record = make_record()
     make_map = MapMaker((42, 70), sigma=2.0, top_fraction=0.1)
     plain, score = make_map(CaseRecord(record.patch_map, record.image_probability, None))

@@ -60,7 +60,7 @@ def test_a_page_has_every_metric_in_percent():
         "| PRO, 200 thresholds    |        70.12 |\n"
         "| FROC, mean sensitivity |        25.00 |\n"
         "\n"
-        "Pixel metrics are off by 0 at most.\n"
+        "Pixel metrics are exact.\n"
     )
 
 
@@ -102,10 +102,10 @@ def test_the_method_of_the_image_auroc_is_named():
     assert "drawn by case, 10 times, seed 0; of the image AUROC by DeLong." in page
 
 
-@pytest.mark.parametrize(("normal", "anomalous", "told"), [(15, 14, True), (15, 15, False)])
-def test_few_images_prove_nothing(normal: int, anomalous: int, told: bool):
+@pytest.mark.parametrize(("normal", "anomalous", "warned"), [(15, 14, True), (15, 15, False)])
+def test_few_images_prove_nothing(normal: int, anomalous: int, warned: bool):
     page = markdown_summary(make_summary(images={"normal": normal, "anomalous": anomalous}))
-    assert ("**29 images prove nothing**" in page) == told
+    assert ("**29 images prove nothing**" in page) == warned
 
 
 def test_notes_say_what_is_undefined_unknown_or_lost():
@@ -122,12 +122,13 @@ def test_notes_say_what_is_undefined_unknown_or_lost():
     assert ["image AUROC", "undefined"] in cells_of(page.splitlines())
     assert "3 anomalous image(s) have no mask and count at image level only." in page
     assert "1 case(s) failed and are left out; see cases.csv." in page
-    assert "off by" not in page
+    assert "exact values" not in page
+    assert "are exact" not in page
 
 
-def test_a_bound_that_was_not_kept_is_told():
+def test_a_bound_that_was_not_kept_is_stated():
     pixel = {**make_summary()["pixel"], "error_bound": 0.00034}
-    assert "Pixel metrics are off by 0.0003 at most." in markdown_summary(make_summary(pixel=pixel))
+    assert "Pixel metrics are within 0.0003 of the exact values." in markdown_summary(make_summary(pixel=pixel))
 
 
 # several networks and sets
@@ -218,7 +219,7 @@ def test_json_has_no_nan_at_any_depth():
     assert json.loads(as_json(values)) == {"a": [None, [None, 1.5]], "b": {"c": None, "d": "NaN"}}
 
 
-def test_a_full_disk_is_told_of_and_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_is_reported_and_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fill_the_disk(*_, **__):
         raise OSError(28, "No space left on device")
 

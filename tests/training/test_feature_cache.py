@@ -40,7 +40,7 @@ Case = dict[str, Any]
 
 
 def make_cases(folder: Path, count: int = 4) -> list[Case]:
-    """Make pictures, not square; every second one is anomalous in its left half."""
+    """Make images that are not square; every second one is anomalous in its left half."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.RandomState(0)
     cases: list[Case] = []
@@ -125,7 +125,7 @@ def test_projecting_cached_patches_gives_the_encoders_own(tiny_clip, tmp_path):
     )
 
 
-def test_what_is_not_known_stays_unknown_and_what_is_empty_empty(tiny_clip, tmp_path):
+def test_unknown_masks_stay_unknown_and_empty_masks_empty(tiny_clip, tmp_path):
     cases = make_cases(tmp_path)
     for case in cases:
         case["mask"] = None
@@ -339,12 +339,12 @@ def test_damaged_file_is_encoded_again_and_named(tiny_clip, tmp_path, encoded, k
     dataset = fill(make_cache(tiny_clip, tmp_path), cases, batch_size=1)
     before = dataset.files[2].read_bytes()
     dataset.files[2].write_bytes(before[:kept])
-    with pytest.raises(OSError, match="cached features of c2 are damaged or gone"):
+    with pytest.raises(OSError, match="cached features of c2 are damaged or missing"):
         dataset[2]
     with caplog.at_level(logging.WARNING, "mrad_med"):
         fill(make_cache(tiny_clip, tmp_path), cases, batch_size=1)
     assert encoded == [1] * 5
-    assert caplog.messages == ["c2: its cached features are damaged and encoded again"]
+    assert caplog.messages == ["c2: its cached features are damaged; they are encoded again"]
     assert dataset.files[2].read_bytes() == before
     assert dataset[2]["case_id"] == "c2"
 
@@ -365,7 +365,7 @@ BYTES = 16 * 32 * 2 + TINY_SIZE**2  # of one image: patches in fp16, mask
 def test_too_small_disk_is_refused_before_anything_is_encoded(tiny_clip, tmp_path, encoded, free, monkeypatch):
     monkeypatch.setattr("mrad_med.training.feature_cache.shutil.disk_usage", lambda _: Usage(free))
     with pytest.raises(
-        OSError, match=r"features of 4 image\(s\) take 0\.0 GB, but 0\.0 GB can be used in .*cache: choose"
+        OSError, match=r"features of 4 image\(s\) need 0\.0 GB, but only 0\.0 GB can be used in .*cache: choose"
     ):
         fill(make_cache(tiny_clip, tmp_path), make_cases(tmp_path))
     assert encoded == []
@@ -411,7 +411,7 @@ def test_disk_that_fills_all_the_same_loses_nothing(tiny_clip, tmp_path, encoded
 def make_bad_cases(folder: Path, count: int = 7) -> tuple[list[Case], dict[str, str]]:
     """Return cases of which c1, c2, c3, c5 and c6 cannot be used, and what is wrong with each."""
     cases = make_cases(folder, count)
-    Path(cases[1]["image"]).write_bytes(b"no picture")
+    Path(cases[1]["image"]).write_bytes(b"not an image")
     Path(cases[2]["image"]).unlink()
     Path(cases[3]["mask"]).unlink()
     Image.new("L", (40, 60)).save(cases[5]["mask"])
@@ -422,7 +422,7 @@ def make_bad_cases(folder: Path, count: int = 7) -> tuple[list[Case], dict[str, 
         "c2": "its image cannot be read (No such file or directory); look at the path",
         "c3": "its mask cannot be read (No such file or directory); look at the path",
         "c5": "its mask is 40 x 60 and the image 60 x 40: they must have the same size",
-        "c6": "volumes cannot be remembered or measured; export their slices as images",
+        "c6": "volumes cannot enter a memory bank or be evaluated; export their slices as images",
     }
 
 
@@ -450,7 +450,7 @@ def test_failures_are_those_of_the_last_fill(tiny_clip, tmp_path):
     cache.raise_for_failures()
 
 
-def test_picture_beyond_the_limit_is_named(tiny_clip, tmp_path):
+def test_image_above_the_limit_is_named(tiny_clip, tmp_path):
     cache = make_cache(tiny_clip, tmp_path, max_pixels=40 * 60 - 1)
     assert len(fill(cache, make_cases(tmp_path, 2))) == 0
     assert all("limit of 2399" in failure.reason for failure in cache.failures)
@@ -496,7 +496,7 @@ def test_case_that_changes_twice_is_left_out_with_the_reason(tiny_clip, tmp_path
     assert [(failure.case_id, failure.reason) for failure in cache.failures] == [
         (
             cases[1]["case_id"],
-            "its image or mask changed while it was read, twice; wait until nothing writes to it, and run again",
+            "its image or mask changed twice while it was read; wait until nothing writes to it, and run again",
         )
     ]
     assert len(files_in(tmp_path)) == 3
@@ -516,7 +516,9 @@ def test_features_that_half_precision_cannot_hold_are_named_and_not_kept(tiny_cl
 def test_two_cases_of_one_name_are_refused(tiny_clip, tmp_path, encoded):
     cases = make_cases(tmp_path)
     cases[3]["case_id"] = "c1"
-    with pytest.raises(ValueError, match="two cases are named 'c1': names must be unique; begin them with their set's"):
+    with pytest.raises(
+        ValueError, match="two cases are named 'c1': names must be unique; begin them with the name of the set"
+    ):
         fill(make_cache(tiny_clip, tmp_path), cases)
     assert encoded == []
 

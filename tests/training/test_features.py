@@ -76,7 +76,7 @@ def test_mask_can_be_had_alone(tmp_path):
     assert torch.equal(dataset.mask(4), dataset[4]["mask"])
 
 
-def test_what_is_not_known_of_a_mask_is_nan(tmp_path):
+def test_unknown_mask_is_nan(tmp_path):
     dataset = make_dataset(tmp_path, 1)
     mask = torch.tensor([[0, 1], [UNKNOWN, UNKNOWN]], dtype=torch.uint8)
     save_file(make_tensors(0) | {"mask": mask}, dataset.files[0])
@@ -104,10 +104,10 @@ def replace(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, replace, Path.unlink, lambda file: file.write_bytes(b"")])
-def test_damaged_file_is_told_with_its_case_and_what_to_do(tmp_path, damage):
+def test_error_of_a_damaged_file_names_the_case_and_the_remedy(tmp_path, damage):
     dataset = make_dataset(tmp_path)
     damage(dataset.files[2])
-    message = r"the cached features of case 2 are damaged or gone \(.+\); run again: the cache encodes what is damaged"
+    message = r"the cached features of case 2 are damaged or missing \(.+\); run again: only damaged and missing"
     with pytest.raises(OSError, match=message):
         dataset[2]
     with pytest.raises(OSError, match=message):
@@ -124,7 +124,7 @@ def test_each_case_needs_a_file(tmp_path):
 # parts
 
 
-def test_subset_keeps_the_order_asked_for_and_counts_anew(tmp_path):
+def test_subset_has_the_order_of_the_indices_and_new_indices(tmp_path):
     dataset = make_dataset(tmp_path)
     part = dataset.subset([5, 0, 3])
     assert names(part) == ["case 5", "case 0", "case 3"]
@@ -166,7 +166,7 @@ def test_sources_count_each_class(tmp_path):
     )
 
 
-def test_hash_tells_contents_and_their_order_apart_and_not_names(tmp_path):
+def test_hash_depends_on_contents_and_their_order_and_not_on_names(tmp_path):
     dataset = make_dataset(tmp_path)
     renamed = FeatureDataset([{**case, "case_id": "x", "class": "y"} for case in dataset.cases], dataset.files, (4, 4))
     moved = FeatureDataset(dataset.cases, [Path("elsewhere") / file.name for file in dataset.files], (4, 4))
@@ -251,7 +251,7 @@ def test_batches_that_are_not_asked_for_are_not_read(tmp_path):
 def test_an_error_while_reading_ahead_reaches_who_asks(tmp_path):
     dataset = make_dataset(tmp_path)
     dataset.files[1].unlink()
-    with pytest.raises(OSError, match="are damaged or gone"):
+    with pytest.raises(OSError, match="are damaged or missing"):
         list(feature_loader(dataset, batch_size=1, num_workers=2))
 
 
@@ -273,7 +273,7 @@ def test_processes_share_the_cases_each_of_which_comes_once(tmp_path, monkeypatc
 def test_fewer_images_than_processes_are_refused(tmp_path, monkeypatch):
     dataset = make_dataset(tmp_path, 1)
     act_as(monkeypatch, 1, 2)
-    with pytest.raises(ValueError, match=r"1 image\(s\) cannot be shared out among 2 processes"):
+    with pytest.raises(ValueError, match=r"1 image\(s\) cannot be divided among 2 processes"):
         feature_loader(dataset)
 
 

@@ -81,7 +81,7 @@ def test_a_killed_training_ends_like_an_uninterrupted_one_bit_by_bit(
     whole.trainer.run()
     killed = make_run(stage, tmp_path / "killed", tiny_clip, dataset, max_epochs=4, validation=validation)
     kill_in_epoch(killed, epoch)
-    torch.manual_seed(1000 + epoch)  # the process that goes on knows nothing of the one before
+    torch.manual_seed(1000 + epoch)  # the resuming process has another random state
     other = build_mrad_ft(tiny_clip, bank_of(tiny_clip, dataset)).head  # the checkpoint brings its own stage 1
     keywords = {"fine_tuned": other} if stage == "prompts" else {}
     resumed = make_run(stage, tmp_path / "killed", tiny_clip, dataset, max_epochs=4, validation=validation, **keywords)
@@ -135,7 +135,7 @@ def test_fewer_epochs_than_the_checkpoint_has_are_refused(
     run = make_run(stage, tmp_path, tiny_clip, dataset, max_epochs=max_epochs)
     with pytest.raises(
         TrainingError,
-        match=rf"last\.pt holds a training of 4 epoch\(s\), more than max_epochs, which is {max_epochs}: give at",
+        match=rf"last\.pt holds a training of 4 epoch\(s\), more than max_epochs={max_epochs}: set at",
     ):
         run.trainer.run()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -394,7 +394,7 @@ def test_undefined_metrics_are_nan_with_a_warning(caplog: pytest.LogCaptureFixtu
     assert "image metrics are undefined" in caplog.text
 
 
-def test_a_metric_starts_anew_every_epoch():
+def test_a_metric_starts_again_every_epoch():
     metric, batches = PixelMetricHandler(), make_batches()
     first = measure(metric, batches)
     assert measure(metric, batches) == first

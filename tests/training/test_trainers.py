@@ -57,7 +57,7 @@ def test_a_training_set_of_one_label_is_refused(
     optimizer = torch.optim.Adam(network.head.parameters())
     trainer = FineTuneTrainer if stage == "fine_tune" else PromptTrainer
     keywords = {} if stage == "fine_tune" else {"image_encoder": tiny_clip.image_encoder}
-    with pytest.raises(TrainingError, match=f"cannot learn from {counts} image.*both kinds are needed"):
+    with pytest.raises(TrainingError, match=f"cannot be trained on {counts} image.*both labels are needed"):
         trainer("cpu", 1, feature_loader(part), network.head, optimizer, **keywords)
 
 
@@ -82,7 +82,7 @@ def test_nan_loss_stops_before_weights_are_touched_and_names_the_cases(stage: st
         Events.ITERATION_STARTED,
         lambda engine: before.append(run.weights) if "case 3" in engine.state.batch["case_id"] else 0,
     )
-    with pytest.raises(TrainingError, match="the loss is nan in epoch 1, on case 3: look at"):
+    with pytest.raises(TrainingError, match="the loss is nan in epoch 1, on case 3: check these"):
         run.trainer.run()
     assert len(before) == 1
     after = run.weights
@@ -116,7 +116,7 @@ def test_what_is_computed_once_an_image_gives_the_weights_of_computing_it_every_
     compute, calls = getattr(head, name), []
 
     def count(features: ImageFeatures) -> object:
-        if head.training:  # validation asks anew
+        if head.training:  # validation computes them again
             calls.append(len(features.image))
         return compute(features)
 
@@ -227,6 +227,6 @@ def test_a_validation_set_smaller_than_the_number_of_processes_is_refused(
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(ValueError, match=r"1 image\(s\) cannot be shared out among 2 processes: hold out more"):
+    with pytest.raises(ValueError, match=r"1 image\(s\) cannot be divided among 2 processes: hold out more"):
         feature_loader(dataset.subset([0]))
     assert len(feature_loader(dataset.subset([]))) == 0  # a training without validation

@@ -56,7 +56,7 @@ def test_window_of_the_standard_worked_by_hand():
     assert apply_window(np.asarray([-100, -50, 0]), 0, 100).tolist() == [0, 0, 129]  # (0.5 / 99 + 0.5) * 255
 
 
-def test_what_is_no_number_is_black_and_infinity_is_an_end():
+def test_nan_is_black_and_infinity_is_black_or_white():
     values = np.asarray([np.nan, -np.inf, np.inf])
     assert apply_window(values, 0, 10).tolist() == [0, 0, 255]
     assert apply_window(values, 0, 10, function="SIGMOID").tolist() == [0, 0, 255]
@@ -74,21 +74,21 @@ def test_window_of_many_values_is_that_of_each(monkeypatch):
     ("center", "width", "function", "message"),
     [
         (0, 0.5, "LINEAR", "a finite center and a width of 1 or more, got 0 and 0.5"),
-        (0, 0, "SIGMOID", "a finite center and a width"),
+        (0, 0, "SIGMOID", "a finite center and a width above 0, got 0 and 0"),
         (np.nan, 10, "LINEAR", "a finite center"),
         (0, np.inf, "LINEAR", "a finite center"),
         (0, 10, "CUBIC", "function must be LINEAR, LINEAR_EXACT or SIGMOID, got 'CUBIC'"),
     ],
 )
-def test_window_that_is_none_is_refused(center, width, function, message):
+def test_invalid_window_is_refused(center, width, function, message):
     with pytest.raises(ValueError, match=message):
         apply_window(np.zeros(3), center, width, function=function)
 
 
-def test_lookup_table_goes_on_with_its_ends():
-    shades = np.asarray([10, 20, 30], np.uint8)
+def test_lookup_table_continues_with_its_end_values():
+    levels = np.asarray([10, 20, 30], np.uint8)
     values = np.asarray([-5, 99.9, 100, 101.7, 102, 5000, np.nan])
-    assert apply_lookup_table(values, 100, shades).tolist() == [10, 10, 10, 20, 30, 30, 10]
+    assert apply_lookup_table(values, 100, levels).tolist() == [10, 10, 10, 20, 30, 30, 10]
 
 
 @pytest.mark.parametrize("name", sorted(WINDOWS))
@@ -140,7 +140,7 @@ def test_colors_pass_through_the_default():
     assert torch.equal(ApplyWindow()(image).as_tensor(), image.as_tensor())
 
 
-def test_window_is_forgotten_once_applied_and_the_input_is_not_changed():
+def test_applied_window_is_removed_from_the_metadata_and_the_input_is_not_changed():
     image = with_window(hounsfield())
     before = image.clone()
     result = ApplyWindow()(image)
@@ -151,7 +151,7 @@ def test_window_is_forgotten_once_applied_and_the_input_is_not_changed():
     assert torch.equal(ApplyWindow()(result).as_tensor(), result.as_tensor())
 
 
-def test_lookup_table_comes_before_windows(tmp_path):
+def test_lookup_table_takes_precedence_over_windows(tmp_path):
     luts = [lookup_table(0, 8, list(range(255, -1, -1)))]
     stored = np.random.RandomState(2).randint(0, 256, (ROWS, COLUMNS)).astype(np.uint8)
     dataset = make_image(stored, VOILUTSequence=luts, WindowCenter="9", WindowWidth="9", Modality="DX")
@@ -169,10 +169,10 @@ def test_dictionary_version_does_the_same_to_its_keys():
 @pytest.mark.parametrize(
     ("window", "message"),
     [
-        ("brian", r"there is no window 'brian': there are auto, .*brain.*liver.*did you mean 'brain'\?"),
+        ("brian", r"there is no window 'brian': choose one of auto, .*brain.*liver.*did you mean 'brain'\?"),
         ("Lung", r"did you mean 'lung'\?"),
         ("xyz", r"there is no window 'xyz'.*center and width$"),
-        ((40,), "a window is a name or center and width, and three make colors; got 1 numbers"),
+        ((40,), "a window must be a name, or center and width; three windows make colors. Got 1 values"),
         ((40, 0), "a finite center and a width of 1 or more, got 40 and 0"),
         (["brain", "lung", "brian"], "did you mean 'brain'"),
         (["brain", "lung"], "could not convert"),

@@ -1,4 +1,4 @@
-"""Transforms: upright pictures, bytes, sizes as Pillow makes them, and maps that come back to where they belong."""
+"""Transforms: upright images, bytes, sizes equal to Pillow's, and maps on the grid of the file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TURN = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])  # abo
 
 
 def corner_pixels() -> np.ndarray:
-    """A dark picture, not square, with a color of its own in three corners."""
+    """A dark image, not square, with a different color in each of three corners."""
     pixels = np.random.RandomState(0).randint(0, 60, (ROWS, COLUMNS, 3)).astype(np.uint8)
     pixels[:8, :12] = (250, 20, 20)
     pixels[:8, -12:] = (20, 250, 20)
@@ -85,8 +85,8 @@ def center_of_mass(values: np.ndarray) -> np.ndarray:
 def test_photograph_stands_upright(tmp_path, name):
     path = write_picture(tmp_path / name, corner_pixels())
     upright = ToDisplayOrientation()(LoadMedicalImage()(path))
-    with Image.open(path) as picture:
-        np.testing.assert_array_equal(upright.numpy().transpose(1, 2, 0), np.asarray(picture))
+    with Image.open(path) as shown:
+        np.testing.assert_array_equal(upright.numpy().transpose(1, 2, 0), np.asarray(shown))
 
 
 def test_upright_photograph_turns_back_into_the_file_order(tmp_path):
@@ -107,20 +107,20 @@ def test_input_of_a_transform_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "ASR", "PIL", "SAR", "IRP"])
-def test_axial_slice_lies_as_radiologists_see_it(tmp_path, codes):
+def test_axial_slice_has_the_radiological_orientation(tmp_path, codes):
     quadrants = np.zeros((32, 40, 18), np.float32)  # x to the right, y to the front, z up
     quadrants[16:, 20:] = 30  # patient's right, anterior
     quadrants[:16, 20:] = 20  # left, anterior
     quadrants[16:, :20] = 10  # right, posterior
     quadrants[:, :, -1] = 15  # the slice on top
     write_volume(tmp_path / "volume.nii.gz", quadrants, codes=codes)
-    picture = ImageView().show(tmp_path / "volume.nii.gz")
-    assert picture.shape == (40, 32, 18, 3)
+    shown = ImageView().show(tmp_path / "volume.nii.gz")
+    assert shown.shape == (40, 32, 18, 3)
     for index in range(17):
-        axial = picture[:, :, index, 0]
+        axial = shown[:, :, index, 0]
         assert [np.unique(part).tolist() for part in (axial[:20, :16], axial[:20, 16:])] == [[255], [170]]
         assert [np.unique(part).tolist() for part in (axial[20:, :16], axial[20:, 16:])] == [[85], [0]]
-    assert np.unique(picture[:, :, -1]).tolist() == [128]
+    assert np.unique(shown[:, :, -1]).tolist() == [128]
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "ASR", "SAR"])
@@ -212,7 +212,7 @@ SIZES = [(28, 28), (20, 84), (56, 42), (120, 200), (ROWS, COLUMNS)]
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("pixels", [corner_pixels(), corner_pixels()[..., 0]], ids=["color", "gray"])
-def test_resized_picture_is_pillows(size, pixels):
+def test_resized_image_equals_pillows(size, pixels):
     resized = ResizeBicubic(size)(channels_first(pixels))
     expected = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(resized.numpy(), channels_first(expected).numpy())
@@ -320,7 +320,7 @@ def test_dictionary_version_loads_what_the_array_version_loads(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["array", "dictionary"])
-def test_both_versions_refuse_pictures_beyond_the_limit(tmp_path, form):
+def test_both_versions_refuse_images_above_the_limit(tmp_path, form):
     path = write_picture(tmp_path / "a.png", corner_pixels())
     load, given = LoadMedicalImage(max_pixels=100), path
     if form == "dictionary":
@@ -352,8 +352,8 @@ def load_mask(tmp_path: Path, mask: Path | None) -> torch.Tensor:
 
 def test_mask_is_cut_at_one_half_despite_jpeg(tmp_path):
     path = write_picture(tmp_path / "mask.jpg", blob(), quality=50)
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture)
+    with Image.open(path) as shown:
+        pixels = np.asarray(shown)
     assert len(np.unique(pixels)) > 2
     mask = load_mask(tmp_path, path)
     assert mask.dtype == torch.float32
@@ -389,11 +389,11 @@ def test_threshold_of_masks_can_be_moved(tmp_path):
     path = write_picture(tmp_path / "mask.png", np.where(blob() > 0, 100, 20).astype(np.uint8))
     areas = [LoadMaskd("mask", threshold=cut)({"image": image, "mask": path})["mask"].sum() for cut in (10, 50)]
     assert areas == [ROWS * COLUMNS, 15 * 20]
-    with pytest.raises(ImageFileError, match=r"values end at 100, .* convert class numbers"):
+    with pytest.raises(ImageFileError, match=r"largest value of its mask is 100; .* convert class numbers"):
         LoadMaskd("mask")({"image": image, "mask": path})
 
 
-def test_threshold_of_the_case_comes_before_that_of_the_transform(tmp_path):
+def test_threshold_of_the_case_takes_precedence(tmp_path):
     image = LoadMedicalImage()(write_picture(tmp_path / "image.png", corner_pixels()))
     path = write_picture(tmp_path / "mask.png", np.where(blob() > 0, 7, 3).astype(np.uint8))  # class numbers
     areas = [
@@ -409,7 +409,7 @@ def test_mask_of_another_size_is_refused(tmp_path):
 
 
 def test_mask_that_cannot_be_read_is_refused(tmp_path):
-    (tmp_path / "mask.png").write_bytes(b"no picture")
+    (tmp_path / "mask.png").write_bytes(b"not an image")
     with pytest.raises(ImageFileError, match="not an image"):
         load_mask(tmp_path, tmp_path / "mask.png")
 
@@ -428,7 +428,7 @@ def test_values_are_normalized_as_the_card_says(tmp_path, pixels):
 
 
 @pytest.mark.parametrize("image_size", [28, 56])
-def test_preprocessed_picture_is_pillows_resized_and_normalized(tmp_path, image_size):
+def test_preprocessed_image_equals_pillows_resized_and_normalized(tmp_path, image_size):
     path = write_picture(tmp_path / "a.png", corner_pixels())
     image = build_preprocessing(CARD, ImageView(image_size=image_size))({"image": path})["image"]
     resized = Image.fromarray(corner_pixels()).resize((image_size, image_size), Image.Resampling.BICUBIC)
@@ -456,7 +456,7 @@ def test_volumes_with_masks_are_refused(tmp_path, with_file):
         "image": LoadMedicalImage()(tmp_path / "volume.nii"),
         "mask": tmp_path / "volume.nii" if with_file else None,
     }
-    with pytest.raises(ImageFileError, match="volumes cannot be remembered or measured; export their slices"):
+    with pytest.raises(ImageFileError, match="volumes cannot enter a memory bank or be evaluated; export their slices"):
         LoadMaskd("mask")(case)
 
 
@@ -473,7 +473,7 @@ def test_image_size_that_patches_do_not_fill_is_refused(image_size):
         build_preprocessing(CARD, ImageView(image_size=image_size))
 
 
-def test_preprocessing_refuses_pictures_beyond_the_limit(tmp_path):
+def test_preprocessing_refuses_images_above_the_limit(tmp_path):
     path = write_picture(tmp_path / "a.png", corner_pixels())
     with pytest.raises((ImageFileError, RuntimeError)) as refusal:  # MONAI's Compose wraps what a transform raises
         build_preprocessing(CARD, ImageView(image_size=56, max_pixels=100))({"image": path})
@@ -491,7 +491,7 @@ def invert(preprocessing, data: dict, anomaly_map: torch.Tensor, *, nearest_inte
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 @pytest.mark.parametrize("place", [(9, 14), (30, 45)])
-def test_map_of_a_photograph_lies_on_what_is_shown_of_the_file(tmp_path, orientation, place):
+def test_map_of_a_photograph_matches_the_displayed_image(tmp_path, orientation, place):
     pixels = np.zeros((ROWS, COLUMNS, 3), np.uint8)
     pixels[place[0] - 3 : place[0] + 4, place[1] - 3 : place[1] + 4] = 255
     exif = Image.Exif()
@@ -544,22 +544,22 @@ def test_nearest_interpolation_invents_no_values(tmp_path):
     assert len(invert(preprocessing, data, classes).unique()) > 5
 
 
-# pictures
+# display
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp"])
-def test_picture_is_what_pillow_shows(tmp_path, name):
+def test_displayed_image_equals_pillows(tmp_path, name):
     path = write_picture(tmp_path / name, corner_pixels())
-    with Image.open(path) as picture:
-        np.testing.assert_array_equal(ImageView().show(path), np.asarray(picture))
+    with Image.open(path) as shown:
+        np.testing.assert_array_equal(ImageView().show(path), np.asarray(shown))
 
 
-def test_picture_of_a_gray_image_has_three_equal_channels(tmp_path):
-    picture = ImageView().show(write_picture(tmp_path / "gray.png", blob()))
-    np.testing.assert_array_equal(picture, np.dstack([blob()] * 3))
+def test_displayed_gray_image_has_three_equal_channels(tmp_path):
+    shown = ImageView().show(write_picture(tmp_path / "gray.png", blob()))
+    np.testing.assert_array_equal(shown, np.dstack([blob()] * 3))
 
 
-def test_picture_of_a_scored_image_has_no_limit(tmp_path, monkeypatch):
+def test_display_has_no_pixel_limit(tmp_path, monkeypatch):
     monkeypatch.setattr("mrad_med.io.image.MAX_PIXELS", 100)
     path = write_picture(tmp_path / "a.png", corner_pixels())
     assert ImageView().show(path).shape == (ROWS, COLUMNS, 3)

@@ -1,4 +1,4 @@
-"""Upright pictures of volumes stored in any way, with nibabel as the referee of directions."""
+"""Upright slices of volumes in any storage order; nibabel is the reference of directions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.small_dicom import write_series
 SHAPE = (17, 18, 19)  # to the right, front and head
 CODES = ["".join(codes) for order in permutations(("RL", "AP", "SI")) for codes in product(*order)]  # all 48
 WORLD = {"sagittal": "RL", "coronal": "AP", "axial": "SI"}  # which directions the slices of a plane may follow
-COUNTED = {"sagittal": "L", "coronal": "A", "axial": "S"}  # and which they do in upright pictures
+COUNTED = {"sagittal": "L", "coronal": "A", "axial": "S"}  # and which they do in upright slices
 
 
 def stored(values: np.ndarray, codes: str, affine: np.ndarray | None = None) -> MetaTensor:
@@ -57,7 +57,7 @@ def test_there_are_48_ways_to_store_a_volume():
 
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize("codes", CODES)
-def test_pictures_are_upright_however_the_volume_is_stored(codes, plane):
+def test_slices_are_upright_however_the_volume_is_stored(codes, plane):
     image = stored(numbered(), codes)
     canonical = nibabel.as_closest_canonical(nibabel.Nifti1Image(image.numpy()[0], image.affine.numpy()))
     step = ToDisplayOrientation(plane)
@@ -71,7 +71,7 @@ def test_pictures_are_upright_however_the_volume_is_stored(codes, plane):
 
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize("codes", CODES)
-def test_layout_tells_where_slices_lie_in_the_stored_array(codes, plane):
+def test_layout_states_where_slices_are_in_the_stored_array(codes, plane):
     image = stored(numbered(), codes)
     layout = slice_layout(image.affine.numpy(), plane)
     (axis,) = [index for index, code in enumerate(codes) if code in WORLD[plane]]
@@ -97,7 +97,7 @@ def test_oblique_volume_is_cut_along_its_own_nearest_axes(codes, degrees, about,
 
 
 def test_directions_are_those_of_radiologists():
-    """Spots at known sides of a patient: where each is seen, in which picture."""
+    """Spots at known sides of a patient: where each is seen, in which slice."""
     volume = np.zeros((30, 40, 50), np.float32)
     spots = {"right": (27, 20, 25), "left": (2, 20, 25), "front": (15, 37, 25), "back": (15, 2, 25)}
     spots |= {"head": (15, 20, 47), "feet": (15, 20, 2)}
@@ -165,14 +165,14 @@ def test_slices_that_a_scanner_stores_upright_are_shown_as_they_are(tmp_path, pl
         ((1.4, 1, 1), "axial"),
     ],
 )
-def test_plane_is_that_of_the_acquisition_where_the_spacing_tells_it(codes, spacing, plane):
+def test_plane_is_that_of_the_acquisition_where_the_spacing_shows_it(codes, spacing, plane):
     image = stored(numbered(), codes, turned(10, 0) @ np.diag([*spacing, 1.0]))
     assert slice_layout(image.affine.numpy()) == slice_layout(image.affine.numpy(), plane)
     np.testing.assert_array_equal(ToDisplayOrientation()(image).numpy()[0], upright(numbered(), plane))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_picture_is_turned_without_regard_to_its_affine(channels):
+def test_image_is_turned_without_regard_to_its_affine(channels):
     values = torch.arange(channels * 20 * 30.0).reshape(channels, 20, 30)
     image = MetaTensor(values, affine=torch.diag(torch.tensor([-1.0, 2, 3, 1])))
     step = ToDisplayOrientation("sagittal")
@@ -191,7 +191,8 @@ def test_planes_whose_slices_have_too_few_pixels_are_refused(plane, size):
         assert ToDisplayOrientation(plane)(image).shape == (1, 30, 40, 5)
         return
     with pytest.raises(
-        ImageFileError, match=f"its {plane} slices have {size} pixels, .* too few.* choose another plane"
+        ImageFileError,
+        match=f"its {plane} slices have {size} pixels, but at least 16 x 16 are needed: choose another plane",
     ):
         ToDisplayOrientation(plane)(image)
 
@@ -202,7 +203,7 @@ def test_least_slices_are_shown():
 
 @pytest.mark.parametrize("plane", ["", "Axial", "transverse", "LPS"])
 def test_unknown_plane_is_refused(plane):
-    with pytest.raises(ValueError, match=f"plane is one of auto, axial, coronal, sagittal; got '{plane}'"):
+    with pytest.raises(ValueError, match=f"plane must be one of auto, axial, coronal, sagittal; got '{plane}'"):
         ToDisplayOrientation(plane)
 
 
