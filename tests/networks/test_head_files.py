@@ -103,7 +103,9 @@ def test_the_weights_say_how_many_learned_tokens_there_are(
     with torch.no_grad():
         assert torch.equal(again(images), network(images))
     build_mrad_clip(tiny_clip, tiny_bank, checkpoint=path, **sizes)
-    with pytest.raises(HeadError, match=f"this checkpoint has depth {sizes['depth']}, not 3: leave that out"):
+    with pytest.raises(
+        HeadError, match=f"this checkpoint has depth {sizes['depth']}, not 3: leave these arguments out"
+    ):
         build_mrad_clip(tiny_clip, tiny_bank, checkpoint=path, depth=3)
 
 
@@ -199,7 +201,7 @@ def test_a_head_of_another_backbone_is_refused(
     saved(variant, tmp_path / "model.pt", tiny_clip, tiny_bank, training_set)
     other = make_tiny_clip(seed=1)
     bank = mrad_med.build_memory_bank(other, make_labeled_batches(), progress=False)
-    message = r"trained on backbone 'tiny 0' \(sha256 000000000000\), but the backbone at hand is 'tiny 1'"
+    message = r"trained on backbone 'tiny 0' \(sha256 000000000000\), but the loaded backbone is 'tiny 1'"
     with pytest.raises(HeadError, match=message):
         VARIANTS[variant](other, bank, checkpoint=tmp_path / "model.pt")
 
@@ -210,7 +212,9 @@ def test_prompts_of_another_text_tower_are_refused(
     for variant in VARIANTS:
         saved(variant, tmp_path / f"{variant}.pt", tiny_clip, tiny_bank, training_set)
     other = dataclasses.replace(tiny_clip, text_encoder=make_tiny_text_encoder(seed=9))
-    with pytest.raises(HeadError, match=r"prompts were learned for another text tower .* than that of 'tiny 0'"):
+    with pytest.raises(
+        HeadError, match=r"prompts of this head were trained with another text tower .* than that of 'tiny 0'"
+    ):
         build_mrad_clip(other, tiny_bank, checkpoint=tmp_path / "MRAD-CLIP.pt")
     for clip in (other, dataclasses.replace(tiny_clip, text_encoder=None)):
         build_mrad_ft(clip, tiny_bank, checkpoint=tmp_path / "MRAD-FT.pt")
@@ -223,7 +227,9 @@ def test_a_head_of_another_bank_is_refused_and_one_of_a_part_of_the_bank_is_welc
     path = tmp_path / "model.pt"
     network = saved(variant, path, tiny_clip, tiny_bank, training_set)
     other = mrad_med.build_memory_bank(tiny_clip, make_labeled_batches(seed=5), progress=False)
-    with pytest.raises(HeadError, match=r"trained with another memory bank .* use that bank or one that extends it"):
+    with pytest.raises(
+        HeadError, match=r"trained with another memory bank .* use the head's bank or an extension of it"
+    ):
         VARIANTS[variant](tiny_clip, other, checkpoint=path)
     merged = merge_memory_banks([other, tiny_bank])
     extended = tiny_bank.extend(tiny_clip, make_labeled_batches(2, seed=5), share=0.5, progress=False)
@@ -248,9 +254,9 @@ def test_a_head_of_the_other_variant_is_refused(
 ):
     saved("MRAD-FT", tmp_path / "ft.pt", tiny_clip, tiny_bank, training_set)
     saved("MRAD-CLIP", tmp_path / "clip.pt", tiny_clip, tiny_bank, training_set)
-    with pytest.raises(HeadError, match="these weights are not those of a PromptedHead: they lack"):
+    with pytest.raises(HeadError, match="these weights do not belong to a PromptedHead: missing"):
         build_mrad_clip(tiny_clip, tiny_bank, checkpoint=tmp_path / "ft.pt")
-    with pytest.raises(HeadError, match="these weights are not those of a FineTunedHead: they lack"):
+    with pytest.raises(HeadError, match="these weights do not belong to a FineTunedHead: missing"):
         build_mrad_ft(tiny_clip, tiny_bank, checkpoint=tmp_path / "clip.pt")
 
 
@@ -271,7 +277,7 @@ def test_damaged_weights_are_refused(
     path = tmp_path / "model.pt"
     saved("MRAD-FT", path, tiny_clip, tiny_bank, training_set)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(HeadError, match=r"model\.pt is damaged or not the file its card model\.json was written for"):
+    with pytest.raises(HeadError, match=r"model\.pt is damaged or does not belong to its card model\.json"):
         build_mrad_ft(tiny_clip, tiny_bank, checkpoint=path)
 
 
@@ -281,7 +287,7 @@ def test_a_damaged_card_is_refused(
 ):
     saved("MRAD-FT", tmp_path / "model.pt", tiny_clip, tiny_bank, training_set)
     (tmp_path / "model.json").write_text(content)
-    with pytest.raises(HeadError, match=r"model\.json is no card of a head .*; copy it again"):
+    with pytest.raises(HeadError, match=r"model\.json is not the card of a head .*; copy it again"):
         load_head(tmp_path / "model.pt")
 
 
@@ -299,9 +305,11 @@ def test_weights_without_a_card_must_be_a_published_checkpoint(
 ):
     saved("MRAD-FT", tmp_path / "model.pt", tiny_clip, tiny_bank, training_set)
     (tmp_path / "model.json").unlink()
-    with pytest.raises(ValueError, match=r"model\.pt is damaged or no published checkpoint"):
+    with pytest.raises(ValueError, match=r"model\.pt is damaged or not a published checkpoint"):
         load_head(tmp_path / "model.pt")
-    with pytest.raises(FileNotFoundError, match=r"no weights of a head in .*missing\.pt; train\.json of a bundle"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no head file .*missing\.pt; train a head with train\.json of a bundle"
+    ):
         load_head(tmp_path / "missing.pt")
 
 

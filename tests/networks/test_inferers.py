@@ -203,7 +203,7 @@ def test_a_score_that_is_not_a_number_is_refused(tiny_bank: MemoryBank, make_inf
     network = build_mrad_tf(make_tiny_clip(), tiny_bank)
     with torch.no_grad():
         network.image_encoder.tower.proj[0, 0] = float("nan")  # damaged weights
-    with pytest.raises(ValueError, match="the network gives NaN"):
+    with pytest.raises(ValueError, match="the network returns NaN"):
         make_inferer()(make_images(1), network)
 
 

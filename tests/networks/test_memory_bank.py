@@ -187,7 +187,7 @@ def test_masks_unlike_the_images_of_their_features_are_refused(tiny_clip: CLIP):
     features = tiny_clip.image_encoder(torch.zeros(2, 3, 28, 70))
     batch = {"features": features, "label": torch.tensor([0, 1])}
     with pytest.raises(
-        MemoryBankError, match=r"masks must be \(2, 1, 28, 70\) like their images, got \(2, 1, 70, 28\)"
+        MemoryBankError, match=r"masks must have shape \(2, 1, 28, 70\) like their images, got \(2, 1, 70, 28\)"
     ):
         make_bank(tiny_clip, batch | {"mask": torch.zeros(2, 1, 70, 28)})
 
@@ -269,14 +269,16 @@ def test_loader_without_batches_is_refused(tiny_clip: CLIP):
 def test_batch_without_images_or_labels_is_refused(tiny_clip: CLIP, lacking: str, found: str):
     (batch,) = make_labeled_batches(2, 2)
     del batch[lacking]
-    with pytest.raises(MemoryBankError, match=f"each batch needs 'image' and 'label'; this one has {re.escape(found)}"):
+    with pytest.raises(
+        MemoryBankError, match=f"each batch needs 'image' and 'label'; this batch has {re.escape(found)}"
+    ):
         make_bank(tiny_clip, batch)
 
 
 @pytest.mark.parametrize("shape", [(2, 56, 56), (1, 1, 56, 56), (2, 1, 28, 56), (2, 3, 56, 56)])
 def test_masks_unlike_their_images_are_refused(tiny_clip: CLIP, shape: tuple[int, ...]):
     (batch,) = make_labeled_batches(2, 2)
-    with pytest.raises(MemoryBankError, match=r"masks must be \(2, 1, 56, 56\) like their images, got"):
+    with pytest.raises(MemoryBankError, match=r"masks must have shape \(2, 1, 56, 56\) like their images, got"):
         make_bank(tiny_clip, batch | {"mask": torch.zeros(shape)})
 
 
@@ -308,7 +310,7 @@ def test_labels_that_do_not_match_their_images_are_refused(tiny_clip: CLIP, labe
         ({"patch_labels": torch.tensor([-1, 1])}, r"patch level: labels must be 0 \(normal\) or 1 \(anomalous\)"),
     ],
 )
-def test_entries_that_are_no_memory_are_refused(changes: dict[str, Tensor], message: str):
+def test_invalid_entries_are_refused(changes: dict[str, Tensor], message: str):
     with pytest.raises(MemoryBankError, match=message):
         make_small_bank(**changes)
 
@@ -354,7 +356,9 @@ def test_failed_save_leaves_the_old_file_and_no_partial_one(
 
 
 def test_missing_file_is_reported_with_what_to_do(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"no memory bank .*nothing\.safetensors; `mrad-med bank"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no memory bank .*nothing\.safetensors; build one with `mrad-med bank"
+    ):
         load_memory_bank(tmp_path / "nothing.safetensors")
 
 
@@ -364,7 +368,7 @@ def test_truncated_bank_is_refused(tmp_path: Path, tiny_bank: MemoryBank, kept: 
     tiny_bank.save(path)
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(MemoryBankError, match=r"bank\.safetensors is damaged or no memory bank"):
+    with pytest.raises(MemoryBankError, match=r"bank\.safetensors is damaged or not a memory bank"):
         load_memory_bank(path)
 
 
@@ -382,14 +386,14 @@ def test_bank_with_a_key_turned_into_nan_is_refused(tmp_path: Path, tiny_bank: M
 @pytest.mark.parametrize("content", [b"not a bank", b"\x00" * 64, b"PK\x03\x04 a zip archive"])
 def test_file_of_another_kind_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "notes.txt").write_bytes(content)
-    with pytest.raises(MemoryBankError, match=r"notes\.txt is damaged or no memory bank"):
+    with pytest.raises(MemoryBankError, match=r"notes\.txt is damaged or not a memory bank"):
         load_memory_bank(tmp_path / "notes.txt")
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
 def test_safetensors_file_of_something_else_is_refused(tmp_path: Path, metadata: dict[str, str] | None):
     save_file({"image_keys": torch.zeros(2, 24)}, tmp_path / "model.safetensors", metadata=metadata)
-    with pytest.raises(MemoryBankError, match=r"model\.safetensors is a safetensors file, but no memory bank"):
+    with pytest.raises(MemoryBankError, match=r"model\.safetensors is a safetensors file, but not a memory bank"):
         load_memory_bank(tmp_path / "model.safetensors")
 
 
@@ -402,7 +406,7 @@ def test_bank_with_a_damaged_card_is_refused(tmp_path: Path, card: str | None):
     metadata = {"format": "mrad_med memory bank"} | ({} if card is None else {"card": card})
     bank = make_small_bank()
     save_file({name: getattr(bank, name) for name in TENSORS}, tmp_path / "bank.safetensors", metadata=metadata)
-    with pytest.raises(MemoryBankError, match=r"bank\.safetensors is damaged or no memory bank"):
+    with pytest.raises(MemoryBankError, match=r"bank\.safetensors is damaged or not a memory bank"):
         load_memory_bank(tmp_path / "bank.safetensors")
 
 
@@ -410,7 +414,7 @@ def test_bank_that_lacks_a_tensor_is_refused(tmp_path: Path):
     bank = make_small_bank()
     metadata = {"format": "mrad_med memory bank", "card": json.dumps(bank.card.to_dict())}
     save_file({name: getattr(bank, name) for name in TENSORS[:3]}, tmp_path / "bank.safetensors", metadata=metadata)
-    with pytest.raises(MemoryBankError, match=r"damaged or no memory bank \(.*patch_labels"):
+    with pytest.raises(MemoryBankError, match=r"damaged or not a memory bank \(.*patch_labels"):
         load_memory_bank(tmp_path / "bank.safetensors")
 
 
@@ -513,9 +517,12 @@ def test_bank_of_another_backbone_is_refused(tiny_clip: CLIP, tiny_bank: MemoryB
     [
         (
             {"embed_dim": 25},
-            "image keys of this memory bank are 24 wide, but backbone 'tiny 0' makes features of width 25",
+            "image keys of this memory bank have width 24, but features of backbone 'tiny 0' have width 25",
         ),
-        ({"width": 33}, "patch keys of this memory bank are 32 wide, but backbone 'tiny 0' makes features of width 33"),
+        (
+            {"width": 33},
+            "patch keys of this memory bank have width 32, but features of backbone 'tiny 0' have width 33",
+        ),
     ],
 )
 def test_bank_of_other_widths_is_refused(tiny_clip: CLIP, tiny_bank: MemoryBank, changes: dict[str, int], message: str):

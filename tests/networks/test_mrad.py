@@ -146,7 +146,7 @@ def test_network_works_with_half_precision_encoders(tiny_bank: MemoryBank, netwo
 
 
 def test_bank_of_another_backbone_is_refused(tiny_bank: MemoryBank):
-    with pytest.raises(MemoryBankError, match=r"built with backbone 'tiny 0'.*the backbone at hand is 'tiny 1'"):
+    with pytest.raises(MemoryBankError, match=r"built with backbone 'tiny 0'.*the loaded backbone is 'tiny 1'"):
         build_mrad_tf(make_tiny_clip(seed=1), tiny_bank)
 
 

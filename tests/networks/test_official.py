@@ -83,7 +83,7 @@ class Malicious:
 def test_malicious_pickle_is_refused_and_not_executed(tmp_path: Path, tiny_bank: MemoryBank, level: int):
     trace, files = tmp_path / "executed", write_bank(tmp_path, tiny_bank)
     torch.save(torch.load(files[level], weights_only=True) | {"note": Malicious(trace)}, files[level])
-    with pytest.raises(MemoryBankError, match=f"{files[level].name} is damaged or no plain tensor file"):
+    with pytest.raises(MemoryBankError, match=f"{files[level].name} is damaged or not a plain tensor file"):
         load_official_bank(*files)
     assert not trace.exists()
     torch.load(files[level], weights_only=False)  # the file does what it is meant to do
@@ -103,7 +103,7 @@ def test_truncated_file_is_refused(tmp_path: Path, tiny_bank: MemoryBank, kept: 
     image_file, patch_file = write_bank(tmp_path, tiny_bank)
     content = patch_file.read_bytes()
     patch_file.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(MemoryBankError, match=r"cache_patch_model_visa\.pt is damaged or no plain tensor file"):
+    with pytest.raises(MemoryBankError, match=r"cache_patch_model_visa\.pt is damaged or not a plain tensor file"):
         load_official_bank(image_file, patch_file)
 
 
@@ -111,7 +111,7 @@ def test_truncated_file_is_refused(tmp_path: Path, tiny_bank: MemoryBank, kept: 
 def test_file_of_another_kind_is_refused(tmp_path: Path, tiny_bank: MemoryBank, content: bytes):
     image_file, patch_file = write_bank(tmp_path, tiny_bank)
     image_file.write_bytes(content)
-    with pytest.raises(MemoryBankError, match=r"cache_model_visa\.pt is damaged or no plain tensor file"):
+    with pytest.raises(MemoryBankError, match=r"cache_model_visa\.pt is damaged or not a plain tensor file"):
         load_official_bank(image_file, patch_file)
 
 

@@ -155,7 +155,7 @@ def test_arguments_of_retrieval_are_not_changed():
 
 
 def test_queries_and_keys_of_different_width_are_refused():
-    with pytest.raises(ValueError, match="queries are 3 wide and keys 4"):
+    with pytest.raises(ValueError, match="same width, got 3 and 4"):
         retrieve(torch.ones(2, 3), torch.ones(5, 4), torch.zeros(5, dtype=torch.int64))
 
 
@@ -167,7 +167,7 @@ def test_queries_and_keys_of_different_width_are_refused():
     ],
 )
 def test_no_key_or_a_key_without_label_is_refused(keys: Tensor, labels: Tensor, found: str):
-    with pytest.raises(ValueError, match=f"at least one key and one label for each, {found}"):
+    with pytest.raises(ValueError, match=f"at least one key and one label per key, {found}"):
         retrieve(torch.ones(2, 3), keys, labels)
 
 

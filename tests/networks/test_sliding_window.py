@@ -361,7 +361,7 @@ def test_slices_of_any_size_pass_through_windows(network: MRAD):
         ({"roi_size": 0}, r"roi_size must be positive, got \(0, 0\)"),
         ({"roi_size": (56, -14)}, r"roi_size must be positive, got \(56, -14\)"),
         ({"roi_size": (56, 56, 56)}, "length 2"),
-        ({"mode": "linear"}, "mode is one of constant, gaussian; got 'linear'"),
+        ({"mode": "linear"}, "mode must be one of constant, gaussian; got 'linear'"),
         ({"sw_batch_size": 0}, "sw_batch_size must be at least 1, got 0"),
         ({"scales": ()}, r"scales must be one or more positive numbers, got \(\)"),
         ({"scales": (1, 0)}, r"scales must be one or more positive numbers, got \(1, 0\)"),
