@@ -29,7 +29,7 @@ __all__ = ["BackboneError", "load_clip"]
 
 logger = logging.getLogger(__name__)
 
-# open_clip is slow to import, so functions import it.
+# open_clip is slow to import, so it is imported inside the functions.
 
 EMBEDDED = "embedded"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's, for RGB

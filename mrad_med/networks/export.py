@@ -54,7 +54,8 @@ def export_network(
     """Write encoder, memory bank and head to one file, and compare its outputs with those of the network.
 
     The input of the file is ``image``, (B, 3, H, W) normalized images with any B. The outputs are ``anomaly_map``
-    (B, 1, H, W) and ``anomaly_score`` (B, 1). A JSON part, ``metadata.json``, describes them.
+    (B, 1, H, W) and ``anomaly_score`` (B, 1). Its ``metadata.json`` describes both,
+    the preprocessing and the provenance.
 
     Args:
         network: any variant of MRAD, in evaluation mode.
@@ -69,7 +70,7 @@ def export_network(
 
     Raises:
         ExportError: the suffix is unknown, a package is missing, the network cannot be exported, or the outputs
-            differ. No file is written then.
+            differ. In these cases no file is written.
         OutputError: the file cannot be written.
         ValueError: the image size does not fit the patches.
     """
@@ -88,7 +89,7 @@ def export_network(
     expected = inferer(images, network)
     graph = _Graph(network, image_size, inferer).eval()
     with atomic_path(path) as partial, torch.no_grad(), warnings.catch_warnings():
-        # TorchScript warns that it is deprecated, the tracer that shapes become constant, as intended.
+        # TorchScript warns that it is deprecated. The tracer warns that shapes become constant, which is intended.
         warnings.simplefilter("ignore")
         write(graph, images, partial, json.dumps(_describe(graph, provenance), default=str))
         differences = _compare(read(partial), images, expected)

@@ -115,7 +115,7 @@ class FeatureInferer(Inferer):
 class SliceAnomalyInferer(AnomalyInferer):
     """Score volumes slice by slice along one axis; images go to the inferer of the slices.
 
-    The score of a volume is the highest score of its slices, which are computed from the returned map.
+    The score of a volume is the highest score of its slices. Each slice is scored with its part of the returned map.
 
     Args:
         slices_per_batch: number of slices that are encoded together.
@@ -125,8 +125,8 @@ class SliceAnomalyInferer(AnomalyInferer):
             volume can be larger than its memory.
         slice_inferer: inferer for slices and images. A `SlidingWindowAnomalyInferer` accepts sides that are not
             multiples of the patch size. None uses `AnomalyInferer`.
-        image_weight: argument of `AnomalyInferer`; not used with a ``slice_inferer``.
-        top_fraction: argument of `AnomalyInferer`; not used with a ``slice_inferer``.
+        image_weight: weight of the image-level probability, as in `AnomalyInferer`; not used with a ``slice_inferer``.
+        top_fraction: share of the pixels in the score, as in `AnomalyInferer`; not used with a ``slice_inferer``.
 
     Raises:
         ValueError: an argument is out of its range.

@@ -100,7 +100,8 @@ def build_mrad_ft(
         bank: memory bank.
         checkpoint: file of `save_head`, published checkpoint file, or state dict of a `FineTunedHead`; None returns a
             network for training.
-        start_temperature: argument of `FineTunedHead`; None starts from random weights, as published.
+        start_temperature: temperature of MRAD-TF that the initial weights reproduce, as in `FineTunedHead`; None starts
+            from random weights, as published.
         seed: seed of the random weights; None uses torch's random state.
         sigma: standard deviation of the map's Gaussian, in pixels of the network's input.
 
@@ -139,11 +140,12 @@ def build_mrad_clip(
         checkpoint: file of `save_head`, published checkpoint file, or state dict of a `PromptedHead`, with or without
             the text tower; None starts from random weights, for training.
         threshold: retrieval probability above which a patch belongs to the anomalous region.
-        context_length: argument of `RegionPrompts`; None uses the checkpoint's, or 12 as published.
-        depth: argument of `RegionPrompts`; None uses the checkpoint's, or 9 as published, at most all blocks.
-        deep_length: argument of `RegionPrompts`; None uses the checkpoint's, or 4 as published.
-        fp16_deep_prompts: argument of `RegionPrompts`; None uses the checkpoint's card, or False without one. The
-            published code rounds.
+        context_length: number of context vectors; None uses the checkpoint's, or 12 as published.
+        depth: number of text blocks with learned tokens, including the first; None uses the checkpoint's, or 9 as
+            published, at most all blocks.
+        deep_length: number of learned tokens per further block; None uses the checkpoint's, or 4 as published.
+        fp16_deep_prompts: whether to round these tokens to fp16; None uses the checkpoint's card, or False without one.
+            The published code rounds.
         seed: seed of the random weights; None uses torch's random state.
         sigma: standard deviation of the map's Gaussian, in pixels of the network's input.
 
@@ -217,8 +219,8 @@ def _prompt_sizes(
 def _random_weights(seed: int | None) -> Iterator[None]:
     """Seed the random weights created in the block and restore torch's random state; without a seed, do nothing.
 
-    The random state before depends on the run, for example on cached features, so a repeated training would start
-    from other weights.
+    Random values drawn before depend on the run, for example on cached features. Without a seed, a repeated training
+    would start from other weights.
     """
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:

@@ -75,7 +75,7 @@ def retrieve(
         ValueError: the widths differ, keys or labels are missing, or the temperature is not positive.
 
     Reference:
-        MRAD, arXiv 2602.00522. The chunks are this project's and exact.
+        MRAD, arXiv 2602.00522. The computation in chunks is this project's and is exact.
     """
     if queries.shape[-1] != keys.shape[-1]:
         raise ValueError(f"queries and keys must have the same width, got {queries.shape[-1]} and {keys.shape[-1]}")

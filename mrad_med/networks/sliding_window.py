@@ -49,7 +49,7 @@ class SlidingWindowAnomalyInferer(AnomalyInferer):
     their overlap. Therefore the image, resized to one tile, is encoded once more. The score combines its image-level
     probability with the highest pixels of the stitched map.
 
-    Tiles shrink to a shorter side of the image, rounded up to a multiple of the patch size. The missing pixels, less
+    A tile shrinks to a shorter side of the image, rounded up to a multiple of the patch size. The missing pixels, less
     than one patch, are mirrored. For an image of exactly one tile, the result is that of `AnomalyInferer`.
 
     Args:
@@ -63,8 +63,8 @@ class SlidingWindowAnomalyInferer(AnomalyInferer):
             are 0 in the map, the lowest value. None scores all tiles.
         sw_device: device that scores tiles; None uses the network's.
         device: device of the returned map; None uses the images'.
-        image_weight: argument of `AnomalyInferer`.
-        top_fraction: argument of `AnomalyInferer`.
+        image_weight: weight of the image-level probability in the score, as in `AnomalyInferer`.
+        top_fraction: share of the map's pixels in the score, as in `AnomalyInferer`.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -195,7 +195,7 @@ class SlidingWindowAnomalyInferer(AnomalyInferer):
 
 
 def _score_tiles(tiles: Tensor, *, network: MRAD, condition: Tensor | None = None) -> Tensor:
-    """Return (N, 2, H, W) for (N, 3, H, W) tiles: the map and 1, or 0 and 0 without ``condition`` above 0."""
+    """Return (N, 2, H, W): maps of (N, 3, H, W) tiles and ones; zeros for tiles where ``condition`` is 0 everywhere."""
     if condition is None:
         return _with_ones(network(tiles))
     scored = (condition > 0).flatten(1).any(1)

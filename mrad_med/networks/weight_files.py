@@ -120,7 +120,7 @@ def is_text_key(name: str) -> bool:
 
 
 def _head_width(width: int, layers: int, patch_size: int) -> int:
-    """Return the width of an attention head in open_clip's model of the same shape; weights do not show it."""
+    """Return the width of an attention head in open_clip's model of the same shape: weights do not determine it."""
     import open_clip
     from open_clip.model import CLIPVisionCfg
 

@@ -1,4 +1,4 @@
-"""Backbones of every kind of source, from tiny weights written to files; nothing is downloaded."""
+"""Backbones from every source, with tiny weights written to files; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TINY_CONFIG = {
 
 
 def make_tower(activation: type[nn.Module] = QuickGELU, **changes: Any) -> VisionTransformer:
-    """Return a tower whose weights are fp16 values, as OpenAI's are, so that no file format loses anything."""
+    """Return a tower whose weights are fp16 values, as in OpenAI's files, which no file format changes."""
     torch.manual_seed(5)
     shape = {"image_size": 56, "patch_size": 14, "width": 128, "layers": 2, "mlp_ratio": 2.0, "output_dim": 24}
     shape |= changes
@@ -107,7 +107,7 @@ def test_same_weights_in_any_file_are_the_same_backbone(tmp_path: Path, name: st
     assert_same_features(encode(clip), encode(make_tower()))
 
 
-def test_card_tells_what_the_weights_say(tiny_card: BackboneCard):
+def test_card_describes_the_weights(tiny_card: BackboneCard):
     assert (tiny_card.width, tiny_card.embed_dim, tiny_card.patch_size, tiny_card.native_size) == (128, 24, 14, 56)
     assert (tiny_card.mean, tiny_card.std) == (OPENAI_MEAN, OPENAI_STD)
     assert re.fullmatch("[0-9a-f]{64}", tiny_card.sha256)
@@ -130,7 +130,7 @@ def test_path_may_be_a_string(tmp_path: Path, tiny_card: BackboneCard):
     assert load_clip(str(tmp_path / "clip.pt")).card == tiny_card
 
 
-def test_bare_state_dict_is_taken_as_openai_and_the_log_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_bare_state_dict_is_treated_as_openai_and_this_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     torch.save(make_state(make_tower()), tmp_path / "clip.pt")
     with caplog.at_level(logging.INFO, "mrad_med"):
         clip = load_clip(tmp_path / "clip.pt")
@@ -138,7 +138,7 @@ def test_bare_state_dict_is_taken_as_openai_and_the_log_says_so(tmp_path: Path, 
     assert isinstance(clip.image_encoder.tower.transformer.resblocks[0].mlp.gelu, QuickGELU)
 
 
-def test_training_checkpoint_is_taken_as_gelu_and_the_log_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_training_checkpoint_is_treated_as_gelu_and_this_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     state = {f"module.{name}": tensor for name, tensor in make_state(make_tower()).items()}
     torch.save({"epoch": 32, "name": "run", "state_dict": state}, tmp_path / "epoch_32.pt")
     with caplog.at_level(logging.INFO, "mrad_med"):
@@ -274,7 +274,7 @@ def test_unknown_precision_is_refused(tmp_path: Path):
         load_clip(tmp_path / "clip.pt", precision="int8")
 
 
-def test_device_is_where_the_encoder_lives(tmp_path: Path):
+def test_encoder_is_on_the_requested_device(tmp_path: Path):
     torch.save(make_state(make_tower()), tmp_path / "clip.pt")
     clip = load_clip(tmp_path / "clip.pt", device="meta")
     assert {parameter.device.type for parameter in clip.image_encoder.parameters()} == {"meta"}
@@ -299,7 +299,7 @@ def test_malicious_pickle_is_refused_and_not_executed(tmp_path: Path, new_format
     with pytest.raises(BackboneError, match=r"clip\.pt is damaged or not a weights file"):
         load_clip(path)
     assert not trace.exists()
-    torch.load(path, weights_only=False)  # the file does what it is meant to do
+    torch.load(path, weights_only=False)  # the file does run code when unpickled
     assert trace.exists()
 
 
@@ -327,7 +327,7 @@ def test_truncated_file_is_refused(tmp_path: Path, name: str, kept: float):
     "content",
     [b"", b"Weights of the clinic\n", b"hello\n", b"(see the readme)\n", b"0123456789\n", b"G", b"\x89PNG\r\n\x1a\n"],
 )
-def test_file_of_another_kind_is_refused(tmp_path: Path, name: str, content: bytes):
+def test_file_of_another_type_is_refused(tmp_path: Path, name: str, content: bytes):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BackboneError, match=f"{re.escape(name)} is damaged or not a weights file"):
         load_clip(tmp_path / name)
@@ -406,7 +406,7 @@ def refuse_to_download(error: Exception) -> Callable[..., str]:
         FileNotFoundError("network is unreachable"),
     ],
 )
-def test_openai_without_a_network_tells_what_to_do(monkeypatch: pytest.MonkeyPatch, error: Exception):
+def test_openai_without_a_network_is_an_error_with_advice(monkeypatch: pytest.MonkeyPatch, error: Exception):
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", refuse_to_download(error))
     with pytest.raises(BackboneError, match=OPENAI_URL) as caught:
         load_clip("openai")
@@ -434,7 +434,7 @@ def test_advice_after_a_failed_download_keeps_the_activation(monkeypatch: pytest
         load_clip("ViT-L-14-336:openai")
     advised = re.search(r"load_clip\('<file>'(?:, model='(?P<model>[^']+)')?\)", str(caught.value))
     assert advised is not None
-    model = advised["model"]  # without one, a bare state dict is taken to use QuickGELU
+    model = advised["model"]  # without one, a bare state dict is treated as QuickGELU
     assert model is None or open_clip.get_model_config(model).get("quick_gelu")
 
 
@@ -495,14 +495,16 @@ def test_damaged_download_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("name", "kind"), [("RN50:openai", "ResNet"), ("ViT-B-16-SigLIP:webli", "vit_base_patch16_siglip_224")]
 )
-def test_towers_of_other_kinds_are_refused_without_a_download(monkeypatch: pytest.MonkeyPatch, name: str, kind: str):
+def test_towers_of_other_architectures_are_refused_without_a_download(
+    monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+):
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", refuse_to_download(OSError("offline")))
     with pytest.raises(BackboneError, match=f"{name} has a {kind} image tower; the V-V branch needs"):
         load_clip(name)
 
 
 @pytest.mark.parametrize(("model", "kind"), [("RN50", "ResNet"), ("ViT-B-16-SigLIP", "vit_base_patch16_siglip_224")])
-def test_file_said_to_be_of_another_kind_is_refused(tmp_path: Path, model: str, kind: str):
+def test_file_with_a_model_of_another_architecture_is_refused(tmp_path: Path, model: str, kind: str):
     torch.save(make_state(make_tower()), tmp_path / "clip.pt")
     with pytest.raises(BackboneError, match=rf"{model}:clip\.pt has a {kind} image tower"):
         load_clip(tmp_path / "clip.pt", model=model)
@@ -512,7 +514,7 @@ def test_default_backbone_is_the_embedded_one(embedded: CLIP):
     assert load_clip().card == embedded.card
 
 
-def test_embedded_backbone_says_what_it_is(embedded: CLIP):
+def test_embedded_backbone_has_its_card(embedded: CLIP):
     card = embedded.card
     assert card.name == "embedded ViT-S/14"
     assert (card.width, card.embed_dim, card.patch_size, card.native_size) == (384, 384, 14, 518)

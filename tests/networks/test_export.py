@@ -1,4 +1,4 @@
-"""Networks as one file: every variant in every format, read as an engineer would read it, against the network."""
+"""Exported files: every variant in every format, read without this package, against the network."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def read(path: Path) -> tuple[Model, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def clip() -> CLIP:
-    """Two blocks a tower, the least with a first and a last one: torch's exporter takes its time for each."""
+    """Two blocks per tower, the fewest with a first and a last one, because torch's exporter is slow for each."""
     whole = make_tiny_clip()
     blocks = whole.image_encoder.tower.transformer.resblocks
     whole.image_encoder.tower.transformer.resblocks = blocks[:2]
@@ -121,7 +121,7 @@ def exported(
     return Exported(networks[variant], *read(path))
 
 
-def test_file_gives_what_the_network_gives_whatever_the_batch(exported: Exported):
+def test_file_gives_the_outputs_of_the_network_for_any_batch(exported: Exported):
     for batch in (1, 3):
         images = make_images(batch)
         expected = AnomalyInferer()(images, exported.network)
@@ -130,7 +130,7 @@ def test_file_gives_what_the_network_gives_whatever_the_batch(exported: Exported
         torch.testing.assert_close(scores, expected["anomaly_score"], atol=1e-5, rtol=0)
 
 
-def test_file_says_how_to_serve_it(exported: Exported, provenance: dict[str, Any]):
+def test_file_states_how_to_serve_it(exported: Exported, provenance: dict[str, Any]):
     metadata = exported.metadata
     image = metadata["inputs"]["image"]
     assert image["shape"] == ["batch", 3, TINY_SIZE, TINY_SIZE]

@@ -1,4 +1,4 @@
-"""Files of trained heads: whole round trips, and every way in which a head may not belong."""
+"""Files of trained heads: round trips, and every mismatch of a head."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_files_hold_learned_weights_alone(
 
 
 @pytest.mark.parametrize("sizes", [{"context_length": 5, "depth": 2, "deep_length": 3}, {"depth": 1}])
-def test_the_weights_say_how_many_learned_tokens_there_are(
+def test_the_weights_determine_the_number_of_learned_tokens(
     sizes: dict[str, int], tmp_path: Path, tiny_clip: CLIP, tiny_bank: MemoryBank, training_set: FeatureDataset
 ):
     path = tmp_path / "model.pt"
@@ -156,7 +156,7 @@ def test_deep_prompts_are_rounded_to_fp16_only_when_asked(tiny_clip: CLIP, tiny_
         for prompt in exact.head.prompts.deep_prompts:
             prompt.copy_(prompt.half().float())
         assert torch.equal(exact.head.prompts(tokens), rounding.head.prompts(tokens))
-    assert rounding.head.prompts.deep_prompts[0].dtype == torch.float32  # what is learned is not rounded
+    assert rounding.head.prompts.deep_prompts[0].dtype == torch.float32  # the learned parameter is not rounded
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_deep_prompts_are_rounded_as_the_card_says_unless_asked(
     again = build_mrad_clip(tiny_clip, tiny_bank, checkpoint=path, fp16_deep_prompts=asked)
     assert again.head.prompts.fp16_deep_prompts is rounds
     of_state = build_mrad_clip(tiny_clip, tiny_bank, checkpoint=network.head.learned_state(), fp16_deep_prompts=asked)
-    assert of_state.head.prompts.fp16_deep_prompts is False  # weights alone do not tell
+    assert of_state.head.prompts.fp16_deep_prompts is False  # weights alone do not state it
 
 
 def test_text_features_are_made_once_a_batch(tiny_clip: CLIP, tiny_bank: MemoryBank, monkeypatch: pytest.MonkeyPatch):
@@ -221,7 +221,7 @@ def test_prompts_of_another_text_tower_are_refused(
 
 
 @each_variant
-def test_a_head_of_another_bank_is_refused_and_one_of_a_part_of_the_bank_is_welcome(
+def test_a_head_of_another_bank_is_refused_and_one_of_a_part_of_the_bank_is_accepted(
     variant: str, tmp_path: Path, tiny_clip: CLIP, tiny_bank: MemoryBank, training_set: FeatureDataset
 ):
     path = tmp_path / "model.pt"
@@ -239,7 +239,7 @@ def test_a_head_of_another_bank_is_refused_and_one_of_a_part_of_the_bank_is_welc
         assert all(torch.equal(loaded[name], tensor) for name, tensor in network.head.learned_state().items())
 
 
-def test_another_memory_is_taken_where_it_is_meant(
+def test_another_bank_can_be_used_on_purpose(
     tmp_path: Path, tiny_clip: CLIP, tiny_bank: MemoryBank, training_set: FeatureDataset
 ):
     network = saved("MRAD-FT", tmp_path / "model.pt", tiny_clip, tiny_bank, training_set)
@@ -350,7 +350,7 @@ def test_a_full_disk_leaves_the_head_before(
 
     def fill_the_disk(_: object, stream: IO[bytes]) -> None:
         stream.write(b"half")
-        raise RuntimeError("unexpected pos 64 vs 0")  # what torch's writer says of it
+        raise RuntimeError("unexpected pos 64 vs 0")  # the error of torch's writer
 
     monkeypatch.setattr(torch, "save", fill_the_disk)
     with pytest.raises(OSError, match=r"cannot write .*model\.pt .*free some space or choose another folder"):

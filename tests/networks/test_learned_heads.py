@@ -62,7 +62,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.save(content, folder / "ft.pth")
     learner = {f"compound_prompts_text.{index}": state[f"deep_prompts.{index}"] for index in range(8)}
     learner |= {"ctx_pos": state["context_normal"][None, None], "ctx_neg": state["context_anomaly"][None, None]}
-    learner |= {"mlp.c_fc.weight": torch.zeros(2, 2)}  # published files carry modules that take no part
+    learner |= {"mlp.c_fc.weight": torch.zeros(2, 2)}  # published files contain modules that are not used
     content |= {"prompt_proj": layers(bias_normal="mlp1", bias_anomaly="mlp2"), "prompt_learner": learner}
     torch.save(content, folder / "clip.pth")
     return {"ft": folder / "ft.pth", "clip": folder / "clip.pth"}
@@ -136,7 +136,7 @@ def test_prompted_network_meets_the_published_numbers(
     assert gap(result["anomaly_score"][:, 0], f"{case}_score") < tolerance
 
 
-def test_checkpoints_of_another_variant_or_layout_are_refused(
+def test_checkpoints_of_another_variant_or_format_are_refused(
     reference: CLIP, bank: MemoryBank, checkpoints: dict[str, Path], tmp_path: Path
 ):
     with pytest.raises(HeadError, match="do not belong to a FineTunedHead: missing"):

@@ -1,4 +1,4 @@
-"""The memory bank: built by hand, in one pass or many, saved whole or not at all, and refused where it does not fit."""
+"""The memory bank: built by hand, in one pass or many, saved completely or not at all, and checked."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_empty_mask_of_an_anomalous_image_is_warned_of(tiny_clip: CLIP, caplog: 
     assert bank.patch_labels.tolist() == [0, 0, 1, 0]
 
 
-def test_mask_of_nan_is_not_known_for_one_image_of_a_batch(tiny_clip: CLIP, caplog: pytest.LogCaptureFixture):
+def test_mask_of_nan_is_unknown_for_one_image_of_a_batch(tiny_clip: CLIP, caplog: pytest.LogCaptureFixture):
     masks = torch.zeros(3, 1, 56, 56)
     masks[1] = torch.nan
     masks[2, ..., :14] = 1
@@ -157,7 +157,7 @@ def test_mask_of_nan_is_not_known_for_one_image_of_a_batch(tiny_clip: CLIP, capl
     assert caplog.text == ""
 
 
-def test_part_of_a_mask_that_is_not_known_belongs_to_neither_region(tiny_clip: CLIP):
+def test_unknown_part_of_a_mask_belongs_to_neither_region(tiny_clip: CLIP):
     mask = torch.full((1, 1, 56, 56), torch.nan)
     mask[..., :14, :], mask[..., 42:, :] = 1, 0
     bank = make_bank(tiny_clip, {"image": make_images(), "mask": mask, "label": torch.tensor([1])})
@@ -224,7 +224,7 @@ def test_images_may_be_of_several_sizes_and_not_square(tiny_clip: CLIP):
     assert make_bank(tiny_clip, wide).card.image_size == (42, 70)
 
 
-def test_card_says_where_the_entries_come_from(tiny_clip: CLIP):
+def test_card_states_the_sources_of_the_entries(tiny_clip: CLIP):
     sources = [{"name": "tiles", "license": "CC BY 4.0"}]
     bank = build_memory_bank(tiny_clip, make_labeled_batches(), sources=sources, notes={"auroc": 0.9}, progress=False)
     assert (bank.card.backbone, bank.card.backbone_sha256) == (tiny_clip.card.name, tiny_clip.card.sha256)
@@ -329,7 +329,7 @@ def test_saved_bank_comes_back_the_same(tmp_path: Path, tiny_clip: CLIP):
     assert torch.equal(build_mrad_tf(tiny_clip, loaded)(images), build_mrad_tf(tiny_clip, bank)(images))
 
 
-def test_hash_tells_entries_apart_and_not_cards(tiny_bank: MemoryBank):
+def test_hash_depends_on_entries_and_not_on_cards(tiny_bank: MemoryBank):
     renamed = dataclasses.replace(tiny_bank, card=make_card())
     relabeled = dataclasses.replace(tiny_bank, patch_labels=1 - tiny_bank.patch_labels)
     shifted = dataclasses.replace(tiny_bank, image_keys=tiny_bank.image_keys + 1e-3)
@@ -384,7 +384,7 @@ def test_bank_with_a_key_turned_into_nan_is_refused(tmp_path: Path, tiny_bank: M
 
 
 @pytest.mark.parametrize("content", [b"not a bank", b"\x00" * 64, b"PK\x03\x04 a zip archive"])
-def test_file_of_another_kind_is_refused(tmp_path: Path, content: bytes):
+def test_file_of_another_type_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "notes.txt").write_bytes(content)
     with pytest.raises(MemoryBankError, match=r"notes\.txt is damaged or not a memory bank"):
         load_memory_bank(tmp_path / "notes.txt")
@@ -443,7 +443,7 @@ def test_merged_card_keeps_all_sources_in_order():
     banks = [make_small_bank(card=make_card(sources=({"name": name},), notes={"of": name})) for name in "abc"]
     card = merge_memory_banks(banks).card
     assert [source["name"] for source in card.sources] == ["a", "b", "c"]
-    assert card.notes == {}  # what was measured with a part does not hold for the whole
+    assert card.notes == {}  # results measured with a part are not valid for the whole
     assert card.counts["image_normal"] == 3
 
 
@@ -460,7 +460,7 @@ def test_merged_card_has_a_size_only_if_all_agree(sizes: list[tuple[int, int]], 
     assert merge_memory_banks(banks).card.image_size == merged
 
 
-def test_merging_takes_the_backbone_of_the_bank_that_knows_it():
+def test_merging_uses_the_backbone_of_the_bank_that_states_it():
     known, unknown = make_small_bank(), make_small_bank(card=make_card(backbone="unknown", backbone_sha256=None))
     card = merge_memory_banks([unknown, known]).card
     assert (card.backbone, card.backbone_sha256) == ("tiny", "a" * 64)
@@ -497,7 +497,7 @@ def test_extending_with_another_backbone_is_refused(tiny_bank: MemoryBank):
 def test_bank_fits_the_backbone_that_made_it(tiny_clip: CLIP, tiny_bank: MemoryBank):
     tiny_bank.check(tiny_clip.card)
     unknown = dataclasses.replace(tiny_bank, card=make_card(backbone_sha256=None))
-    unknown.check(tiny_clip.card)  # a bank that does not know its backbone is judged by its widths
+    unknown.check(tiny_clip.card)  # only the widths of a bank without a backbone hash are checked
 
 
 def change_card(card: BackboneCard, **changes: Any) -> BackboneCard:
