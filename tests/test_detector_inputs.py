@@ -354,6 +354,6 @@ def test_what_scores_images_whole_refuses_sliding_windows(tmp_path):
     for inferer in (detector.inferer, detector.inferer.slice_inferer):
         with pytest.raises(ValueError, match="measured whole: leave out the sliding windows, and the profile sliding"):
             Evaluation(detector.network, [{"case_id": "a"}], output_dir=tmp_path, inferer=inferer, **known)
-        with pytest.raises(ExportError, match=r"a graph scores images whole: .* profile sliding"):
+        with pytest.raises(ExportError, match=r"exported networks score whole images: .* profile sliding"):
             export_network(detector.network, tmp_path / "mrad.pt2", provenance={}, image_size=70, inferer=inferer)
     assert list(tmp_path.iterdir()) == []

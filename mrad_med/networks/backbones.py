@@ -1,4 +1,4 @@
-"""Load a backbone: the embedded one, OpenAI's, any of open_clip's, or a local file."""
+"""Load a backbone: the embedded one, one from OpenAI or open_clip, or a local file."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ __all__ = ["BackboneError", "load_clip"]
 
 logger = logging.getLogger(__name__)
 
-# open_clip is imported inside the functions: it takes longer than the rest of this package.
+# open_clip is slow to import, so it is imported inside the functions.
 
 EMBEDDED = "embedded"
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's, RGB
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's, for RGB
 _WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 _ALIASES = {"openai": "ViT-L-14-336-quickgelu:openai"}
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """A state dict in open_clip's names and what is needed to build the tower it belongs to."""
+    """A state dict with open_clip's names, and the values needed to build its towers."""
 
     name: str
     state: Mapping[str, Tensor]
@@ -61,23 +61,22 @@ def load_clip(
     """Return a frozen backbone with its card.
 
     Args:
-        source: ``"embedded"``, the small backbone in this package; ``"openai"``, which is
-            ``"ViT-L-14-336-quickgelu:openai"``, the one of the paper; ``"<open_clip model>:<tag>"``, downloaded once by
-            open_clip; or a file: OpenAI's JIT archive or state dict, an open_clip checkpoint, or safetensors.
-        model: open_clip model name of a local file, for example ``"ViT-L-14-336-quickgelu"``. By default the
-            architecture is inferred from the weights, or taken from an ``open_clip_config.json`` or ``<file>.json``
-            beside them. The activation cannot be inferred: a bare state dict is taken to be OpenAI's (QuickGELU), a
-            training checkpoint of open_clip (``{"state_dict": ...}``) to use GELU, and a log line says so.
-        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` for the matrix products; features are float32.
-        patch_source: where patch tokens come from, as in `CLIPImageEncoder`; None takes what the description of the
-            weights says (``"standard"`` for the embedded backbone), and ``"v-v"`` where it says nothing. Banks and
-            heads belong to one of them.
-        device: where the encoder lives.
-        cache_dir: where open_clip keeps downloads; its own default if None.
+        source: ``"embedded"``, the small backbone in this package; ``"openai"``, short for
+            ``"ViT-L-14-336-quickgelu:openai"``, the backbone of the paper; ``"<open_clip model>:<tag>"``, downloaded
+            once by open_clip; or a file: OpenAI's JIT archive or state dict, an open_clip checkpoint, or safetensors.
+        model: open_clip model name for a local file, for example ``"ViT-L-14-336-quickgelu"``. None reads
+            ``<file>.json`` or ``open_clip_config.json`` in the same folder, or infers the architecture from the
+            weights. The activation cannot be inferred: QuickGELU is assumed for a bare state dict, as in OpenAI's
+            weights, and GELU for a training checkpoint of open_clip (``{"state_dict": ...}``). This is logged.
+        precision: data type of the matrix products: ``"fp32"``, ``"bf16"`` or ``"fp16"``. Features are float32.
+        patch_source: source of the patch tokens, as in `CLIPImageEncoder`. Banks and heads fit only one source. None
+            uses the description of the weights (``"standard"`` for the embedded backbone), or else ``"v-v"``.
+        device: device of the encoders.
+        cache_dir: folder for open_clip's downloads; None uses open_clip's default.
 
     Raises:
-        BackboneError: no such model, no such file, no network, or a file of another kind; says what to do.
-        ValueError: the tower has no V-V branch, or the precision is unknown.
+        BackboneError: the model or file does not exist, the download failed, or the file is damaged or unsupported.
+        ValueError: the tower has no V-V branch, or ``precision`` or ``patch_source`` is unknown.
     """
     name = _ALIASES.get(str(source), str(source))
     if name == EMBEDDED:
@@ -96,7 +95,7 @@ def _build(weights: _Weights, *, precision: str, device: str | torch.device) -> 
 
     state = {key[len("visual.") :]: value.float() for key, value in weights.state.items() if key.startswith("visual.")}
     vision = _vision_config(weights.name, weights.config)
-    with torch.device("meta"):  # no random initialization of weights that are replaced at once
+    with torch.device("meta"):  # skips the random initialization: the weights are replaced below
         tower = _build_vision_tower(weights.config["embed_dim"], vision, weights.config.get("quick_gelu", False))
     try:
         tower.load_state_dict(state, assign=True)
@@ -124,7 +123,7 @@ def _build(weights: _Weights, *, precision: str, device: str | torch.device) -> 
 
 
 def _build_text_encoder(weights: _Weights) -> CLIPTextEncoder | None:
-    """Return the text tower in float32, or None where there is none that prompts can be learned for."""
+    """Return the text tower in float32, or None if there is none or it does not support learned prompts."""
     from open_clip.model import CLIPTextCfg, _build_text_tower
 
     state = {key.removeprefix("text."): value.float() for key, value in weights.state.items() if is_text_key(key)}
@@ -138,26 +137,26 @@ def _build_text_encoder(weights: _Weights) -> CLIPTextEncoder | None:
         tower.attn_mask = None if config.no_causal_mask else tower.build_causal_mask()
         return CLIPTextEncoder(tower)
     except (RuntimeError, ValueError) as error:
-        logger.info("%s: its text tower is left out (%s)", weights.name, str(error).splitlines()[0])
+        logger.info("%s: text tower skipped (%s)", weights.name, str(error).splitlines()[0])
         return None
 
 
 def _vision_config(name: str, config: Mapping[str, Any]) -> CLIPVisionCfg:
-    """Return the image tower's configuration; refuse the kinds that have no V-V branch."""
+    """Return the image tower's configuration; raise if its architecture has no V-V branch."""
     from open_clip.model import CLIPVisionCfg
 
     vision = CLIPVisionCfg(**config["vision_cfg"])
     if vision.timm_model_name or not isinstance(vision.layers, int):
-        kind = vision.timm_model_name or "ResNet"
+        architecture = vision.timm_model_name or "ResNet"
         raise BackboneError(
-            f"{name} has a {kind} image tower; the V-V branch needs open_clip's own vision transformer, for "
+            f"{name} has a {architecture} image tower; the V-V branch needs open_clip's own vision transformer, for "
             "example ViT-L-14-336-quickgelu, ViT-B-16 or ViT-H-14"
         )
     return vision
 
 
 def _sha256_of_state(state: Mapping[str, Tensor], *, quick_gelu: bool, patch_source: str) -> str:
-    # What has no weight but changes every feature belongs to the identity.
+    # Activation and patch source change every feature but have no weights.
     digest = hashlib.sha256(b"QuickGELU" if quick_gelu else b"")
     digest.update(b"" if patch_source == "v-v" else patch_source.encode())
     for key in sorted(state):
@@ -167,7 +166,7 @@ def _sha256_of_state(state: Mapping[str, Tensor], *, quick_gelu: bool, patch_sou
 
 
 def _embedded_weights() -> _Weights:
-    """Return both towers, whose files are apart: hash and identity of the image tower do not depend on the text."""
+    """Return both towers. Their files are separate, so the image tower's hash is independent of the text tower."""
     (image, state), (text, text_state) = (_embedded_tower(name) for name in ("embedded", "embedded_text"))
     weights = _described_weights(image["card"]["name"], state, image)
     return replace(
@@ -176,7 +175,7 @@ def _embedded_weights() -> _Weights:
 
 
 def _embedded_tower(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return description and weights of one tower."""
+    """Return the description and the weights of one tower."""
     file = _WEIGHTS_FOLDER / f"{name}.json"
     if not file.is_file():
         raise _damaged_installation(file)
@@ -192,9 +191,9 @@ def _damaged_installation(path: Path) -> BackboneError:
 
 
 def _described_weights(name: str, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> _Weights:
-    """Return weights with the architecture and constants of an open_clip_config.json."""
+    """Return weights with the architecture and normalization constants in an open_clip_config.json."""
     if "patch_path" in description:
-        raise BackboneError(f"the description of {name} has the key patch_path, which is now patch_source; rename it")
+        raise BackboneError(f"the description of {name} has the old key patch_path: rename it to patch_source")
     preprocessing = description.get("preprocess_cfg", {})
     return _Weights(
         name=name,
@@ -207,7 +206,7 @@ def _described_weights(name: str, state: Mapping[str, Tensor], description: Mapp
 
 
 def _downloaded_weights(name: str, cache_dir: str | os.PathLike[str] | None) -> _Weights:
-    """Return weights of one of open_clip's models, downloading the file when it is not in the cache."""
+    """Return the weights of an open_clip model; download the file if it is not in the cache."""
     import open_clip
     from open_clip.pretrained import download_pretrained
 
@@ -218,12 +217,12 @@ def _downloaded_weights(name: str, cache_dir: str | os.PathLike[str] | None) -> 
             f"{name!r} is neither a file nor a backbone: use 'embedded', 'openai', '<open_clip model>:<tag>' "
             "(open_clip.list_pretrained() lists them) or the path of a weights file"
         )
-    _vision_config(name, config)  # before anything is downloaded
+    _vision_config(name, config)  # raises before the download
     pretrained = open_clip.get_pretrained_cfg(model, tag)
     if not pretrained:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise BackboneError(f"open_clip has no weights {tag!r} for {model}; it has: {tags}")
-    # OpenAI's own address is preferred to the hub: open_clip checks its hash.
+    # Prefer OpenAI's URL to the Hugging Face hub, because open_clip checks the hash of that download.
     from_hub = not pretrained.get("url")
     try:
         path = Path(download_pretrained(pretrained, prefer_hf_hub=from_hub, cache_dir=str(cache_dir or "") or None))
@@ -232,9 +231,10 @@ def _downloaded_weights(name: str, cache_dir: str | os.PathLike[str] | None) -> 
         advised = f"{model}-quickgelu" if quick else model
         where = pretrained.get("url") or f"https://huggingface.co/{pretrained['hf_hub'].rstrip('/')}"
         raise BackboneError(
-            f"the weights of {name} are not on this machine and could not be downloaded ({error}). On a machine with "
-            f"a network, get {where} , copy the file here and pass its path: load_clip('<file>', model={advised!r}), "
-            "or --backbone <file> in a bundle. To try mrad_med without it, use load_clip('embedded')."
+            f"the weights of {name} are not on this machine and could not be downloaded ({error}). Download {where} "
+            f"on a machine with a network, copy the file here and pass its path: load_clip('<file>', "
+            f"model={advised!r}), or --backbone <file> in a bundle. To try mrad_med without it, use "
+            "load_clip('embedded')."
         ) from error
     state, _ = read_state_dict(path)
     return _Weights(
@@ -247,26 +247,26 @@ def _downloaded_weights(name: str, cache_dir: str | os.PathLike[str] | None) -> 
 
 
 def _file_weights(path: Path, model: str | None) -> _Weights:
-    """Return the weights of a local file, with the best description of its architecture that there is."""
+    """Return the weights of a local file with the best available description of its architecture."""
     import open_clip
 
     state, from_training = read_state_dict(path)
     if "visual.conv1.weight" not in state or "visual.proj" not in state:
         raise BackboneError(
-            f"{path.name} holds no open_clip or OpenAI vision transformer: 'visual.conv1.weight' and 'visual.proj' "
-            f"are expected, found for example {sorted(state)[:3]}"
+            f"{path.name} does not contain an open_clip or OpenAI vision transformer: expected 'visual.conv1.weight' "
+            f"and 'visual.proj', found for example {sorted(state)[:3]}"
         )
     if model is not None:
         config = open_clip.get_model_config(model)
         if config is None:
-            raise BackboneError(f"open_clip knows no model {model!r}; open_clip.list_models() lists them")
+            raise BackboneError(f"open_clip has no model {model!r}; open_clip.list_models() lists its models")
         return _Weights(name=f"{model}:{path.name}", state=state, config=config)
-    for beside in (path.with_suffix(".json"), path.with_name("open_clip_config.json")):
-        if beside.is_file():
-            return _described_weights(path.name, state, read_model_description(beside))
+    for description in (path.with_suffix(".json"), path.with_name("open_clip_config.json")):
+        if description.is_file():
+            return _described_weights(path.name, state, read_model_description(description))
     logger.info(
-        "%s does not say which activation it uses: %s is assumed; pass model='<open_clip model>' if that is wrong",
+        "%s does not state its activation: %s is assumed; pass model='<open_clip model>' if that is wrong",
         path.name,
-        "GELU" if from_training else "QuickGELU, as OpenAI's weights",
+        "GELU" if from_training else "QuickGELU, as in OpenAI's weights,",
     )
     return _Weights(name=path.name, state=state, config=infer_model_config(state, quick_gelu=not from_training))

@@ -1,6 +1,6 @@
-"""The frozen encoders: open_clip's vision tower with the V-V branch, its text tower with deep prompts.
+"""Frozen encoders: open_clip's vision tower with the V-V branch, and its text tower with deep prompts.
 
-The method is that of MRAD, arXiv 2602.00522.
+The method is MRAD, arXiv 2602.00522.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mrad_med.types import BackboneCard, ImageFeatures
 
-if TYPE_CHECKING:  # importing open_clip takes longer than the rest of this package: only where a backbone is built
+if TYPE_CHECKING:  # open_clip is slow to import: it is imported only when a backbone is built
     from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
 
 __all__ = ["CLIP", "CLIPImageEncoder", "CLIPTextEncoder"]
@@ -27,28 +27,28 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 class CLIPImageEncoder(nn.Module):
     """Encode normalized images into a class feature and patch tokens.
 
-    The standard path is CLIP's own. The V-V path starts after the first block and adds, in every further block,
-    attention of the block's values over themselves. Both paths share one computation of the values. The tower's own
-    modules do the work; nothing is copied and no parameter is ever written.
+    The standard path is CLIP's own. The V-V path starts after the first block. Each further block adds the attention
+    of its values over themselves. Both paths share one computation of the values. Weights are not copied.
 
     Args:
-        tower: open_clip's vision transformer with weights loaded. Frozen and put in evaluation mode.
-        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``, the type of the matrix products inside the blocks. The residual
-            streams, layer norms, final projection and the features that come out are float32 whatever it is.
-        patch_source: where the patch tokens come from: ``"v-v"``, the branch of the paper, made for CLIP, whose own
-            patches say little; or ``"standard"``, the tower's own output, for towers that were trained on patches.
+        tower: open_clip's vision transformer with weights. It is frozen and set to evaluation mode; its attention and
+            MLP weights are converted to ``precision`` in place.
+        precision: data type of the matrix products inside the blocks: ``"fp32"``, ``"bf16"`` or ``"fp16"``. Residual
+            streams, layer norms, the final projection and the returned features are always float32.
+        patch_source: source of the patch tokens: ``"v-v"``, the branch of the paper, for CLIP, whose own patch tokens
+            carry little information; or ``"standard"``, the tower's own output, for towers trained on patches.
 
     Raises:
-        ValueError: the tower is of a kind that has no V-V branch, or precision or path are unknown.
+        ValueError: the tower has no V-V branch, or ``precision`` or ``patch_source`` is unknown.
     """
 
     def __init__(self, tower: VisionTransformer, *, precision: str = "fp32", patch_source: str = "v-v") -> None:
         super().__init__()
         _check_tower(tower)
         if patch_source not in PATCH_SOURCES:
-            raise ValueError(f"patch_source is one of {', '.join(PATCH_SOURCES)}; got {patch_source!r}")
+            raise ValueError(f"patch_source must be one of {', '.join(PATCH_SOURCES)}; got {patch_source!r}")
         if precision not in PRECISIONS:
-            raise ValueError(f"precision is one of {', '.join(PRECISIONS)}; got {precision!r}")
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
         self.tower = tower.eval().requires_grad_(False)
         self.precision = precision
         self.patch_source = patch_source
@@ -65,16 +65,16 @@ class CLIPImageEncoder(nn.Module):
         """Return the features of a batch of any size.
 
         Args:
-            images: (B, 3, H, W) normalized with the card's constants, H and W multiples of the patch size.
+            images: (B, 3, H, W) images normalized with the card's constants; H and W are multiples of the patch size.
 
         Returns:
-            Features before the neighbor average, all float32.
+            Float32 features before the neighbor average.
 
         Raises:
-            ValueError: the shape does not fit.
+            ValueError: the images have another shape.
         """
         _check_images(images, self.patch_size)
-        with torch.autocast(images.device.type, enabled=False):  # `precision` decides, not the caller's context
+        with torch.autocast(images.device.type, enabled=False):  # only `precision` sets the data type
             return self._encode(images)
 
     def _encode(self, images: Tensor) -> ImageFeatures:
@@ -89,22 +89,22 @@ class CLIPImageEncoder(nn.Module):
             hidden, vv_update = _run_block(block, hidden, class_only=class_only, with_vv=in_branch)
             vv_tokens = hidden if vv_update is None else vv_tokens + vv_update
         patches = self.tower.ln_post(vv_tokens)[:, 1:]  # (B, N, D)
-        image = hidden[:, 0] @ self.tower.proj  # no ln_post on the class token: parity with the published code
+        image = hidden[:, 0] @ self.tower.proj  # no ln_post on the class token, as in the published code
         return ImageFeatures(image, patches, self.project(patches), grid_size)
 
     def project(self, patches: Tensor) -> Tensor:
-        """Return (B, N, E) patches in the joint image-text space, of (B, N, D) patch tokens."""
+        """Return (B, N, D) patch tokens projected to the joint image-text space, (B, N, E)."""
         return patches @ self.tower.proj  # type: ignore[no-any-return]
 
     def _embed(self, images: Tensor, grid_size: tuple[int, int]) -> Tensor:
-        """Return (B, 1 + N, D) tokens with positions resized to this grid, after the first layer norm."""
+        """Return (B, 1 + N, D) tokens after the first layer norm, with positions resized to this grid."""
         tokens = self.tower.conv1(images.float()).flatten(2).transpose(1, 2)  # (B, N, D)
-        classes = self.tower.class_embedding.expand(tokens.shape[0], 1, -1)  # not len(): a tracer would fix it
+        classes = self.tower.class_embedding.expand(tokens.shape[0], 1, -1)  # not len(), which a tracer makes constant
         tokens = torch.cat([classes, tokens], dim=1) + self._positions(grid_size)
         return self.tower.ln_pre(tokens)  # type: ignore[no-any-return]
 
     def _positions(self, grid_size: tuple[int, int]) -> Tensor:
-        """Return the (1 + N, D) position table, its patch part bilinearly resized from the native grid."""
+        """Return the (1 + N, D) position table; its patch part is resized bilinearly from the native grid."""
         table: Tensor = self.tower.positional_embedding
         native: tuple[int, int] = self.tower.grid_size
         if native == grid_size:
@@ -117,9 +117,9 @@ class CLIPImageEncoder(nn.Module):
 def _run_block(
     block: ResidualAttentionBlock, hidden: Tensor, *, class_only: bool, with_vv: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the block's output on the standard path and what it adds to the V-V path.
+    """Return the block's output on the standard path, and its update of the V-V path (None without ``with_vv``).
 
-    ``class_only`` computes the standard path for the class row alone: enough in the last block.
+    ``class_only`` computes the standard path for the class token only, which is enough in the last block.
     """
     attention = block.attn
     heads, dtype = attention.num_heads, attention.in_proj_weight.dtype
@@ -140,26 +140,26 @@ def _split_heads(tokens: Tensor, heads: int) -> Tensor:
 
 
 def _attend(out_projection: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Return fused attention, heads joined and projected, as float32 (B, T, D)."""
+    """Return the attention with heads joined and projected, (B, T, D) float32."""
     joined = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
     return out_projection(joined).float()  # type: ignore[no-any-return]
 
 
 def _check_tower(tower: nn.Module) -> None:
-    """Refuse towers whose blocks or pooling the V-V branch is not defined for."""
+    """Raise if the V-V branch is not defined for the tower's blocks or pooling."""
     from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
     reason = ""
     if not isinstance(tower, VisionTransformer):
-        reason = f"it is a {type(tower).__name__}"
+        reason = f"this tower is a {type(tower).__name__}"
     elif not all(isinstance(block, ResidualAttentionBlock) for block in tower.transformer.resblocks):
-        reason = "it has custom attention blocks"
+        reason = "this tower has custom attention blocks"
     elif tower.attn_pool is not None:
-        reason = "it pools by attention"
+        reason = "this tower pools by attention"
     elif tower.pool_type != "tok":
-        reason = f"it pools by {tower.pool_type!r}"
+        reason = f"this tower pools by {tower.pool_type!r}"
     elif tower.patch_size[0] != tower.patch_size[1]:
-        reason = "its patches are not square"
+        reason = "the patches of this tower are not square"
     if reason:
         raise ValueError(
             f"the V-V branch needs open_clip's own vision transformer with a class token, but {reason}; "
@@ -173,24 +173,24 @@ def _check_images(images: Tensor, patch_size: int) -> None:
     if images.shape[2] % patch_size or images.shape[3] % patch_size:
         raise ValueError(
             f"height and width must be multiples of the patch size {patch_size}, got {images.shape[2]} x "
-            f"{images.shape[3]}; resize to for example {37 * patch_size} x {37 * patch_size}"
+            f"{images.shape[3]}; resize, for example to {37 * patch_size} x {37 * patch_size}"
         )
 
 
 class CLIPTextEncoder(nn.Module):
-    """Encode prompts that are given as embeddings, with learned tokens inserted before the first blocks.
+    """Encode prompts that are given as token embeddings, with learned tokens in the first blocks.
 
     Args:
-        tower: open_clip's text transformer with weights loaded. Frozen and put in evaluation mode.
+        tower: open_clip's text transformer with weights. It is frozen and set to evaluation mode.
 
     Raises:
-        ValueError: the tower has no causal mask or no linear projection.
+        ValueError: the tower has no causal mask, no projection matrix, or a class embedding.
     """
 
     def __init__(self, tower: TextTransformer) -> None:
         super().__init__()
         if tower.attn_mask is None or not isinstance(tower.text_projection, Tensor) or tower.cls_emb is not None:
-            raise ValueError("prompts need a causal text tower with a projection matrix, as CLIP's own")
+            raise ValueError("learned prompts need a causal text tower with a projection matrix, as in CLIP")
         self.tower = tower.eval().requires_grad_(False)
 
     @property
@@ -199,20 +199,20 @@ class CLIPTextEncoder(nn.Module):
         return int(self.tower.width)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Return the (P, T, W) embeddings of (P, T) tokens, positions not yet added."""
+        """Return the (P, T, W) embeddings of (P, T) tokens, without positions."""
         return self.tower.token_embedding(tokens)  # type: ignore[no-any-return]
 
     def forward(self, prompts: Tensor, ends: Tensor, deep_prompts: Sequence[Tensor] = ()) -> Tensor:
         """Return L2-normalized text features.
 
         Args:
-            prompts: (P, T, W) token embeddings, cut after the longest prompt's end token: what follows a token cannot
-                reach it through the causal mask.
+            prompts: (P, T, W) token embeddings, cut after the last end token: later tokens have no effect through the
+                causal mask.
             ends: (P,) position of each prompt's end token.
-            deep_prompts: sets of (M, W); before block i = 1, 2, ... tokens 1 to M are replaced by set i - 1.
+            deep_prompts: (M, W) sets of learned tokens. Before block i = 1, 2, ..., set i - 1 replaces tokens 1 to M.
 
         Returns:
-            (P, E).
+            (P, E) features.
 
         Reference:
             MRAD, arXiv 2602.00522: deep prompts as in its published code.
@@ -231,12 +231,12 @@ class CLIPTextEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class CLIP:
-    """A frozen backbone: its encoder and its card.
+    """A frozen backbone: its encoders and its card.
 
     Attributes:
-        image_encoder: (B, 3, H, W) normalized images to `ImageFeatures`.
+        image_encoder: encoder of (B, 3, H, W) normalized images, which returns `ImageFeatures`.
         card: name, widths, sizes, normalization constants and the hash of the image tower.
-        text_encoder: prompt embeddings to text features; None for a backbone without a text tower.
+        text_encoder: encoder of prompt embeddings; None for a backbone without a text tower.
     """
 
     image_encoder: CLIPImageEncoder

@@ -1,4 +1,4 @@
-"""Networks as one file for serving, images in, maps and scores out: ONNX, `torch.export` and TorchScript."""
+"""Export a network to one file for serving: ONNX, `torch.export` or TorchScript."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ __all__ = ["export_network"]
 
 logger = logging.getLogger(__name__)
 
-METADATA = "metadata.json"  # MONAI's name for it in TorchScript files
+METADATA = "metadata.json"  # the name that MONAI uses in TorchScript files
 TOLERANCE = 1e-4
 _KEYS_PER_CHUNK = 3072  # 16 MB of scores for an image of 37 x 37 patches
-_ONNX_BYTES = 2**31  # a protocol buffer holds no more
+_ONNX_BYTES = 2**31  # size limit of a protocol buffer
 _INPUT = AnomalyKeys.IMAGE.value
 _OUTPUTS = (AnomalyKeys.ANOMALY_MAP.value, AnomalyKeys.ANOMALY_SCORE.value)
 
@@ -51,25 +51,26 @@ def export_network(
     inferer: Inferer | None = None,
     tolerance: float = TOLERANCE,
 ) -> dict[str, float]:
-    """Write encoder, memory bank and head as one file, and check it against the network.
+    """Write encoder, memory bank and head to one file, and compare its outputs with those of the network.
 
-    The file takes ``image``, (B, 3, H, W) normalized images with any B, and gives ``anomaly_map`` (B, 1, H, W) and
-    ``anomaly_score`` (B, 1). It carries what is needed to serve it as JSON named ``metadata.json``.
+    The input of the file is ``image``, (B, 3, H, W) normalized images with any B. The outputs are ``anomaly_map``
+    (B, 1, H, W) and ``anomaly_score`` (B, 1). Its ``metadata.json`` describes both,
+    the preprocessing and the provenance.
 
     Args:
         network: any variant of MRAD, in evaluation mode.
-        path: its suffix is the format: ``.onnx``, ``.pt2`` (`torch.export`) or ``.ts`` (TorchScript).
-        provenance: what `describe_run` says of the network's parts, or `AnomalyDetector.provenance`.
-        image_size: side in pixels of the square images, which the file fixes.
-        inferer: an `AnomalyInferer` that says how the score is fused.
-        tolerance: largest difference between the file's and the network's outputs, on random images.
+        path: output file. Its suffix selects the format: ``.onnx``, ``.pt2`` (`torch.export`) or ``.ts`` (TorchScript).
+        provenance: result of `describe_run`, or `AnomalyDetector.provenance`.
+        image_size: side of the square input images in pixels, fixed in the file.
+        inferer: `AnomalyInferer` that defines how the score is fused; None uses the defaults.
+        tolerance: largest allowed difference between the outputs of file and network, on random images.
 
     Returns:
-        The largest difference of each output that was found.
+        The largest difference found for each output.
 
     Raises:
-        ExportError: the suffix is unknown, a package is missing, the network cannot be exported, or the file disagrees
-            with it. No file is left then.
+        ExportError: the suffix is unknown, a package is missing, the network cannot be exported, or the outputs
+            differ. In these cases no file is written.
         OutputError: the file cannot be written.
         ValueError: the image size does not fit the patches.
     """
@@ -77,32 +78,32 @@ def export_network(
     write, read = _format(path.suffix)
     inferer = inferer or AnomalyInferer()
     if not isinstance(inferer, AnomalyInferer):
-        raise ExportError(f"export knows how an AnomalyInferer makes scores, not how a {type(inferer).__name__} does")
+        raise ExportError(f"export supports the scores of an AnomalyInferer, not of a {type(inferer).__name__}")
     if isinstance(getattr(inferer, "slice_inferer", inferer), SlidingWindowAnomalyInferer):
-        raise ExportError("a graph scores images whole: leave out the sliding windows (and the profile sliding)")
+        raise ExportError("exported networks score whole images: leave out sliding windows (and the profile sliding)")
     if any(module.training for module in network.modules()):
-        raise ExportError("the network is in training mode, where retrieval differs: call network.eval() before")
+        raise ExportError("the network is in training mode, where retrieval differs: call network.eval() first")
     prepare_output_file(path)
     device = next(network.image_encoder.parameters()).device
     images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
     expected = inferer(images, network)
     graph = _Graph(network, image_size, inferer).eval()
     with atomic_path(path) as partial, torch.no_grad(), warnings.catch_warnings():
-        # TorchScript calls itself deprecated, and a tracer warns of every shape, all of which are meant to be fixed.
+        # TorchScript warns that it is deprecated. The tracer warns that shapes become constant, which is intended.
         warnings.simplefilter("ignore")
         write(graph, images, partial, json.dumps(_describe(graph, provenance), default=str))
         differences = _compare(read(partial), images, expected)
         if not all(difference <= tolerance for difference in differences.values()):
             raise ExportError(
-                f"{path.name} does not give what the network gives: differences {differences} exceed {tolerance}; "
-                "nothing was written"
+                f"the outputs of {path.name} differ from the network's: differences {differences} exceed {tolerance}; "
+                "no file was written"
             )
     logger.info("%s differs from the network by at most %s", path, differences)
     return differences
 
 
 class _Graph(nn.Module):
-    """What a file holds: normalized images to maps and scores, of one image size."""
+    """The exported module: normalized images of one size in, maps and scores out."""
 
     def __init__(self, network: MRAD, image_size: int, inferer: AnomalyInferer) -> None:
         super().__init__()
@@ -120,7 +121,7 @@ class _Graph(nn.Module):
 class _Retrieval(nn.Module):
     """`mrad_med.networks.retrieve` with keys that are projected and split by label once.
 
-    Nothing in it depends on the batch, as the chunks of `retrieve` do.
+    Unlike in `retrieve`, the chunk size does not depend on the batch size.
     """
 
     anomalous: Tensor
@@ -140,7 +141,7 @@ class _Retrieval(nn.Module):
 
 
 def _log_sum_exp(queries: Tensor, keys: Tensor) -> Tensor:
-    """Return the (B, N) logarithm of the summed exponentials of the scores of all keys, chunk by chunk."""
+    """Return the (B, N) log-sum-exp of the scores of all keys, computed in chunks."""
     chunks = [keys[start : start + _KEYS_PER_CHUNK] for start in range(0, len(keys), _KEYS_PER_CHUNK)]
     return torch.stack([(queries @ chunk.T).logsumexp(-1) for chunk in chunks]).logsumexp(0)
 
@@ -163,7 +164,7 @@ class _FoldedHead(nn.Module):
 
 @torch.no_grad()
 def _fold(head: Head) -> Any:
-    """Return a head that gives the same, its keys projected."""
+    """Return an equivalent head with projected keys."""
     if isinstance(head, PromptedHead):
         fine_tuned = _fold(head.fine_tuned)
         return PromptedHead(fine_tuned, head.prompts, threshold=head.threshold, temperature=head.temperature)
@@ -177,14 +178,14 @@ def _fold(head: Head) -> Any:
             patch=_Retrieval(nn.Identity(), head.patch_keys / head.temperature, head.patch_labels),
             image=_Retrieval(nn.Identity(), head.image_keys / head.temperature, head.image_labels),
         )
-    raise ExportError(f"export knows the heads of MRAD-TF, MRAD-FT and MRAD-CLIP, not a {type(head).__name__}")
+    raise ExportError(f"export supports the heads of MRAD-TF, MRAD-FT and MRAD-CLIP, not a {type(head).__name__}")
 
 
 def _describe(graph: _Graph, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metadata of a file."""
+    """Return the metadata that is written to the file."""
     maps, scores = _OUTPUTS
     if not {"backbone", "memory_bank"} <= provenance.keys():
-        raise ExportError("provenance must name backbone and memory_bank: pass describe_run(clip, bank)")
+        raise ExportError("provenance must contain backbone and memory_bank: pass describe_run(clip, bank)")
     constants = {name: provenance["backbone"][name] for name in ("mean", "std")}
     preparation = "RGB in [0, 1], resized by bicubic interpolation with antialiasing, minus mean, divided by std"
     return {
@@ -207,7 +208,7 @@ def _describe(graph: _Graph, provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _compare(model: _Model, images: Tensor, expected: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the largest difference of each output over a batch, and over its first image alone."""
+    """Return the largest difference of each output, over a batch and over its first image alone."""
     differences = dict.fromkeys(_OUTPUTS, 0.0)
     for count in (len(images), 1):
         for name, output in zip(_OUTPUTS, model(images[:count]), strict=True):
@@ -217,23 +218,23 @@ def _compare(model: _Model, images: Tensor, expected: Mapping[str, Tensor]) -> d
 
 
 def _format(suffix: str) -> tuple[Callable[[_Graph, Tensor, Path, str], None], Callable[[Path], _Model]]:
-    """Return the functions that write and read the format of a suffix."""
+    """Return the functions that write and read the format with this suffix."""
     formats = {
         ".onnx": (_write_onnx, _read_onnx),
         ".pt2": (_write_program, _read_program),
         ".ts": (_write_torchscript, _read_torchscript),
     }
     if suffix not in formats:
-        raise ExportError(f"a network is exported to a file ending in {', '.join(formats)}; got {suffix!r}")
+        raise ExportError(f"the file name must end in {', '.join(formats)}; got {suffix!r}")
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if suffix == ".onnx" and not find_spec(name)]
     if missing:
-        raise ExportError(f"ONNX needs {', '.join(missing)}: pip install 'mrad-med[onnx]'")
+        raise ExportError(f"ONNX export needs {', '.join(missing)}: pip install 'mrad-med[onnx]'")
     return formats[suffix]
 
 
 def _write_torchscript(graph: _Graph, images: Tensor, path: Path, metadata: str) -> None:
     traced = torch.jit.freeze(torch.jit.trace(graph, images, check_trace=False))  # type: ignore[no-untyped-call]
-    with path.open("wb") as stream:  # of a path, the archive inside would have the name, a temporary one
+    with path.open("wb") as stream:  # a path would store the temporary file name in the archive
         save_net_with_metadata(traced, stream, include_config_vals=False, meta_values=json.loads(metadata))
 
 
@@ -259,14 +260,14 @@ def _write_onnx(graph: _Graph, images: Tensor, path: Path, metadata: str) -> Non
 
     size = sum(tensor.nbytes for tensor in (*graph.parameters(), *graph.buffers()))
     if size > _ONNX_BYTES:
-        raise ExportError(f"this network has {size / 2**30:.1f} GB, an ONNX file holds 2: export it to .pt2 or .ts")
+        raise ExportError(f"this network has {size / 2**30:.1f} GB, an ONNX file at most 2: export to .pt2 or .ts")
     program = torch.onnx.export(
         _program(graph, images), dynamo=True, input_names=[_INPUT], output_names=_OUTPUTS, verbose=False
     )
-    if program is None:  # as torch's types allow
-        raise ExportError("torch.onnx.export gave nothing")
+    if program is None:  # allowed by torch's type annotations
+        raise ExportError("torch.onnx.export returned nothing")
     program.model.metadata_props[METADATA] = metadata
-    onnx.save_model(program.model_proto, path)  # program.save would put weights beside the file from 1.5 GB
+    onnx.save_model(program.model_proto, path)  # program.save writes weights to a second file from 1.5 GB
 
 
 def _read_onnx(path: Path) -> _Model:

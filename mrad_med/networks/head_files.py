@@ -1,4 +1,4 @@
-"""Files of trained heads: a plain state dict, and beside it a card that says what it belongs to."""
+"""Files of trained heads: a plain state dict, and a card that states the backbone, bank and training."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def save_head(
     *,
     evaluator: Engine | None = None,
 ) -> HeadCard:
-    """Write a head's learned weights as a plain state dict, and its card beside them (``.json``).
+    """Write a head's learned weights as a plain state dict, and its card to a ``.json`` file of the same name.
 
     Args:
-        head: its text tower and its bank are not written: they are files of their own.
-        path: for example ``models/model.pt``.
-        card: what the head belongs to.
-        evaluator: of the validation, if there was one, whose best key metric goes onto the card.
+        head: trained head. Its text tower and its bank have their own files.
+        path: output file, for example ``models/model.pt``.
+        card: card of the head.
+        evaluator: validation evaluator, whose best key metric is added to the card.
 
     Returns:
         The card as written, with the hash of the weights.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written to; a file that was there before is untouched.
+        OSError: the disk is full, or the folder is not writable. An existing file is not changed then.
     """
     path = Path(path)
     save_tensors(copy_weights(head), path)
@@ -79,32 +79,32 @@ def save_head(
 
 
 def best_epoch(evaluator: Engine) -> int | None:
-    """Return the epoch that was best in validation; None before one, and where its metric is undefined (NaN)."""
+    """Return the best epoch in validation; None before the first validation, or if its metric is not finite."""
     epoch: int = evaluator.state.best_metric_epoch
     return epoch if epoch > 0 and isfinite(evaluator.state.best_metric) else None
 
 
 def copy_weights(head: FineTunedHead | PromptedHead) -> dict[str, Tensor]:
-    """Return a copy of a head's learned weights, in main memory."""
+    """Return a copy of a head's learned weights on the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in head.learned_state().items()}
 
 
 def save_tensors(content: Mapping[str, Any], path: Path) -> None:
-    """Write tensors and plain values with `torch.save`: the whole file or nothing. Equal content gives equal bytes.
+    """Write tensors and plain values with `torch.save`, completely or not at all. Equal content gives equal bytes.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written to.
+        OSError: the disk is full, or the folder is not writable.
     """
     try:
-        # Into a stream: torch would name the archive inside after the temporary file, and so after this process.
+        # A path would put the temporary file name, with the process id, in the archive.
         with atomic_path(path) as partial, partial.open("wb") as stream:
             torch.save(_with_shared_strings(content), stream)
-    except (OSError, RuntimeError) as error:  # torch's writer raises the latter
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
         raise OSError(f"cannot write {path} ({error}): free some space or choose another folder") from error
 
 
 def _with_shared_strings(content: Any) -> Any:
-    """Return plain values and tensors with one object for equal strings: pickle writes each object once."""
+    """Return the content with one object for equal strings, because pickle writes each object once."""
     if isinstance(content, str):
         return sys.intern(str(content))
     if isinstance(content, Mapping):
@@ -115,10 +115,10 @@ def _with_shared_strings(content: Any) -> Any:
 
 
 def load_weights(head: FineTunedHead | PromptedHead, state: Mapping[str, Tensor]) -> None:
-    """Load the learned weights of a head; everything but the text tower, which is the backbone's, must be there.
+    """Load the learned weights of a head: all weights except those of the text tower, which is the backbone's.
 
     Raises:
-        HeadError: the weights are those of another variant, or have other shapes.
+        HeadError: the weights belong to another variant or have other shapes.
     """
     try:
         missing, unexpected = head.load_state_dict(dict(state), strict=False)
@@ -127,22 +127,22 @@ def load_weights(head: FineTunedHead | PromptedHead, state: Mapping[str, Tensor]
     missing = [name for name in missing if not name.startswith("prompts.text_encoder.")]
     if missing or unexpected:
         raise HeadError(
-            f"these weights are not those of a {type(head).__name__}: they lack {missing[:3]} and bring "
-            f"{unexpected[:3]}"
+            f"these weights do not belong to a {type(head).__name__}: missing {missing[:3]}, "
+            f"unexpected {unexpected[:3]}"
         )
 
 
 def load_head(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], HeadCard | None]:
-    """Return the weights in a file and their card; a published checkpoint has none.
+    """Return the weights in a file and their card. The card is None for a published checkpoint.
 
     Raises:
         FileNotFoundError: there is no such file.
-        HeadError: the file is damaged, or not the one its card was written for.
-        ValueError: without a card, the file is no published checkpoint either.
+        HeadError: the file or its card is damaged, or the card belongs to another file.
+        ValueError: the file has no card and is not a published checkpoint.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there are no weights of a head in {path}; train.json of a bundle makes them")
+        raise FileNotFoundError(f"there is no head file {path}; train a head with train.json of a bundle")
     if not path.with_suffix(".json").is_file():
         return load_official_checkpoint(path), None
     try:
@@ -150,17 +150,17 @@ def load_head(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], HeadCard
         card = HeadCard(**{item.name: values[item.name] for item in fields(HeadCard) if item.name in values})
         card = replace(card, training_set=tuple(card.training_set))
     except (ValueError, TypeError) as error:
-        raise HeadError(f"{path.with_suffix('.json').name} is no card of a head ({error}); copy it again") from error
+        raise HeadError(f"{path.stem}.json is not the card of a head ({error}); copy it again") from error
     if sha256_of_file(path) != card.weights_sha256:
         raise HeadError(
-            f"{path.name} is damaged or not the file its card {path.stem}.json was written for; copy both again"
+            f"{path.name} is damaged or does not belong to its card {path.stem}.json; copy both files again"
         )
     state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return state, card
 
 
 def sha256_of_text_tower(text_encoder: CLIPTextEncoder) -> str:
-    """Return the hash of a text tower's weights: `BackboneCard.sha256` is of the image tower alone."""
+    """Return the hash of a text tower's weights; `BackboneCard.sha256` covers only the image tower."""
     digest = hashlib.sha256()
     for name, tensor in sorted(text_encoder.tower.state_dict().items()):
         digest.update(name.encode())
@@ -171,36 +171,35 @@ def sha256_of_text_tower(text_encoder: CLIPTextEncoder) -> str:
 def check_head(
     card: HeadCard, backbone: BackboneCard, bank: MemoryBank, text_encoder: CLIPTextEncoder | None = None
 ) -> None:
-    """Refuse a head that was trained on another backbone, or with entries that are not in this bank.
+    """Raise if a head was trained on another backbone, or with entries that are not in this bank.
 
-    A bank that extends the one the head was trained with is welcome.
+    A bank that extends the head's bank is accepted.
 
     Args:
-        card: of the head.
-        backbone: at hand.
-        bank: at hand.
-        text_encoder: the backbone's, which a head of MRAD-CLIP must also agree with.
+        card: card of the head.
+        backbone: card of the loaded backbone.
+        bank: loaded memory bank.
+        text_encoder: loaded text tower, which must match a head of MRAD-CLIP; None skips this check.
 
     Raises:
-        HeadError: says what was expected and what was given.
+        HeadError: the message states the expected and the given hashes.
     """
     if card.backbone_sha256 != backbone.sha256:
         raise HeadError(
             f"this head was trained on backbone {card.backbone!r} (sha256 {card.backbone_sha256[:12]}), but the "
-            f"backbone at hand is {backbone.name!r} (sha256 {backbone.sha256[:12]}): load that backbone or train a "
-            "head for this one"
+            f"loaded backbone is {backbone.name!r} (sha256 {backbone.sha256[:12]}): load the head's backbone or train "
+            "a head for this one"
         )
     if card.text_sha256 is not None and text_encoder is not None:
         given = sha256_of_text_tower(text_encoder)
         if card.text_sha256 != given:
             raise HeadError(
-                f"this head's prompts were learned for another text tower (sha256 {card.text_sha256[:12]}) than that "
-                f"of {backbone.name!r} ({given[:12]}): load the backbone it was trained with, or train a "
-                "head for this one"
+                f"the prompts of this head were trained with another text tower (sha256 {card.text_sha256[:12]}) than "
+                f"that of {backbone.name!r} ({given[:12]}): load the head's backbone or train a head for this one"
             )
     if card.bank_sha256 not in (bank.sha256, *bank.card.includes):
         raise HeadError(
-            f"this head was trained with another memory bank (sha256 {card.bank_sha256[:12]}) than the one at hand "
-            f"({bank.sha256[:12]}): use that bank or one that extends it, train a head for this one, or in Python, "
-            "where another memory is meant, take network.with_bank(bank)"
+            f"this head was trained with another memory bank (sha256 {card.bank_sha256[:12]}) than the loaded one "
+            f"({bank.sha256[:12]}): use the head's bank or an extension of it, or train a head for this bank. "
+            "In Python, network.with_bank(bank) replaces the bank on purpose"
         )

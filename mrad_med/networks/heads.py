@@ -1,4 +1,4 @@
-"""What turns features and a memory bank into probabilities, as in MRAD (arXiv 2602.00522)."""
+"""Heads compute probabilities from features and a memory bank, as in MRAD (arXiv 2602.00522)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mrad_med.types import ImageFeatures
 
 __all__ = ["FineTunedHead", "Head", "PromptedHead", "TrainFreeHead"]
 
-PATCH_QUANTILE, IMAGE_QUANTILE = 0.8, 0.95  # keys above it are excluded in training, as published
-TEXT_TEMPERATURE = 0.07  # of the softmax over text features, as published
+PATCH_QUANTILE, IMAGE_QUANTILE = 0.8, 0.95  # keys above these quantiles are excluded in training, as published
+TEXT_TEMPERATURE = 0.07  # divides similarities before the softmax over text features, as published
 
 
 class Head(Protocol):
-    """The two questions every variant of MRAD answers."""
+    """Interface of the heads of all MRAD variants."""
 
     def patch_probability(self, features: ImageFeatures) -> Tensor:
         """Return the (B, N) probability that each patch is anomalous."""
@@ -29,15 +29,15 @@ class Head(Protocol):
         """Return the (B, 1) probability that each image is anomalous."""
 
     def with_bank(self, bank: MemoryBank) -> Head:
-        """Return the same head over another memory bank."""
+        """Return the same head with another memory bank."""
 
 
 class TrainFreeHead(nn.Module):
-    """MRAD-TF: retrieval by cosine similarity, nothing learned.
+    """MRAD-TF: retrieval by cosine similarity, without learned weights.
 
     Args:
-        bank: the memory. Its keys become buffers, so they move with the module.
-        temperature: similarities are divided by it. The published code uses 1, the paper writes 0.07.
+        bank: memory bank. Its keys become buffers, so they move with the module.
+        temperature: divisor of the similarities. The published code uses 1, the paper states 0.07.
     """
 
     image_keys: Tensor
@@ -59,21 +59,21 @@ class TrainFreeHead(nn.Module):
         return retrieve(_image_queries(features), self.image_keys, self.image_labels, temperature=self.temperature)
 
     def with_bank(self, bank: MemoryBank) -> TrainFreeHead:
-        """Return the same head over another memory bank."""
+        """Return the same head with another memory bank."""
         return TrainFreeHead(bank, temperature=self.temperature)
 
 
 class FineTunedHead(nn.Module):
-    """MRAD-FT: retrieval by a learned metric, two pairs of linear layers.
+    """MRAD-FT: retrieval by a learned metric, one linear layer for queries and one for keys at each level.
 
-    Projected keys are kept while the head is in evaluation mode and its weights do not change. In training mode the
-    keys nearest to a query are excluded, for the images trained on are in the bank themselves.
+    Projected keys are cached in evaluation mode. The keys nearest to a query are excluded in training mode because the
+    bank contains the training images.
 
     Args:
-        bank: the memory. Its keys become buffers outside the state dict.
-        start_temperature: the weights start as those of MRAD-TF at this temperature (exactly, unless the joint space
-            is the narrower one). None starts from random weights, as published.
-        patch_quantile: of the raw cosine, above which patch keys are excluded in training.
+        bank: memory bank. Its keys become buffers outside the state dict.
+        start_temperature: temperature of MRAD-TF that the initial weights reproduce, exactly unless the joint space is
+            narrower than the patch tokens. None starts from random weights, as published.
+        patch_quantile: quantile of a query's cosines, in [0, 1]; patch keys above it are excluded in training.
         image_quantile: the same for image keys.
 
     Raises:
@@ -114,11 +114,11 @@ class FineTunedHead(nn.Module):
         patch_threshold: Tensor | None = None,
         image_threshold: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return what the loss compares: (B, 1, h, w) patch probabilities on their grid, (B, 1) image probabilities.
+        """Return (B, 1, h, w) patch probabilities on the patch grid and (B, 1) image probabilities, for the loss.
 
         Args:
-            features: of the batch.
-            patch_threshold: (B, N), as `thresholds` gives; found anew if None. Without a part in evaluation mode.
+            features: features of the batch.
+            patch_threshold: (B, N) result of `thresholds`; None computes it. Not used in evaluation mode.
             image_threshold: (B, 1), the same at image level.
         """
         patch = self.patch_probability(features, threshold=patch_threshold)
@@ -137,7 +137,7 @@ class FineTunedHead(nn.Module):
         return self._retrieve("image", queries, self.image_keys, self.image_labels, excluded)
 
     def thresholds(self, features: ImageFeatures) -> dict[str, Tensor]:
-        """Return what `forward` needs to exclude the nearest keys: it depends on nothing that is learned."""
+        """Return the thresholds for `forward`, which do not depend on learned weights."""
         return {
             "patch_threshold": nearest_threshold(_patch_queries(features), self.patch_keys, self.patch_quantile),
             "image_threshold": nearest_threshold(_image_queries(features), self.image_keys, self.image_quantile),
@@ -151,34 +151,34 @@ class FineTunedHead(nn.Module):
         return retrieve(query_layer(queries), self._project_keys(level, key_layer, keys), labels, excluded=excluded)
 
     def _project_keys(self, level: str, layer: nn.Module, keys: Tensor) -> Tensor:
-        """Return the projected keys; in evaluation they are computed once per change of weights or keys."""
+        """Return the projected keys, cached in evaluation mode until weights or keys change."""
         if self.training or torch.is_grad_enabled() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return layer(keys)  # type: ignore[no-any-return]
-        # Writing to a tensor raises its version, moving it changes its address.
+        # Writing to a tensor increases its version; moving it changes its address.
         state = tuple((tensor.data_ptr(), _version(tensor)) for tensor in (*layer.parameters(), keys))
         if self._folded.get(level, (None,))[0] != state:
             self._folded[level] = (state, layer(keys))
         return self._folded[level][1]
 
     def learned_state(self) -> dict[str, Tensor]:
-        """Return the weights that were learned: the state dict, for the bank's tensors are not in it."""
+        """Return the learned weights: the state dict, which does not contain the bank's tensors."""
         return self.state_dict()
 
     def with_bank(self, bank: MemoryBank) -> FineTunedHead:
-        """Return the same head over another memory bank, with the same weights."""
+        """Return a head with the same weights and another memory bank."""
         other = FineTunedHead(bank, patch_quantile=self.patch_quantile, image_quantile=self.image_quantile)
         other.load_state_dict(self.state_dict())
         return other
 
 
 class PromptedHead(nn.Module):
-    """MRAD-CLIP: patches against the text features of prompts that the fine-tuned head's regions have biased.
+    """MRAD-CLIP: patches are compared with text features of prompts that depend on the image's regions.
 
     Args:
-        fine_tuned: finds the regions and answers for whole images. Frozen.
-        prompts: region tokens to text features.
-        threshold: patches whose retrieval probability is above it are the anomalous region.
-        temperature: of the softmax over the two text features.
+        fine_tuned: head that finds the regions and returns the image-level probabilities. It is frozen.
+        prompts: module that computes text features from region tokens.
+        threshold: retrieval probability above which a patch belongs to the anomalous region.
+        temperature: divisor of the similarities before the softmax over the two text features.
     """
 
     def __init__(
@@ -196,23 +196,23 @@ class PromptedHead(nn.Module):
         self.temperature = temperature
 
     def forward(self, features: ImageFeatures, *, region_tokens: Tensor | None = None) -> Tensor:
-        """Return what the loss compares: (B, 1, h, w) patch probabilities on their grid.
+        """Return (B, 1, h, w) patch probabilities on the patch grid, for the loss.
 
         Args:
-            features: of the batch.
-            region_tokens: (B, 2, E), as `region_tokens` gives; found anew if None.
+            features: features of the batch.
+            region_tokens: (B, 2, E) result of `region_tokens`; None computes it.
         """
         patch = self.patch_probability(features, region_tokens=region_tokens)
         return patch.reshape(-1, 1, *features.grid_size)
 
     def text_features(self, features: ImageFeatures) -> Tensor:
-        """Return the (B, 2, E) text features made for each image, normal first."""
+        """Return the (B, 2, E) text features for each image, normal first."""
         return self.prompts(self.region_tokens(features))  # type: ignore[no-any-return]
 
     def region_tokens(self, features: ImageFeatures, *, patch_threshold: Tensor | None = None) -> Tensor:
         """Return the (B, 2, E) mean projected patch of the normal and of the anomalous region.
 
-        The fine-tuned head is frozen, so they stay the same as long as features and bank do.
+        They depend only on features and bank because the fine-tuned head is frozen.
         """
         probability = self.fine_tuned.patch_probability(features, threshold=patch_threshold)
         return region_tokens(self._projected(features), probability, threshold=self.threshold)
@@ -228,11 +228,11 @@ class PromptedHead(nn.Module):
         return self.fine_tuned.image_probability(features)
 
     def learned_state(self) -> dict[str, Tensor]:
-        """Return the weights that were learned: the state dict without the text tower, which is the backbone's."""
+        """Return the learned weights: the state dict without the text tower, which is the backbone's."""
         return {name: value for name, value in self.state_dict().items() if ".text_encoder." not in name}
 
     def with_bank(self, bank: MemoryBank) -> PromptedHead:
-        """Return the same head over another memory bank."""
+        """Return the same head with another memory bank."""
         fine_tuned = self.fine_tuned.with_bank(bank)
         return PromptedHead(fine_tuned, self.prompts, threshold=self.threshold, temperature=self.temperature)
 
@@ -242,7 +242,7 @@ class PromptedHead(nn.Module):
 
 
 def _start_from_retrieval(query: nn.Linear, key: nn.Linear, temperature: float) -> None:
-    """Make the product of a projected query and a projected key their cosine divided by a temperature."""
+    """Make the product of projected query and projected key equal to their cosine divided by a temperature."""
     if not temperature > 0:
         raise ValueError(f"start_temperature must be positive, got {temperature}")
     nn.init.orthogonal_(query.weight, gain=temperature**-0.5)
@@ -263,14 +263,14 @@ def _image_queries(features: ImageFeatures) -> Tensor:
 
 
 def _version(tensor: Tensor) -> int:
-    """Return how often a tensor was written to; one made in inference mode does not count and stays at 0."""
+    """Return how often a tensor was modified in place, or 0 for inference mode, which does not count."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def _register_bank(head: nn.Module, bank: MemoryBank) -> None:
-    """Make the bank's tensors buffers of a head, so that they move with it.
+    """Register the bank's tensors as buffers of a head, which move with it.
 
-    They are not in its state dict: a bank is a file of its own, shared by all variants.
+    They are not in its state dict because all variants share the file of the bank.
     """
     for name in ("image_keys", "image_labels", "patch_keys", "patch_labels"):
         head.register_buffer(name, getattr(bank, name), persistent=False)

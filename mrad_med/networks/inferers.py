@@ -1,4 +1,4 @@
-"""Images and volumes in, anomaly maps and scores out: MONAI inferers over `MRAD`."""
+"""MONAI inferers over `MRAD`: images and volumes in, anomaly maps and scores out."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ class AnomalyInferer(Inferer):
     """Score whole images with one pass of the encoder.
 
     Args:
-        image_weight: weight of the image-level probability in the score; the map's highest pixels have the rest.
-        top_fraction: share of the map's pixels that are averaged for the score.
+        image_weight: weight of the image-level probability in the score, in [0, 1]; the map's highest pixels have the
+            rest.
+        top_fraction: share of the map's pixels that are averaged for the score, in (0, 1].
     """
 
     def __init__(self, *, image_weight: float = IMAGE_WEIGHT, top_fraction: float = TOP_FRACTION) -> None:
@@ -33,18 +34,18 @@ class AnomalyInferer(Inferer):
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, network: MRAD, *_: Any, **__: Any) -> dict[str, Tensor]:
-        """Return maps and scores of a batch.
+        """Return the maps and scores of a batch.
 
         Args:
             inputs: (B, 3, H, W) normalized images.
             network: any variant of MRAD.
 
         Returns:
-            ``anomaly_map`` (B, 1, H, W) in [0, 1], carrying the metadata of a MetaTensor input so that MONAI's
-            `Invertd` can bring it back onto the file's grid, and ``anomaly_score`` (B, 1).
+            ``anomaly_map`` (B, 1, H, W) in [0, 1] and ``anomaly_score`` (B, 1). The map of a MetaTensor has the
+            metadata of the input, so MONAI's `Invertd` can resample it to the grid of the file.
 
         Raises:
-            ValueError: the images do not fit or are not finite, or a score is NaN.
+            ValueError: the images have a wrong shape, or images or scores are not finite.
         """
         probability, maps = self.examine(convert_to_tensor(inputs, track_meta=False), network)
         return {
@@ -53,10 +54,10 @@ class AnomalyInferer(Inferer):
         }
 
     def examine(self, images: Tensor, network: MRAD) -> tuple[Tensor, Tensor]:
-        """Return what scores are made of: (B, 1) image-level probabilities and (B, 1, H, W) maps of plain tensors.
+        """Return (B, 1) image-level probabilities and (B, 1, H, W) maps, which the scores are computed from.
 
         Raises:
-            ValueError: the images do not fit or are not finite.
+            ValueError: the images have a wrong shape or are not finite.
         """
         self._check_finite(images)
         features = network.encode(images)
@@ -64,40 +65,40 @@ class AnomalyInferer(Inferer):
         return network.image_probability(features), maps
 
     def score(self, features: ImageFeatures, network: MRAD, image_size: tuple[int, int]) -> dict[str, Tensor]:
-        """Return ``anomaly_map`` (B, 1, H, W) and ``anomaly_score`` (B, 1) of features.
+        """Return ``anomaly_map`` (B, 1, H, W) and ``anomaly_score`` (B, 1) for features.
 
         Raises:
-            ValueError: a score is NaN.
+            ValueError: a score is not finite.
         """
         maps = network.anomaly_map(features, image_size)
         scores = self.fuse(network.image_probability(features), maps)
         return {AnomalyKeys.ANOMALY_MAP.value: maps, AnomalyKeys.ANOMALY_SCORE.value: scores}
 
     def fuse(self, image_probability: Tensor, maps: Tensor) -> Tensor:
-        """Return (B, 1) scores of (B, 1) image-level probabilities and (B, 1, H, W) maps.
+        """Return (B, 1) scores from (B, 1) image-level probabilities and (B, 1, H, W) maps.
 
         Raises:
-            ValueError: a score is NaN.
+            ValueError: a score is not finite.
         """
         scores = fuse_scores(image_probability, maps, image_weight=self.image_weight, fraction=self.top_fraction)
         if not torch.isfinite(scores).all():
-            raise ValueError("the network gives NaN: use precision='fp32', or get undamaged weights and bank")
+            raise ValueError("the network returns NaN: use precision='fp32', or replace a damaged weights or bank file")
         return scores
 
     @staticmethod
     def _check_finite(images: Tensor) -> None:
-        if images.numel() and not torch.stack(images.aminmax()).isfinite().all():  # aminmax hands NaN on, and is small
+        if images.numel() and not torch.stack(images.aminmax()).isfinite().all():  # aminmax propagates NaN
             raise ValueError(
-                "images must be finite, got NaN or infinite values; `build_preprocessing` replaces them, and so does "
+                "images must be finite, got NaN or infinite values; replace them with `build_preprocessing` or "
                 "torch.nan_to_num"
             )
 
 
 class FeatureInferer(Inferer):
-    """Score features that were encoded before, as cached ones are in validation.
+    """Score features that are already encoded, such as cached features in validation.
 
     Args:
-        inferer: how features are scored.
+        inferer: inferer that scores the features; None uses `AnomalyInferer()`.
     """
 
     def __init__(self, inferer: AnomalyInferer | None = None) -> None:
@@ -112,24 +113,23 @@ class FeatureInferer(Inferer):
 
 
 class SliceAnomalyInferer(AnomalyInferer):
-    """Score volumes slice by slice along one axis; images are scored whole.
+    """Score volumes slice by slice along one axis; images go to the inferer of the slices.
 
-    The score of a volume is the highest score of its slices, each made of its part of the map that is returned.
+    The score of a volume is the highest score of its slices. Each slice is scored with its part of the returned map.
 
     Args:
-        slices_per_batch: slices that are encoded together.
-        axis: of the volume (X, Y, Z), along which the slices follow each other: 0, 1, 2, or negative from the last.
-        smooth: standard deviation, in slices, of a Gaussian that smooths the map across slices, edges mirrored; 0
-            leaves each slice as it is.
-        device: where maps and scores are put together; None is where the volume is. Slices go to the network's device
-            batch by batch, so that volumes larger than its memory can stay in the computer's.
-        slice_inferer: how slices and images are scored, for example a `SlidingWindowAnomalyInferer` for sides that are
-            no multiples of the patch size; None passes them through the network whole.
-        image_weight: as in `AnomalyInferer`; where a ``slice_inferer`` is given, that one's counts.
-        top_fraction: likewise.
+        slices_per_batch: number of slices that are encoded together.
+        axis: axis of the volume (X, Y, Z) that the slices are stacked along: 0, 1, 2, or -3 to -1 from the last.
+        smooth: standard deviation, in slices, of a Gaussian across slices with mirrored edges; 0 disables it.
+        device: device of maps and scores; None uses the volume's. Slices move to the network's device in batches, so a
+            volume can be larger than its memory.
+        slice_inferer: inferer for slices and images. A `SlidingWindowAnomalyInferer` accepts sides that are not
+            multiples of the patch size. None uses `AnomalyInferer`.
+        image_weight: weight of the image-level probability, as in `AnomalyInferer`; not used with a ``slice_inferer``.
+        top_fraction: share of the pixels in the score, as in `AnomalyInferer`; not used with a ``slice_inferer``.
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: an argument is out of its range.
     """
 
     CHANGES_NO_RESULT = ("slices_per_batch", "device")
@@ -160,20 +160,20 @@ class SliceAnomalyInferer(AnomalyInferer):
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, network: MRAD, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Return maps and scores of a batch of volumes, or of images.
+        """Return the maps and scores of a batch of volumes or images.
 
         Args:
             inputs: (B, 3, X, Y, Z) normalized volumes, or (B, 3, H, W) normalized images.
             network: any variant of MRAD.
-            *args: handed on to the inferer of images.
-            **kwargs: handed on to the inferer of images.
+            *args: arguments for ``slice_inferer``, for images only.
+            **kwargs: arguments for ``slice_inferer``, for images only.
 
         Returns:
             ``anomaly_map`` (B, 1, X, Y, Z), float32, with the metadata of the input as in `AnomalyInferer`,
-            ``anomaly_score`` (B, 1) and ``slice_scores`` (B, slices). Of images, what `AnomalyInferer` returns.
+            ``anomaly_score`` (B, 1) and ``slice_scores`` (B, slices). For images, the result of ``slice_inferer``.
 
         Raises:
-            ValueError: the input does not fit, is not finite or has no slices, or a score is NaN.
+            ValueError: the input has a wrong shape or no slices, or input or scores are not finite.
         """
         if inputs.ndim != 5:
             return self.slice_inferer(inputs, network, *args, **kwargs)
@@ -183,7 +183,7 @@ class SliceAnomalyInferer(AnomalyInferer):
         probabilities, maps = self._examine_slices(volumes, network)
         if self.smooth:
             maps = _smooth_slices(maps, self.smooth)
-        # Slice by slice, for the highest pixels of all at once would take a second copy of the map.
+        # The highest pixels of all slices at once would need a copy of the map.
         scores = torch.cat([self.fuse(*pair) for pair in zip(probabilities.unbind(1), maps.unbind(1), strict=True)], 1)
         return {
             AnomalyKeys.ANOMALY_MAP.value: _with_metadata(maps.movedim(1, 2 + self.axis), inputs),
@@ -192,7 +192,7 @@ class SliceAnomalyInferer(AnomalyInferer):
         }
 
     def _examine_slices(self, volumes: Tensor, network: MRAD) -> tuple[Tensor, Tensor]:
-        """Return (B, D, 1) image-level probabilities and (B, D, 1, H, W) maps of (B, D, 3, H, W) volumes."""
+        """Return (B, D, 1) image-level probabilities and (B, D, 1, H, W) maps for (B, D, 3, H, W) volumes."""
         batch, depth, _, *image_size = volumes.shape
         count, device = batch * depth, self.device or volumes.device
         network_device = next(network.parameters()).device
@@ -200,7 +200,7 @@ class SliceAnomalyInferer(AnomalyInferer):
         maps = torch.empty(count, 1, *image_size, device=device)
         for start in range(0, count, self.slices_per_batch):
             part = slice(start, min(start + self.slices_per_batch, count))
-            # Picked one by one: to flatten volumes and slices into one axis would copy all volumes.
+            # Flattening volumes and slices into one axis would copy all volumes.
             slices = [volumes[index // depth, index % depth] for index in range(part.start, part.stop)]
             found = self.slice_inferer.examine(torch.stack(slices).to(network_device), network)
             probabilities[part], maps[part] = (item.to(device) for item in found)
@@ -208,12 +208,12 @@ class SliceAnomalyInferer(AnomalyInferer):
 
 
 def _smooth_slices(maps: Tensor, sigma: float) -> Tensor:
-    """Return (B, D, 1, H, W) maps after a Gaussian along D, whose edges are mirrored as `upsample_and_blur` does."""
+    """Return (B, D, 1, H, W) maps smoothed by a Gaussian along D, with edges mirrored as in `upsample_and_blur`."""
     depth = maps.shape[1]
     units = torch.eye(depth, dtype=maps.dtype, device=maps.device).view(depth, 1, depth, 1)
-    blur = upsample_and_blur(units, (depth, 1), sigma=sigma).view(depth, depth).T  # each column is a blurred slice
+    blur = upsample_and_blur(units, (depth, 1), sigma=sigma).view(depth, depth).T  # column i: unit vector i, blurred
     with torch.autocast(maps.device.type, enabled=False):
-        return (blur @ maps.flatten(2)).view_as(maps).clamp_(0, 1)  # float rounding
+        return (blur @ maps.flatten(2)).view_as(maps).clamp_(0, 1)  # corrects float rounding
 
 
 def _with_metadata(maps: Tensor, inputs: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The two-level memory bank: build, extend, merge, save, load, check. As in MRAD (arXiv 2602.00522)."""
+"""The two-level memory bank of MRAD (arXiv 2602.00522): build, extend, merge, save, load and check it."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ _FORMAT = "mrad_med memory bank"
 
 @dataclass(frozen=True, eq=False)
 class MemoryBank:
-    """Features of labeled images as keys, their labels as values, at image and at patch level. Never changed in place.
+    """Features of labeled images (keys) with their labels, at image and at patch level. Banks are not changed in place.
 
     Attributes:
         image_keys: (K, E) float32, L2-normalized image features.
         image_labels: (K,) int64, 0 normal and 1 anomalous.
-        patch_keys: (K', D) float32, L2-normalized mean patch features of one region each.
-        patch_labels: (K',) int64.
-        card: where the entries come from and which backbone made them.
+        patch_keys: (K', D) float32, L2-normalized mean patch features, one key per region.
+        patch_labels: (K',) int64, 0 normal and 1 anomalous.
+        card: sources of the entries and backbone that made them.
 
     Raises:
-        MemoryBankError: shapes, types or values are not those of a memory bank.
+        MemoryBankError: shapes, data types or values are invalid.
     """
 
     image_keys: Tensor
@@ -65,7 +65,7 @@ class MemoryBank:
     card: BankCard
 
     def __post_init__(self) -> None:
-        """Check every field and count the entries."""
+        """Check all fields and count the entries."""
         for level, keys, labels in (
             ("image", self.image_keys, self.image_labels),
             ("patch", self.patch_keys, self.patch_labels),
@@ -93,29 +93,30 @@ class MemoryBank:
         }
 
     def __repr__(self) -> str:
-        """Return backbone and counts instead of the keys."""
+        """Return backbone and counts, without the keys."""
         counts = ", ".join(f"{name}={count}" for name, count in self.card.counts.items())
         return f"MemoryBank(backbone={self.card.backbone!r}, {counts})"
 
     @property
     def sha256(self) -> str:
-        """Hash of keys and labels: two banks with the same hash give the same scores."""
+        """Hash of keys and labels: banks with equal hashes give equal scores."""
         digest = hashlib.sha256()
         for name in _TENSORS:
             digest.update(getattr(self, name).contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def check(self, backbone: BackboneCard) -> None:
-        """Refuse a backbone that did not make these keys, and a bank that cannot tell anomalous from normal.
+        """Raise if another backbone made these keys, or if a level has no normal or no anomalous entry.
 
         Raises:
-            MemoryBankError: says what was expected and what was given.
+            MemoryBankError: the message states the expected and the given value.
         """
         made_by, given = self.card.backbone_sha256, backbone.sha256
         if made_by is not None and made_by != given:
             raise MemoryBankError(
                 f"this memory bank was built with backbone {self.card.backbone!r} (sha256 {made_by[:12]}), but the "
-                f"backbone at hand is {backbone.name!r} (sha256 {given[:12]}): load that backbone or build a new bank"
+                f"loaded backbone is {backbone.name!r} (sha256 {given[:12]}): load the bank's backbone or build a bank "
+                "for this one"
             )
         for level, keys, expected in (
             ("image", self.image_keys, backbone.embed_dim),
@@ -123,29 +124,29 @@ class MemoryBank:
         ):
             if keys.shape[1] != expected:
                 raise MemoryBankError(
-                    f"{level} keys of this memory bank are {keys.shape[1]} wide, but backbone {backbone.name!r} makes "
-                    f"features of width {expected}: load the backbone the bank was built with ({self.card.backbone})"
+                    f"{level} keys of this memory bank have width {keys.shape[1]}, but features of backbone "
+                    f"{backbone.name!r} have width {expected}: load the bank's backbone ({self.card.backbone})"
                 )
         lacking = [name.replace("_", " ") for name, count in self.card.counts.items() if count == 0]
         if lacking:
             raise MemoryBankError(
                 f"this memory bank has no {' and no '.join(lacking)} entry: retrieval needs both labels at both "
-                "levels; extend it with such images (and masks)"
+                "levels; extend the bank with labeled images (and masks) that add them"
             )
 
     def extend(
         self, clip: CLIP, loader: Iterable[Mapping[str, Any]], *, share: float = 0.0, **keywords: Any
     ) -> MemoryBank:
-        """Return this bank with the entries of further labeled images added: results change at once, no training.
+        """Return this bank with the entries of more labeled images. Results change at once, without training.
 
-        Every entry of a bank has the same say, so two cases among a thousand would hardly be heard. ``share`` repeats
-        the new entries until they are at least that share of the patch level.
+        All entries are weighted equally, so two cases among a thousand have little influence. ``share`` repeats the
+        new entries until they are at least that share of the patch entries.
 
         Args:
-            clip: the backbone that made this bank.
-            loader: as for `build_memory_bank`.
-            share: in [0, 1); 0 adds every entry once.
-            **keywords: as for `build_memory_bank`.
+            clip: backbone that made this bank.
+            loader: batches of labeled images, see `build_memory_bank`.
+            share: smallest share of new entries at patch level, in [0, 1); 0 adds every entry once.
+            **keywords: further arguments of `build_memory_bank`.
 
         Raises:
             MemoryBankError: another backbone made this bank.
@@ -158,17 +159,17 @@ class MemoryBank:
         return merge_memory_banks([self, added.repeat(max(1, math.ceil(wanted)))])
 
     def repeat(self, copies: int) -> MemoryBank:
-        """Return this bank with every entry ``copies`` times: alone it scores alike, merged it has more say."""
+        """Return this bank with every entry ``copies`` times. Scores change only after a merge with other banks."""
         tensors = {name: torch.cat([getattr(self, name)] * copies) for name in _TENSORS}
         sources = tuple({**source, "copies": copies} if copies > 1 else source for source in self.card.sources)
         includes = (*self.card.includes, self.sha256)
         return MemoryBank(**tensors, card=replace(self.card, sources=sources, includes=includes))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file with the card in its header: all of it or nothing.
+        """Write a safetensors file with the card in its header, completely or not at all.
 
         Raises:
-            OSError: the disk is full, or the folder cannot be written to.
+            OSError: the disk is full, or the folder is not writable.
         """
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
         card = json.dumps(self.card.to_dict(), sort_keys=True)
@@ -181,40 +182,40 @@ class MemoryBank:
 
 
 def _sort_header(path: Path) -> None:
-    """Give the header of a safetensors file a fixed order: the library writes metadata in a random one.
+    """Sort the header of a safetensors file, because the library writes metadata in a random order.
 
     Reference:
-        https://huggingface.co/docs/safetensors: eight bytes with the length of the header, and the header as JSON,
+        https://huggingface.co/docs/safetensors: eight bytes with the length of the header, then the header as JSON,
         which may end with spaces.
     """
     with path.open("r+b") as stream:
         size = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(size))
         ordered = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(ordered) <= size:  # else the library writes JSON in another way, which is as valid
+        if len(ordered) <= size:  # otherwise keep the header as the library wrote it, which is also valid
             stream.seek(8)
             stream.write(ordered.ljust(size))
 
 
 def load_memory_bank(path: str | os.PathLike[str]) -> MemoryBank:
-    """Return the memory bank saved in a file. Nothing in the file is executed.
+    """Return the memory bank in a file. No code in the file is executed.
 
     Raises:
         FileNotFoundError: there is no such file.
-        MemoryBankError: the file is damaged or something else.
+        MemoryBankError: the file is damaged or not a memory bank.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"there is no memory bank {path}; `mrad-med bank build` makes one, and the project's "
-            "bundles/memory_banks folder holds the bank of the embedded backbone"
+            f"there is no memory bank {path}; build one with `mrad-med bank build`, or use the bank of the embedded "
+            "backbone in the project's folder bundles/memory_banks"
         )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise MemoryBankError(
-                    f"{path.name} is a safetensors file, but no memory bank of mrad_med; published banks are read by "
+                    f"{path.name} is a safetensors file, but not a memory bank of mrad_med; read published banks with "
                     "load_official_bank(image_file, patch_file)"
                 )
             tensors = {name: file.get_tensor(name) for name in _TENSORS}
@@ -222,19 +223,21 @@ def load_memory_bank(path: str | os.PathLike[str]) -> MemoryBank:
     except MemoryBankError:
         raise
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise MemoryBankError(f"{path.name} is damaged or no memory bank ({error}); copy or build it again") from error
+        raise MemoryBankError(
+            f"{path.name} is damaged or not a memory bank ({error}); copy or build it again"
+        ) from error
     return MemoryBank(**tensors, card=card)
 
 
 def merge_memory_banks(banks: Sequence[MemoryBank]) -> MemoryBank:
-    """Return one bank with the entries of all, in their order.
+    """Return one bank with the entries of all banks, in their order.
 
     Raises:
-        MemoryBankError: there is no bank, or they were made by different backbones.
+        MemoryBankError: ``banks`` is empty, or different backbones made them.
     """
     if not banks:
         raise MemoryBankError("nothing to merge: give at least one memory bank")
-    first = next((bank for bank in banks if bank.card.backbone_sha256), banks[0])  # the one that knows its backbone
+    first = next((bank for bank in banks if bank.card.backbone_sha256), banks[0])  # one that states its backbone
     known = first.card
     for bank in banks:
         hashes = {known.backbone_sha256, bank.card.backbone_sha256} - {None}
@@ -266,19 +269,19 @@ def build_memory_bank(
     notes: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> MemoryBank:
-    """Return the bank of a labeled set: both levels in one pass.
+    """Return the memory bank of labeled images; both levels are built in one pass.
 
     Args:
-        clip: the backbone.
-        loader: yields batches, dictionaries of ``image`` (B, 3, H, W) normalized (or ``features``, where they are
-            cached already), ``label`` (B,) 0 or 1, and ``mask`` (B, 1, H, W) in [0, 1]. Without masks, normal images
-            count as normal everywhere and anomalous images give no patch entry; NaN says that for a single image.
-        sources: one mapping per source set for the card: name, license, ...
-        notes: free values for the card.
+        clip: backbone.
+        loader: batches as dictionaries: ``image`` (B, 3, H, W) normalized (or cached ``features``), ``label`` (B,) 0 or
+            1, and optionally ``mask`` (B, 1, H, W) in [0, 1]. Without masks, normal images are normal everywhere, and
+            anomalous images add no patch entry. NaN in a mask marks unknown pixels, which belong to no patch entry.
+        sources: mappings for the card, one per source set: name, license, ...
+        notes: additional values for the card.
         progress: whether to show a progress bar.
 
     Raises:
-        MemoryBankError: the loader yields nothing, or a batch lacks images or labels.
+        MemoryBankError: the loader yields nothing, or a batch lacks images or labels or has masks of another shape.
     """
     entries: dict[str, list[Tensor]] = {name: [] for name in _TENSORS}
     sizes: set[tuple[int, int]] = set()
@@ -309,11 +312,11 @@ def bank_entries(clip: CLIP, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor
     """Return the keys and labels of both levels for a batch, and the height and width of its images.
 
     Args:
-        clip: the backbone.
-        batch: as `build_memory_bank` takes them from its loader.
+        clip: backbone.
+        batch: one batch of the loader of `build_memory_bank`.
 
     Raises:
-        MemoryBankError: images or labels are missing, or masks are not like their images.
+        MemoryBankError: images or labels are missing, or masks have another shape.
     """
     features, size = _features(clip, batch)
     labels = torch.as_tensor(batch[AnomalyKeys.LABEL]).reshape(-1).long().cpu()
@@ -333,9 +336,9 @@ def bank_entries(clip: CLIP, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor
 
 
 def _features(clip: CLIP, batch: Mapping[str, Any]) -> tuple[ImageFeatures, tuple[int, int]]:
-    """Return the features of a batch, cached or encoded now, and the size of its images."""
+    """Return the cached or newly encoded features of a batch, and the height and width of its images."""
     if AnomalyKeys.LABEL not in batch or not {AnomalyKeys.IMAGE, "features"} & batch.keys():
-        raise MemoryBankError(f"each batch needs 'image' and 'label'; this one has {sorted(map(str, batch))}")
+        raise MemoryBankError(f"each batch needs 'image' and 'label'; this batch has {sorted(map(str, batch))}")
     if "features" in batch:
         features: ImageFeatures = batch["features"]
         rows, columns = (count * clip.card.patch_size for count in features.grid_size)
@@ -346,21 +349,21 @@ def _features(clip: CLIP, batch: Mapping[str, Any]) -> tuple[ImageFeatures, tupl
 
 
 def _masks(masks: Any, shape: tuple[int, ...], labels: Tensor) -> Tensor:
-    """Return (B, 1, H, W) masks of 0, 1, and 0.5 where it is not known what is anomalous: such fits neither region."""
+    """Return (B, 1, H, W) masks: 0 normal, 1 anomalous, and 0.5 unknown, which belongs to neither region."""
     if masks is None:
         return (labels * 0.5).float().view(-1, 1, 1, 1).expand(shape)
     masks = torch.as_tensor(convert_to_tensor(masks, track_meta=False), dtype=torch.float32).cpu()
     if masks.shape != shape:
-        raise MemoryBankError(f"masks must be {shape} like their images, got {tuple(masks.shape)}")
+        raise MemoryBankError(f"masks must have shape {shape} like their images, got {tuple(masks.shape)}")
     unknown = masks.isnan()
     empty = int(((masks > 0.5) | unknown).flatten(1).any(1).logical_not().logical_and(labels == 1).sum())
     if empty:
-        logger.warning("%d anomalous image(s) have an empty mask: they add a normal patch entry only", empty)
+        logger.warning("%d anomalous image(s) have an empty mask: they add only a normal patch entry", empty)
     return torch.where(unknown, 0.5, (masks > 0.5).float())
 
 
 def _region_keys(features: ImageFeatures, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Return one key per image and region, the anomalous region first; mixed patches belong to neither."""
+    """Return one key per image and region, the anomalous region first; mixed patches belong to neither region."""
     patches = average_neighbors(features.patches, features.grid_size)
     coverage = F.interpolate(masks, size=features.grid_size, mode="bilinear", align_corners=False).flatten(1)  # (B, N)
     keys, labels = [], []

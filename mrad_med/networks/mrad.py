@@ -1,4 +1,4 @@
-"""MRAD as one network: frozen encoder + memory bank + head."""
+"""MRAD as one network: frozen encoder, memory bank and head."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Checkpoint = str | os.PathLike[str] | Mapping[str, Tensor]
 
 
 class MRAD(nn.Module):
-    """Image in, anomaly map out; every step can be called on its own, so that an image is encoded once.
+    """Compute anomaly maps of images. Each step is a method, so an image needs to be encoded only once.
 
     Args:
-        image_encoder: the frozen encoder.
-        head: any module with `patch_probability` and `image_probability`.
-        sigma: of the Gaussian that smooths the map, in pixels of the network's input.
+        image_encoder: frozen encoder.
+        head: any module with the methods of `Head`.
+        sigma: standard deviation of the map's Gaussian, in pixels of the network's input.
     """
 
     def __init__(self, image_encoder: CLIPImageEncoder, head: Head, *, sigma: float = GAUSSIAN_SIGMA) -> None:
@@ -56,15 +56,15 @@ class MRAD(nn.Module):
         """Return (B, 1, H, W) maps in [0, 1], upsampled to ``image_size`` (H, W) and blurred."""
         probability = self.patch_probability(features)
         patch_maps = probability.reshape(-1, 1, *features.grid_size)
-        return upsample_and_blur(patch_maps, image_size, sigma=self.sigma).clamp(0, 1)  # float rounding
+        return upsample_and_blur(patch_maps, image_size, sigma=self.sigma).clamp(0, 1)  # corrects float rounding
 
     def with_bank(self, bank: MemoryBank) -> MRAD:
-        """Return the same network over another memory bank, for example an extended one; the encoder is shared."""
+        """Return the same network with another memory bank, for example an extended one; the encoder is shared."""
         device = next(self.image_encoder.parameters()).device
         return MRAD(self.image_encoder, self.head.with_bank(bank), sigma=self.sigma).to(device).eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return (B, 1, H, W) anomaly maps in [0, 1] of (B, 3, H, W) normalized images."""
+        """Return (B, 1, H, W) anomaly maps in [0, 1] for (B, 3, H, W) normalized images."""
         return self.anomaly_map(self.encode(images), (images.shape[-2], images.shape[-1]))
 
 
@@ -72,13 +72,13 @@ def build_mrad_tf(clip: CLIP, bank: MemoryBank, *, temperature: float = 1.0, sig
     """Return MRAD-TF, the train-free variant.
 
     Args:
-        clip: the backbone that made the bank.
-        bank: the memory.
-        temperature: similarities are divided by it. The published code uses 1, the paper writes 0.07.
-        sigma: of the Gaussian that smooths the map, in pixels of the network's input.
+        clip: backbone that made the bank.
+        bank: memory bank.
+        temperature: divisor of the similarities. The published code uses 1, the paper states 0.07.
+        sigma: standard deviation of the map's Gaussian, in pixels of the network's input.
 
     Raises:
-        MemoryBankError: the bank does not belong to this backbone.
+        MemoryBankError: the bank does not belong to this backbone or lacks a label.
     """
     bank.check(clip.card)
     return _assemble(clip, TrainFreeHead(bank, temperature=temperature), sigma)
@@ -96,19 +96,19 @@ def build_mrad_ft(
     """Return MRAD-FT, retrieval by a learned metric.
 
     Args:
-        clip: the backbone that made the bank.
-        bank: the memory.
-        checkpoint: a file of `save_head`, a published checkpoint file, or the state dict of a `FineTunedHead`; None
-            starts from weights for training.
-        start_temperature: as in `FineTunedHead`; None starts from random weights, as published.
-        seed: of the random weights; None draws them from torch's own state.
-        sigma: of the Gaussian that smooths the map, in pixels of the network's input.
+        clip: backbone that made the bank.
+        bank: memory bank.
+        checkpoint: file of `save_head`, published checkpoint file, or state dict of a `FineTunedHead`; None returns a
+            network for training.
+        start_temperature: temperature of MRAD-TF that the initial weights reproduce, as in `FineTunedHead`; None starts
+            from random weights, as published.
+        seed: seed of the random weights; None uses torch's random state.
+        sigma: standard deviation of the map's Gaussian, in pixels of the network's input.
 
     Raises:
-        MemoryBankError: the bank does not belong to this backbone.
-        HeadError: the head was trained on another backbone or with another bank, is one of another variant, or its
-            file is damaged.
-        ValueError: the temperature is not positive.
+        MemoryBankError: the bank does not belong to this backbone or lacks a label.
+        HeadError: the head belongs to another backbone, bank or variant, or its file is damaged.
+        ValueError: the temperature is not positive, or a checkpoint without a card is not a published one.
     """
     bank.check(clip.card)
     state, _ = _read_checkpoint(checkpoint, clip, bank)
@@ -132,31 +132,32 @@ def build_mrad_clip(
     seed: int | None = None,
     sigma: float = GAUSSIAN_SIGMA,
 ) -> MRAD:
-    """Return MRAD-CLIP, patches against text prompts that each image's regions bias.
+    """Return MRAD-CLIP, which compares patches with text prompts that depend on the regions of the image.
 
     Args:
-        clip: the backbone that made the bank, with a text tower.
-        bank: the memory.
-        checkpoint: a file of `save_head`, a published checkpoint file, or the state dict of a `PromptedHead` (its text
-            tower may be absent); None starts from random weights, for training.
-        threshold: patches whose retrieval probability is above it are the anomalous region.
-        context_length: as in `RegionPrompts`; None takes that of the checkpoint, or 12 as published.
-        depth: as in `RegionPrompts`; None takes that of the checkpoint, or 9 as published, or as many as there are.
-        deep_length: as in `RegionPrompts`; None takes that of the checkpoint, or 4 as published.
-        fp16_deep_prompts: as in `RegionPrompts`; None does as the checkpoint's card says it was trained, and does not
-            round where there is none. The published code rounds.
-        seed: of the random weights; None draws them from torch's own state.
-        sigma: of the Gaussian that smooths the map, in pixels of the network's input.
+        clip: backbone that made the bank, with a text tower.
+        bank: memory bank.
+        checkpoint: file of `save_head`, published checkpoint file, or state dict of a `PromptedHead`, with or without
+            the text tower; None starts from random weights, for training.
+        threshold: retrieval probability above which a patch belongs to the anomalous region.
+        context_length: number of context vectors; None uses the checkpoint's, or 12 as published.
+        depth: number of text blocks with learned tokens, including the first; None uses the checkpoint's, or 9 as
+            published, at most all blocks.
+        deep_length: number of learned tokens per further block; None uses the checkpoint's, or 4 as published.
+        fp16_deep_prompts: whether to round these tokens to fp16; None uses the checkpoint's card, or False without one.
+            The published code rounds.
+        seed: seed of the random weights; None uses torch's random state.
+        sigma: standard deviation of the map's Gaussian, in pixels of the network's input.
 
     Raises:
-        MemoryBankError: the bank does not belong to this backbone.
-        HeadError: the head was trained on another backbone or with another bank, is one of another variant or with
-            other prompts, or its file is damaged.
-        ValueError: the backbone has no text tower, or one that is too small for these prompts.
+        MemoryBankError: the bank does not belong to this backbone or lacks a label.
+        HeadError: the head belongs to another backbone, bank or variant, has other prompts, or its file is damaged.
+        ValueError: the backbone has no text tower, or a text tower that is too small for these prompts, or a checkpoint
+            without a card is not a published one.
     """
     bank.check(clip.card)
     if clip.text_encoder is None:
-        raise ValueError(f"{clip.card.name} has no text tower; MRAD-CLIP needs one: load for example 'openai'")
+        raise ValueError(f"{clip.card.name} has no text tower; MRAD-CLIP needs one: load, for example, 'openai'")
     state, trained = _read_checkpoint(checkpoint, clip, bank)
     rounds = bool(trained.get("fp16_deep_prompts", False)) if fp16_deep_prompts is None else fp16_deep_prompts
     sizes = _prompt_sizes(clip.text_encoder, state, context_length=context_length, depth=depth, deep_length=deep_length)
@@ -169,7 +170,7 @@ def build_mrad_clip(
 
 
 def _complete_head(network: MRAD, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Let the state dict of a head alone, as `save_head` writes it, load into the network: the rest of it is frozen.
+    """Complete the state dict of a head, as `save_head` writes it, with the frozen weights of the network.
 
     MONAI's commands, such as ``ckpt_export``, load a bundle's models/model.pt into the network.
     """
@@ -184,7 +185,7 @@ def _complete_head(network: MRAD, state: dict[str, Tensor], prefix: str, *_: Any
 def _read_checkpoint(
     checkpoint: Checkpoint | None, clip: CLIP, bank: MemoryBank
 ) -> tuple[Mapping[str, Tensor] | None, Mapping[str, Any]]:
-    """Return weights, and the configuration they were trained with, as far as it is known."""
+    """Return the weights and the configuration that they were trained with; it is empty if unknown."""
     if checkpoint is None or isinstance(checkpoint, Mapping):
         return checkpoint, {}
     state, card = load_head(checkpoint)
@@ -195,9 +196,9 @@ def _read_checkpoint(
 
 
 def _prompt_sizes(
-    text_encoder: CLIPTextEncoder, state: Mapping[str, Tensor] | None, **asked: int | None
+    text_encoder: CLIPTextEncoder, state: Mapping[str, Tensor] | None, **requested: int | None
 ) -> dict[str, int]:
-    """Return how many learned tokens prompts have: what is asked for, or what the weights say, or as published."""
+    """Return the numbers of learned tokens: requested, else from the weights, else published."""
     blocks = len(text_encoder.tower.transformer.resblocks)
     published = {"context_length": CONTEXT_LENGTH, "depth": min(DEPTH, blocks), "deep_length": DEEP_LENGTH}
     found: dict[str, int] = {}
@@ -205,20 +206,20 @@ def _prompt_sizes(
         deep = [len(tensor) for name, tensor in state.items() if name.startswith("prompts.deep_prompts.")]
         found = {"context_length": len(state["prompts.context_normal"]), "depth": 1 + len(deep)}
         found |= {"deep_length": deep[0]} if deep else {}
-    given = {name: value for name, value in asked.items() if value is not None}
+    given = {name: value for name, value in requested.items() if value is not None}
     differing = [
         f"{name} {found[name]}, not {given[name]}" for name in given if found.get(name) not in (None, given[name])
     ]
     if differing:
-        raise HeadError(f"this checkpoint has {', '.join(differing)}: leave that out, for the checkpoint decides")
+        raise HeadError(f"this checkpoint has {', '.join(differing)}: leave these arguments out to use its values")
     return {**published, **found, **given}
 
 
 @contextmanager
 def _random_weights(seed: int | None) -> Iterator[None]:
-    """Seed the random weights made inside, and leave torch's own state as it was; nothing without a seed.
+    """Seed the random weights created in the block and restore torch's random state; without a seed, do nothing.
 
-    What a run draws before depends on what it found done, such as features in a cache: a training that starts anew
+    Random values drawn before depend on the run, for example on cached features. Without a seed, a repeated training
     would start from other weights.
     """
     with torch.random.fork_rng(devices=[], enabled=seed is not None):

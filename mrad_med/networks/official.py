@@ -1,4 +1,4 @@
-"""Read the files of the published implementation, without running any code in them."""
+"""Read the files of the published implementation without executing code in them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["load_official_bank", "load_official_checkpoint"]
 
 
 def load_official_bank(image_file: str | os.PathLike[str], patch_file: str | os.PathLike[str]) -> MemoryBank:
-    """Return the memory bank kept in the two published files.
+    """Return the memory bank in the two published files.
 
-    The files do not say which backbone made them (it was OpenAI's ViT-L/14@336px), so the card has no hash and only the
-    widths are checked against a backbone.
+    The files do not state their backbone, which was OpenAI's ViT-L/14@336px. The card therefore has no hash, and only
+    the widths are checked against a backbone.
 
     Args:
         image_file: ``cache_model_<set>.pt``, the image level.
@@ -26,7 +26,7 @@ def load_official_bank(image_file: str | os.PathLike[str], patch_file: str | os.
 
     Raises:
         FileNotFoundError: a file is missing.
-        MemoryBankError: a file is damaged or of another layout.
+        MemoryBankError: a file is damaged or has other contents.
     """
     image_keys, image_labels = _load_level(Path(image_file))
     patch_keys, patch_labels = _load_level(Path(patch_file))
@@ -40,17 +40,18 @@ def load_official_bank(image_file: str | os.PathLike[str], patch_file: str | os.
 
 
 def load_official_checkpoint(file: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return the weights of a published MRAD-FT or MRAD-CLIP checkpoint under the names of this project's heads.
+    """Return the weights of a published MRAD-FT or MRAD-CLIP checkpoint with the names of this project's heads.
 
     Args:
-        file: ``{"image_proj", "patch_proj"}``, and for MRAD-CLIP also ``{"prompt_proj", "prompt_learner"}``.
+        file: path of a file with ``{"image_proj", "patch_proj"}``, and for MRAD-CLIP also ``{"prompt_proj",
+            "prompt_learner"}``.
 
     Returns:
         The state dict of a `FineTunedHead`, or of a `PromptedHead` without its text tower.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or of another layout.
+        ValueError: the file is damaged or has other contents.
     """
     path = Path(file)
     if not path.is_file():
@@ -58,10 +59,10 @@ def load_official_checkpoint(file: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         return _rename_weights(content)
-    except Exception as error:  # bytes that are no pickle make the unpickler raise almost anything
+    except Exception as error:  # if the bytes are not a pickle, the unpickler can raise almost any error
         raise ValueError(
-            f"{path.name} is damaged or no published checkpoint ({type(error).__name__}): 'image_proj', 'patch_proj' "
-            "are expected, and for MRAD-CLIP 'prompt_proj' and 'prompt_learner'"
+            f"{path.name} is damaged or not a published checkpoint ({type(error).__name__}): expected 'image_proj' and "
+            "'patch_proj', and for MRAD-CLIP 'prompt_proj' and 'prompt_learner'"
         ) from error
 
 
@@ -75,16 +76,16 @@ def _rename_weights(content: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
     is_prompted = "prompt_learner" in content
     prefix = "fine_tuned." if is_prompted else ""
     state = {
-        f"{prefix}{name}.{kind}": content[group][f"{published}.{kind}"].float()
+        f"{prefix}{name}.{parameter}": content[group][f"{published}.{parameter}"].float()
         for name, (group, published) in layers.items()
-        for kind in ("weight", "bias")
+        for parameter in ("weight", "bias")
     }
     if not is_prompted:
         return state
     learner = content["prompt_learner"]
     for name, published in (("bias_normal", "mlp1"), ("bias_anomaly", "mlp2")):
-        for kind in ("weight", "bias"):
-            state[f"prompts.{name}.{kind}"] = content["prompt_proj"][f"{published}.{kind}"].float()
+        for parameter in ("weight", "bias"):
+            state[f"prompts.{name}.{parameter}"] = content["prompt_proj"][f"{published}.{parameter}"].float()
     state["prompts.context_normal"] = learner["ctx_pos"][0, 0].float()
     state["prompts.context_anomaly"] = learner["ctx_neg"][0, 0].float()
     deep = [name for name in learner if name.startswith("compound_prompts_text.")]
@@ -99,8 +100,8 @@ def _load_level(path: Path) -> tuple[Tensor, Tensor]:
         raise FileNotFoundError(f"there is no published memory bank {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no pickle make the unpickler raise almost anything
-        raise MemoryBankError(f"{path.name} is damaged or no plain tensor file: {error}") from error
+    except Exception as error:  # if the bytes are not a pickle, the unpickler can raise almost any error
+        raise MemoryBankError(f"{path.name} is damaged or not a plain tensor file: {error}") from error
     if not isinstance(content, dict) or not {"keys", "values"} <= content.keys():
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
         raise MemoryBankError(f"{path.name}: expected a dictionary with 'keys' and 'values', found {found}")

@@ -1,4 +1,4 @@
-"""Learned prompts of two states, biased by each image's regions, as in MRAD-CLIP (arXiv 2602.00522)."""
+"""Learned prompts for the normal and the anomalous state, as in MRAD-CLIP (arXiv 2602.00522)."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ _INIT_STD = 0.02
 
 
 class RegionPrompts(nn.Module):
-    """Text features of two prompts, "X ... X object." and "X ... X damaged object.", made for each image.
+    """Compute text features of two prompts for each image, "X ... X object." and "X ... X damaged object.".
 
-    The X are learned context vectors; the normal and the anomalous region token of an image, through a linear layer
-    each, are added to all of them. Further learned tokens are inserted before the first blocks of the text tower.
+    Each X is a learned context vector. Each region token of an image, normal or anomalous, is projected by a linear
+    layer and added to all context vectors of its prompt. Before the next text blocks, learned tokens replace the first
+    ones after the start token.
 
     Args:
-        text_encoder: the frozen text tower.
-        embed_dim: E, width of region tokens.
-        context_length: learned vectors before each state.
-        depth: text blocks with learned tokens, counting the first, whose are the contexts.
-        deep_length: learned tokens before each of the others.
-        fp16_deep_prompts: round them to fp16 in the forward pass, as the published code does.
+        text_encoder: frozen text tower.
+        embed_dim: width E of the region tokens.
+        context_length: number of context vectors before each state.
+        depth: number of text blocks with learned tokens, including the first, which has the context vectors.
+        deep_length: number of learned tokens before each further block.
+        fp16_deep_prompts: whether to round these tokens to fp16 in the forward pass, as in the published code.
 
     Raises:
-        ValueError: the text tower has fewer blocks than ``depth``, or no room for so many learned tokens.
+        ValueError: the text tower has fewer blocks than ``depth``, or too few positions.
     """
 
     embedded: Tensor
@@ -48,7 +49,7 @@ class RegionPrompts(nn.Module):
         super().__init__()
         from open_clip import tokenize
 
-        words = tokenize(list(STATES)).argmax(-1)  # the end token has the highest number
+        words = tokenize(list(STATES)).argmax(-1)  # the end token has the highest id
         ends = words + context_length
         blocks, positions = len(text_encoder.tower.transformer.resblocks), len(text_encoder.tower.positional_embedding)
         if not 1 <= depth <= blocks:
@@ -76,11 +77,11 @@ class RegionPrompts(nn.Module):
         self.register_buffer("ends", ends, persistent=False)
 
     def forward(self, region_tokens: Tensor) -> Tensor:
-        """Return (B, 2, E) L2-normalized text features, normal first, of (B, 2, E) region tokens."""
+        """Return (B, 2, E) L2-normalized text features for (B, 2, E) region tokens, normal first."""
         biases = torch.stack([self.bias_normal(region_tokens[:, 0]), self.bias_anomaly(region_tokens[:, 1])], dim=1)
         contexts = torch.stack([self.context_normal, self.context_anomaly]) + biases[:, :, None]  # (B, 2, C, W)
         prefix, suffix = self.embedded[:, :1], self.embedded[:, 1 + self.context_length :]
-        batch = region_tokens.shape[0]  # not len(): a tracer would fix it
+        batch = region_tokens.shape[0]  # not len(), which a tracer makes constant
         prompts = torch.cat(
             [prefix.expand(batch, -1, -1, -1), contexts, suffix.expand(batch, -1, -1, -1)], dim=2
         )  # (B, 2, T, W)

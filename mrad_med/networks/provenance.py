@@ -1,4 +1,4 @@
-"""What a record of a run states of the backbone, the memory bank and the installed packages."""
+"""Provenance of a run: backbone, memory bank, and versions of the installed packages."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ _RECORDED_PACKAGES = ("mrad-med", "monai", "torch", "open_clip_torch", "numpy")
 def describe_run(
     clip: CLIP, bank: MemoryBank, *, parts: Mapping[str, Any] | None = None, **settings: Any
 ) -> dict[str, Any]:
-    """Return what a record of a run states of its parts, as plain values: cards, hashes and settings.
+    """Return the provenance of a run as plain values: cards, hashes and arguments.
 
     Args:
-        clip: the backbone.
-        bank: the memory bank.
-        parts: by name, whatever else decides the results: head, preprocessing, inferer. Only its hash is recorded.
-        **settings: values that the run was called with.
+        clip: backbone.
+        bank: memory bank.
+        parts: other objects that affect the results, by name: head, preprocessing, inferer. Only their hashes are
+            returned.
+        **settings: arguments of the run.
     """
     return {
         "backbone": asdict(clip.card),
@@ -42,7 +43,7 @@ def describe_run(
 
 
 def _plain(value: Any) -> Any:
-    """Return mappings and data classes as dictionaries, at all depths."""
+    """Return mappings and data classes as dictionaries, recursively."""
     if is_dataclass(value) and not isinstance(value, type):
         value = {item.name: getattr(value, item.name) for item in fields(value)}
     if isinstance(value, Mapping):
@@ -51,11 +52,11 @@ def _plain(value: Any) -> Any:
 
 
 def fingerprint(part: Any) -> str:
-    """Return a hash of everything that decides what a part does: parts with equal hashes work alike.
+    """Return a hash of everything that affects the behavior of a part. Parts with equal hashes behave alike.
 
     Args:
-        part: a module, a transform, an inferer, or any object made of such and of plain values. A class may name in
-            ``CHANGES_NO_RESULT`` the attributes that only change speed or memory.
+        part: module, transform, inferer, or any object that consists of these and of plain values. A class lists in
+            ``CHANGES_NO_RESULT`` the attributes that affect only speed or memory.
     """
     digest = hashlib.sha256()
     _describe(part, digest, set())
@@ -63,7 +64,7 @@ def fingerprint(part: Any) -> str:
 
 
 def _describe(part: Any, digest: Any, seen: set[int]) -> None:
-    """Add the types, plain values and arrays of an object and of all it holds to a hash."""
+    """Add the types, plain values and arrays of an object and its contents to a hash, recursively."""
     if part is None or isinstance(part, (bool, int, float, complex, str, bytes, torch.dtype, torch.device)):
         digest.update(f"{type(part).__name__} {part!r};".encode("utf-8", "surrogateescape"))
     elif isinstance(part, (Tensor, np.ndarray)):
@@ -71,11 +72,11 @@ def _describe(part: Any, digest: Any, seen: set[int]) -> None:
         digest.update(f"array {tuple(array.shape)} {array.dtype};".encode())
         digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
     elif isinstance(part, (np.random.RandomState, np.random.Generator, torch.Generator)):
-        digest.update(b"random;")  # a state says nothing about what a part does
+        digest.update(b"random;")  # the random state is not part of the behavior
     elif isinstance(part, (type, FunctionType, BuiltinFunctionType)):
         digest.update(f"{part.__module__}.{part.__qualname__};".encode())
     elif id(part) in seen:
-        digest.update(b"itself;")  # an object that holds itself
+        digest.update(b"itself;")  # an object that contains itself
     else:
         seen.add(id(part))
         digest.update(f"{type(part).__module__}.{type(part).__qualname__}(".encode())
@@ -87,7 +88,7 @@ def _describe(part: Any, digest: Any, seen: set[int]) -> None:
 
 
 def _items(part: Any) -> list[tuple[str, Any]]:
-    """Return what an object holds, by name and in an order that does not change."""
+    """Return the contents of an object by name, in a fixed order."""
     if isinstance(part, nn.Module):
         named = (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False), *part.named_children())
         plain = [item for item in vars(part).items() if isinstance(item[1], (bool, int, float, str))]
@@ -106,5 +107,5 @@ def _items(part: Any) -> list[tuple[str, Any]]:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that numbers depend on."""
+    """Return the versions of Python and of the packages that affect numerical results."""
     return {"python": platform.python_version()} | {name: version(name) for name in _RECORDED_PACKAGES}

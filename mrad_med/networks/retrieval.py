@@ -1,4 +1,4 @@
-"""Retrieval from a memory: pure functions on features, as in MRAD (arXiv 2602.00522)."""
+"""Pure functions for retrieval from a memory bank, as in MRAD (arXiv 2602.00522)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from torch import Tensor
 
 __all__ = ["average_neighbors", "exclude_nearest", "nearest_threshold", "region_tokens", "retrieve"]
 
-# Scores of one chunk of keys: 4 M floats are 16 MB, enough for fast matrix products; temporaries take a few times that.
+# Scores per chunk of keys: 4 M floats are 16 MB, enough for fast matrix products. Temporaries need a few times more.
 _SCORES_PER_CHUNK = 2**22
 
 
 def average_neighbors(patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
     """Return each patch averaged with its neighbors on the patch grid.
 
-    The mean of 1x1, 3x3 and 5x5 average pooling with stride 1, where zero padding counts in the divisor, is one
-    5x5 kernel applied to every channel.
+    One 5x5 kernel per channel computes the mean of 1x1, 3x3 and 5x5 average pooling with stride 1. Zero padding counts
+    in the divisor.
 
     Args:
-        patches: (B, N, D) tokens, row by row.
-        grid_size: rows and columns of the grid.
+        patches: (B, N, D) patch tokens, row by row.
+        grid_size: rows and columns of the patch grid.
 
     Returns:
         (B, N, D) averaged tokens.
@@ -55,32 +55,32 @@ def retrieve(
     excluded: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Return the probability that each query is anomalous: softmax over all keys, summed over the anomalous ones.
+    """Return the probability that each query is anomalous: softmax over all keys, summed over the anomalous keys.
 
-    Computed as ``sigmoid(logsumexp(anomalous scores) - logsumexp(normal scores))`` over chunks of keys, so that the
-    matrix of all scores never exists. Always in float32: probabilities may span no more than 0.01.
+    Computed as ``sigmoid(logsumexp(anomalous scores) - logsumexp(normal scores))`` over chunks of keys, without a
+    matrix of all scores. Always in float32, because all probabilities can be within a range of 0.01.
 
     Args:
-        queries: (..., C) features; the train-free method passes L2-normalized ones.
+        queries: (..., C) features, L2-normalized in the train-free method.
         keys: (K, C) features.
         labels: (K,) integers, 0 normal and 1 anomalous.
-        temperature: scores are divided by it. The published code uses 1, the paper writes 0.07.
-        excluded: (..., K) booleans; a key is left out for the queries where it is True (`exclude_nearest`).
-        chunk_size: keys scored at once; None chooses it so that one chunk of scores takes 16 MB.
+        temperature: divisor of the scores. The published code uses 1, the paper states 0.07.
+        excluded: (..., K) booleans, True where a key is excluded for a query (see `exclude_nearest`).
+        chunk_size: number of keys scored at once; None limits the scores of a chunk to 16 MB.
 
     Returns:
         (...) probabilities in [0, 1].
 
     Raises:
-        ValueError: the widths differ, there is no key, or the temperature is not positive.
+        ValueError: the widths differ, keys or labels are missing, or the temperature is not positive.
 
     Reference:
-        MRAD, arXiv 2602.00522; the streamed form is this project's, and exact.
+        MRAD, arXiv 2602.00522. The computation in chunks is this project's and is exact.
     """
     if queries.shape[-1] != keys.shape[-1]:
-        raise ValueError(f"queries are {queries.shape[-1]} wide and keys {keys.shape[-1]}: they must agree")
+        raise ValueError(f"queries and keys must have the same width, got {queries.shape[-1]} and {keys.shape[-1]}")
     if len(keys) == 0 or labels.shape != keys.shape[:1]:
-        raise ValueError(f"expected at least one key and one label for each, got {len(keys)} and {len(labels)}")
+        raise ValueError(f"expected at least one key and one label per key, got {len(keys)} and {len(labels)}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     flat = queries.reshape(-1, queries.shape[-1]).float() / temperature  # (Q, C)
@@ -100,34 +100,35 @@ def retrieve(
 
 
 def exclude_nearest(queries: Tensor, keys: Tensor, quantile: float, *, threshold: Tensor | None = None) -> Tensor:
-    """Return which keys are too near to each query to learn from: its cosine is above its quantile over the keys.
+    """Return which keys are excluded in training: their cosine is above a quantile of the query's cosines.
 
-    In training the bank holds the very images that are queried; without this they would answer for themselves.
+    In training the bank contains the queried images. Without exclusion, each image would retrieve its own label.
 
     Args:
         queries: (..., C) L2-normalized features.
         keys: (K, C) L2-normalized features.
-        quantile: in [0, 1], interpolated linearly; the published code uses 0.8 for patches and 0.95 for images.
-        threshold: (...) the quantiles, where `nearest_threshold` has found them before.
+        quantile: quantile in [0, 1], interpolated linearly; the published code uses 0.8 for patches and 0.95 for
+            images.
+        threshold: (...) precomputed result of `nearest_threshold`; None computes it.
 
     Returns:
-        (..., K) booleans, True where the key is excluded.
+        (..., K) booleans, True where a key is excluded.
 
     Reference:
-        MRAD, arXiv 2602.00522, as its published code trains.
+        MRAD, arXiv 2602.00522: the training of its published code.
     """
     cosines = queries @ keys.T
     return cosines > (_quantile(cosines, quantile) if threshold is None else threshold)[..., None]
 
 
 def nearest_threshold(queries: Tensor, keys: Tensor, quantile: float) -> Tensor:
-    """Return the (...) quantile of each query's cosines over all keys: frozen features need it found once only."""
+    """Return the (...) quantile of each query's cosines over all keys; it is constant for frozen features."""
     return _quantile(queries @ keys.T, quantile)
 
 
 def _quantile(values: Tensor, quantile: float) -> Tensor:
-    """Return the quantile along the last axis, interpolated linearly, as `torch.quantile` does by sorting."""
-    # One order statistic and its neighbor are enough: all at and above the lower one are few.
+    """Return the quantile along the last axis, interpolated linearly, as in `torch.quantile` but without sorting."""
+    # Two neighboring order statistics are enough; the values from the lower one upward are few.
     position = quantile * (values.shape[-1] - 1)
     below = int(position)
     highest = values.topk(values.shape[-1] - below, dim=-1).values
@@ -140,12 +141,12 @@ def region_tokens(projected_patches: Tensor, probability: Tensor, *, threshold: 
     """Return the mean patch of the normal and of the anomalous region of each image.
 
     Args:
-        projected_patches: (B, N, E) L2-normalized patches in the joint space.
-        probability: (B, N) anomalous probability.
-        threshold: patches above it are the anomalous region.
+        projected_patches: (B, N, E) L2-normalized patches in the joint image-text space.
+        probability: (B, N) probability that each patch is anomalous.
+        threshold: probability above which a patch belongs to the anomalous region.
 
     Returns:
-        (B, 2, E), normal first; zeros for an empty region.
+        (B, 2, E) means, normal first; zeros for an empty region.
 
     Reference:
         MRAD, arXiv 2602.00522: the region priors of MRAD-CLIP.

@@ -165,10 +165,10 @@ def test_a_network_is_exported_and_the_difference_told(tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["mrad_tf", "--out", "mrad.engine"], "ending in .onnx, .pt2, .ts"),
+        (["mrad_tf", "--out", "mrad.engine"], "must end in .onnx, .pt2, .ts"),
         (["mrad_tf", "--out", "mrad.ts", "--image_size", "100"], "multiple of the patch size"),
         (["mrad_tf", "--out", "mrad.ts", "--temprature", "1"], "no value named temprature"),
-        (["mrad_ft", "--out", "mrad.ts", "--checkpoint", "missing.pt"], "no weights of a head in missing.pt"),
+        (["mrad_ft", "--out", "mrad.ts", "--checkpoint", "missing.pt"], "there is no head file missing.pt"),
         (["nothing", "--out", "mrad.ts"], "nothing is no bundle directory"),
     ],
 )

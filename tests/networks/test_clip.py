@@ -235,12 +235,15 @@ def test_clip_keeps_encoder_and_card_together(tiny_clip: CLIP):
     ("make", "reason"),
     [
         (lambda: ModifiedResNet([1, 1, 1, 1], output_dim=16, heads=4, image_size=32, width=8), "is a ModifiedResNet"),
-        (lambda: nn.Sequential(nn.Conv2d(3, 8, 14), nn.Flatten()), "is a Sequential"),  # as timm's towers: no resblocks
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 8, 14), nn.Flatten()),
+            "is a Sequential",
+        ),  # no resblocks, as in timm's towers
         (lambda: make_tower(attentional_pool=True, attn_pooler_heads=2), "pools by attention"),
         (lambda: make_tower(pool_type="avg"), "pools by 'avg'"),  # its class token was never trained
         (lambda: make_tower(block_type="custom"), "has custom attention blocks"),
         (lambda: make_tower(qk_norm=True), "has custom attention blocks"),
-        (lambda: make_tower(patch_size=(14, 7)), "patches are not square"),
+        (lambda: make_tower(patch_size=(14, 7)), "patches of this tower are not square"),
     ],
 )
 def test_towers_without_a_vv_branch_are_refused(make: Any, reason: str):
@@ -249,12 +252,12 @@ def test_towers_without_a_vv_branch_are_refused(make: Any, reason: str):
 
 
 def test_unknown_precision_is_refused_with_the_alternatives():
-    with pytest.raises(ValueError, match="precision is one of fp32, bf16, fp16; got 'int8'"):
+    with pytest.raises(ValueError, match="precision must be one of fp32, bf16, fp16; got 'int8'"):
         CLIPImageEncoder(make_tower(), precision="int8")
 
 
 def test_unknown_patch_source_is_refused_with_the_alternatives():
-    with pytest.raises(ValueError, match="patch_source is one of v-v, standard; got 'q-k'"):
+    with pytest.raises(ValueError, match="patch_source must be one of v-v, standard; got 'q-k'"):
         CLIPImageEncoder(make_tower(), patch_source="q-k")
 
 
@@ -265,7 +268,7 @@ def test_wrong_image_shapes_are_refused(tiny_clip: CLIP, shape: tuple[int, ...])
 
 
 @pytest.mark.parametrize(("height", "width"), [(57, 56), (56, 60)])
-def test_sizes_that_are_no_multiple_of_the_patch_size_are_refused(tiny_clip: CLIP, height: int, width: int):
-    message = f"multiples of the patch size 14, got {height} x {width}; resize to for example 518 x 518"
+def test_sizes_that_are_not_multiples_of_the_patch_size_are_refused(tiny_clip: CLIP, height: int, width: int):
+    message = f"multiples of the patch size 14, got {height} x {width}; resize, for example to 518 x 518"
     with pytest.raises(ValueError, match=message):
         tiny_clip.image_encoder(torch.zeros(1, 3, height, width))

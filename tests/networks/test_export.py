@@ -1,4 +1,4 @@
-"""Networks as one file: every variant in every format, read as an engineer would read it, against the network."""
+"""Exported files: every variant in every format, read without this package, against the network."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def read(path: Path) -> tuple[Model, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def clip() -> CLIP:
-    """Two blocks a tower, the least with a first and a last one: torch's exporter takes its time for each."""
+    """Two blocks per tower, the fewest with a first and a last one, because torch's exporter is slow for each."""
     whole = make_tiny_clip()
     blocks = whole.image_encoder.tower.transformer.resblocks
     whole.image_encoder.tower.transformer.resblocks = blocks[:2]
@@ -121,7 +121,7 @@ def exported(
     return Exported(networks[variant], *read(path))
 
 
-def test_file_gives_what_the_network_gives_whatever_the_batch(exported: Exported):
+def test_file_gives_the_outputs_of_the_network_for_any_batch(exported: Exported):
     for batch in (1, 3):
         images = make_images(batch)
         expected = AnomalyInferer()(images, exported.network)
@@ -130,7 +130,7 @@ def test_file_gives_what_the_network_gives_whatever_the_batch(exported: Exported
         torch.testing.assert_close(scores, expected["anomaly_score"], atol=1e-5, rtol=0)
 
 
-def test_file_says_how_to_serve_it(exported: Exported, provenance: dict[str, Any]):
+def test_file_states_how_to_serve_it(exported: Exported, provenance: dict[str, Any]):
     metadata = exported.metadata
     image = metadata["inputs"]["image"]
     assert image["shape"] == ["batch", 3, TINY_SIZE, TINY_SIZE]
@@ -206,7 +206,7 @@ def test_a_file_that_disagrees_is_not_left_and_the_old_one_stays(
 ):
     monkeypatch.setattr("mrad_med.networks.export.fuse_scores", lambda image, *_, **__: image + wrong)
     (tmp_path / "mrad.ts").write_bytes(b"old")
-    with pytest.raises(ExportError, match=r"mrad\.ts does not give what the network gives: .*anomaly_score"):
+    with pytest.raises(ExportError, match=r"the outputs of mrad\.ts differ from the network's: .*anomaly_score"):
         save(networks["tf"], tmp_path, provenance)
     assert (tmp_path / "mrad.ts").read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 1
@@ -222,7 +222,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_computed(
 
 
 def test_other_suffixes_are_refused(networks: dict[str, MRAD], provenance: dict[str, Any], tmp_path: Path):
-    with pytest.raises(ExportError, match=r"ending in \.onnx, \.pt2, \.ts; got '\.engine'"):
+    with pytest.raises(ExportError, match=r"must end in \.onnx, \.pt2, \.ts; got '\.engine'"):
         export_network(networks["tf"], tmp_path / "mrad.engine", provenance=provenance)
 
 
@@ -230,7 +230,7 @@ def test_onnx_without_its_packages_is_refused(
     networks: dict[str, MRAD], provenance: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("mrad_med.networks.export.find_spec", lambda name: None if name == "onnxscript" else object())
-    with pytest.raises(ExportError, match=r"ONNX needs onnxscript: pip install 'mrad-med\[onnx\]'"):
+    with pytest.raises(ExportError, match=r"ONNX export needs onnxscript: pip install 'mrad-med\[onnx\]'"):
         export_network(networks["tf"], tmp_path / "mrad.onnx", provenance=provenance)
 
 
@@ -238,7 +238,7 @@ def test_onnx_larger_than_its_format_allows_is_refused(
     networks: dict[str, MRAD], provenance: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("mrad_med.networks.export._ONNX_BYTES", 1000)
-    with pytest.raises(ExportError, match=r"an ONNX file holds 2: export it to \.pt2 or \.ts"):
+    with pytest.raises(ExportError, match=r"an ONNX file at most 2: export to \.pt2 or \.ts"):
         export_network(networks["tf"], tmp_path / "mrad.onnx", provenance=provenance, image_size=TINY_SIZE)
     assert list(tmp_path.iterdir()) == []
 
@@ -264,7 +264,7 @@ def test_unknown_heads_and_inferers_are_refused(
 
     with pytest.raises(ExportError, match="not a OtherHead"):
         save(MRAD(clip.image_encoder, OtherHead()).eval(), tmp_path, provenance)
-    with pytest.raises(ExportError, match="not how a SimpleInferer does"):
+    with pytest.raises(ExportError, match="AnomalyInferer, not of a SimpleInferer"):
         save(networks["tf"], tmp_path, provenance, inferer=SimpleInferer())
 
 

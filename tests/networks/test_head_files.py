@@ -1,4 +1,4 @@
-"""Files of trained heads: whole round trips, and every way in which a head may not belong."""
+"""Files of trained heads: round trips, and every mismatch of a head."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_files_hold_learned_weights_alone(
 
 
 @pytest.mark.parametrize("sizes", [{"context_length": 5, "depth": 2, "deep_length": 3}, {"depth": 1}])
-def test_the_weights_say_how_many_learned_tokens_there_are(
+def test_the_weights_determine_the_number_of_learned_tokens(
     sizes: dict[str, int], tmp_path: Path, tiny_clip: CLIP, tiny_bank: MemoryBank, training_set: FeatureDataset
 ):
     path = tmp_path / "model.pt"
@@ -103,7 +103,9 @@ def test_the_weights_say_how_many_learned_tokens_there_are(
     with torch.no_grad():
         assert torch.equal(again(images), network(images))
     build_mrad_clip(tiny_clip, tiny_bank, checkpoint=path, **sizes)
-    with pytest.raises(HeadError, match=f"this checkpoint has depth {sizes['depth']}, not 3: leave that out"):
+    with pytest.raises(
+        HeadError, match=f"this checkpoint has depth {sizes['depth']}, not 3: leave these arguments out"
+    ):
         build_mrad_clip(tiny_clip, tiny_bank, checkpoint=path, depth=3)
 
 
@@ -154,7 +156,7 @@ def test_deep_prompts_are_rounded_to_fp16_only_when_asked(tiny_clip: CLIP, tiny_
         for prompt in exact.head.prompts.deep_prompts:
             prompt.copy_(prompt.half().float())
         assert torch.equal(exact.head.prompts(tokens), rounding.head.prompts(tokens))
-    assert rounding.head.prompts.deep_prompts[0].dtype == torch.float32  # what is learned is not rounded
+    assert rounding.head.prompts.deep_prompts[0].dtype == torch.float32  # the learned parameter is not rounded
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,7 @@ def test_deep_prompts_are_rounded_as_the_card_says_unless_asked(
     again = build_mrad_clip(tiny_clip, tiny_bank, checkpoint=path, fp16_deep_prompts=asked)
     assert again.head.prompts.fp16_deep_prompts is rounds
     of_state = build_mrad_clip(tiny_clip, tiny_bank, checkpoint=network.head.learned_state(), fp16_deep_prompts=asked)
-    assert of_state.head.prompts.fp16_deep_prompts is False  # weights alone do not tell
+    assert of_state.head.prompts.fp16_deep_prompts is False  # weights alone do not state it
 
 
 def test_text_features_are_made_once_a_batch(tiny_clip: CLIP, tiny_bank: MemoryBank, monkeypatch: pytest.MonkeyPatch):
@@ -199,7 +201,7 @@ def test_a_head_of_another_backbone_is_refused(
     saved(variant, tmp_path / "model.pt", tiny_clip, tiny_bank, training_set)
     other = make_tiny_clip(seed=1)
     bank = mrad_med.build_memory_bank(other, make_labeled_batches(), progress=False)
-    message = r"trained on backbone 'tiny 0' \(sha256 000000000000\), but the backbone at hand is 'tiny 1'"
+    message = r"trained on backbone 'tiny 0' \(sha256 000000000000\), but the loaded backbone is 'tiny 1'"
     with pytest.raises(HeadError, match=message):
         VARIANTS[variant](other, bank, checkpoint=tmp_path / "model.pt")
 
@@ -210,20 +212,24 @@ def test_prompts_of_another_text_tower_are_refused(
     for variant in VARIANTS:
         saved(variant, tmp_path / f"{variant}.pt", tiny_clip, tiny_bank, training_set)
     other = dataclasses.replace(tiny_clip, text_encoder=make_tiny_text_encoder(seed=9))
-    with pytest.raises(HeadError, match=r"prompts were learned for another text tower .* than that of 'tiny 0'"):
+    with pytest.raises(
+        HeadError, match=r"prompts of this head were trained with another text tower .* than that of 'tiny 0'"
+    ):
         build_mrad_clip(other, tiny_bank, checkpoint=tmp_path / "MRAD-CLIP.pt")
     for clip in (other, dataclasses.replace(tiny_clip, text_encoder=None)):
         build_mrad_ft(clip, tiny_bank, checkpoint=tmp_path / "MRAD-FT.pt")
 
 
 @each_variant
-def test_a_head_of_another_bank_is_refused_and_one_of_a_part_of_the_bank_is_welcome(
+def test_a_head_of_another_bank_is_refused_and_one_of_a_part_of_the_bank_is_accepted(
     variant: str, tmp_path: Path, tiny_clip: CLIP, tiny_bank: MemoryBank, training_set: FeatureDataset
 ):
     path = tmp_path / "model.pt"
     network = saved(variant, path, tiny_clip, tiny_bank, training_set)
     other = mrad_med.build_memory_bank(tiny_clip, make_labeled_batches(seed=5), progress=False)
-    with pytest.raises(HeadError, match=r"trained with another memory bank .* use that bank or one that extends it"):
+    with pytest.raises(
+        HeadError, match=r"trained with another memory bank .* use the head's bank or an extension of it"
+    ):
         VARIANTS[variant](tiny_clip, other, checkpoint=path)
     merged = merge_memory_banks([other, tiny_bank])
     extended = tiny_bank.extend(tiny_clip, make_labeled_batches(2, seed=5), share=0.5, progress=False)
@@ -233,7 +239,7 @@ def test_a_head_of_another_bank_is_refused_and_one_of_a_part_of_the_bank_is_welc
         assert all(torch.equal(loaded[name], tensor) for name, tensor in network.head.learned_state().items())
 
 
-def test_another_memory_is_taken_where_it_is_meant(
+def test_another_bank_can_be_used_on_purpose(
     tmp_path: Path, tiny_clip: CLIP, tiny_bank: MemoryBank, training_set: FeatureDataset
 ):
     network = saved("MRAD-FT", tmp_path / "model.pt", tiny_clip, tiny_bank, training_set)
@@ -248,9 +254,9 @@ def test_a_head_of_the_other_variant_is_refused(
 ):
     saved("MRAD-FT", tmp_path / "ft.pt", tiny_clip, tiny_bank, training_set)
     saved("MRAD-CLIP", tmp_path / "clip.pt", tiny_clip, tiny_bank, training_set)
-    with pytest.raises(HeadError, match="these weights are not those of a PromptedHead: they lack"):
+    with pytest.raises(HeadError, match="these weights do not belong to a PromptedHead: missing"):
         build_mrad_clip(tiny_clip, tiny_bank, checkpoint=tmp_path / "ft.pt")
-    with pytest.raises(HeadError, match="these weights are not those of a FineTunedHead: they lack"):
+    with pytest.raises(HeadError, match="these weights do not belong to a FineTunedHead: missing"):
         build_mrad_ft(tiny_clip, tiny_bank, checkpoint=tmp_path / "clip.pt")
 
 
@@ -271,7 +277,7 @@ def test_damaged_weights_are_refused(
     path = tmp_path / "model.pt"
     saved("MRAD-FT", path, tiny_clip, tiny_bank, training_set)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(HeadError, match=r"model\.pt is damaged or not the file its card model\.json was written for"):
+    with pytest.raises(HeadError, match=r"model\.pt is damaged or does not belong to its card model\.json"):
         build_mrad_ft(tiny_clip, tiny_bank, checkpoint=path)
 
 
@@ -281,7 +287,7 @@ def test_a_damaged_card_is_refused(
 ):
     saved("MRAD-FT", tmp_path / "model.pt", tiny_clip, tiny_bank, training_set)
     (tmp_path / "model.json").write_text(content)
-    with pytest.raises(HeadError, match=r"model\.json is no card of a head .*; copy it again"):
+    with pytest.raises(HeadError, match=r"model\.json is not the card of a head .*; copy it again"):
         load_head(tmp_path / "model.pt")
 
 
@@ -299,9 +305,11 @@ def test_weights_without_a_card_must_be_a_published_checkpoint(
 ):
     saved("MRAD-FT", tmp_path / "model.pt", tiny_clip, tiny_bank, training_set)
     (tmp_path / "model.json").unlink()
-    with pytest.raises(ValueError, match=r"model\.pt is damaged or no published checkpoint"):
+    with pytest.raises(ValueError, match=r"model\.pt is damaged or not a published checkpoint"):
         load_head(tmp_path / "model.pt")
-    with pytest.raises(FileNotFoundError, match=r"no weights of a head in .*missing\.pt; train\.json of a bundle"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no head file .*missing\.pt; train a head with train\.json of a bundle"
+    ):
         load_head(tmp_path / "missing.pt")
 
 
@@ -342,7 +350,7 @@ def test_a_full_disk_leaves_the_head_before(
 
     def fill_the_disk(_: object, stream: IO[bytes]) -> None:
         stream.write(b"half")
-        raise RuntimeError("unexpected pos 64 vs 0")  # what torch's writer says of it
+        raise RuntimeError("unexpected pos 64 vs 0")  # the error of torch's writer
 
     monkeypatch.setattr(torch, "save", fill_the_disk)
     with pytest.raises(OSError, match=r"cannot write .*model\.pt .*free some space or choose another folder"):

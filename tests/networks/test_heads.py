@@ -122,9 +122,9 @@ def test_grid_that_does_not_fit_the_patches_is_refused():
 def test_features_of_another_width_are_refused():
     features = ImageFeatures(torch.ones(1, 5), torch.ones(1, 1, 6), torch.ones(1, 1, 5), (1, 1))
     head = TrainFreeHead(make_bank())
-    with pytest.raises(ValueError, match="queries are 5 wide and keys 3"):
+    with pytest.raises(ValueError, match="same width, got 5 and 3"):
         head.image_probability(features)
-    with pytest.raises(ValueError, match="queries are 6 wide and keys 4"):
+    with pytest.raises(ValueError, match="same width, got 6 and 4"):
         head.patch_probability(features)
 
 

@@ -1,4 +1,4 @@
-"""Inferers against the parts of the network, MONAI's windows and MONAI's metadata."""
+"""Inferers against the parts of the network, sliding windows and MONAI's metadata."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_volumes(batch: int = 2, height: int = 42, width: int = 70, depth: int =
 
 @pytest.fixture(scope="module")
 def network(tiny_bank: MemoryBank) -> MRAD:
-    return build_mrad_tf(make_tiny_clip(), tiny_bank)  # an encoder of its own, because hooks count its passes
+    return build_mrad_tf(make_tiny_clip(), tiny_bank)  # a separate encoder, because hooks count its passes
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_a_score_that_is_not_a_number_is_refused(tiny_bank: MemoryBank, make_inf
     network = build_mrad_tf(make_tiny_clip(), tiny_bank)
     with torch.no_grad():
         network.image_encoder.tower.proj[0, 0] = float("nan")  # damaged weights
-    with pytest.raises(ValueError, match="the network gives NaN"):
+    with pytest.raises(ValueError, match="the network returns NaN"):
         make_inferer()(make_images(1), network)
 
 
@@ -280,7 +280,7 @@ def test_scores_are_of_the_smoothed_map(network: MRAD):
 def test_volumes_are_put_together_as_float32_on_the_chosen_device(network: MRAD):
     class Unfused(SliceAnomalyInferer):
         def fuse(self, *parts: Tensor) -> Tensor:
-            return parts[0]  # what is on the device "meta" has no values to look at
+            return parts[0]  # tensors on the device "meta" have no values
 
     result = Unfused(device="meta")(make_volumes(1, depth=2).double(), network)
     assert {(value.dtype, value.device.type) for value in result.values()} == {(torch.float32, "meta")}
@@ -311,7 +311,7 @@ def test_slices_can_be_scored_by_another_inferer(network: MRAD):
         ({"smooth": float("inf")}, "smooth must be a number of slices, 0 or more, got inf"),
     ],
 )
-def test_settings_out_of_range_are_refused(settings: dict[str, float], message: str):
+def test_arguments_out_of_range_are_refused(settings: dict[str, float], message: str):
     with pytest.raises(ValueError, match=message):
         SliceAnomalyInferer(**settings)
 

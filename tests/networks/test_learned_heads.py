@@ -62,7 +62,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.save(content, folder / "ft.pth")
     learner = {f"compound_prompts_text.{index}": state[f"deep_prompts.{index}"] for index in range(8)}
     learner |= {"ctx_pos": state["context_normal"][None, None], "ctx_neg": state["context_anomaly"][None, None]}
-    learner |= {"mlp.c_fc.weight": torch.zeros(2, 2)}  # published files carry modules that take no part
+    learner |= {"mlp.c_fc.weight": torch.zeros(2, 2)}  # published files contain modules that are not used
     content |= {"prompt_proj": layers(bias_normal="mlp1", bias_anomaly="mlp2"), "prompt_learner": learner}
     torch.save(content, folder / "clip.pth")
     return {"ft": folder / "ft.pth", "clip": folder / "clip.pth"}
@@ -136,25 +136,25 @@ def test_prompted_network_meets_the_published_numbers(
     assert gap(result["anomaly_score"][:, 0], f"{case}_score") < tolerance
 
 
-def test_checkpoints_of_another_variant_or_layout_are_refused(
+def test_checkpoints_of_another_variant_or_format_are_refused(
     reference: CLIP, bank: MemoryBank, checkpoints: dict[str, Path], tmp_path: Path
 ):
-    with pytest.raises(HeadError, match="not those of a FineTunedHead: they lack"):
+    with pytest.raises(HeadError, match="do not belong to a FineTunedHead: missing"):
         build_mrad_ft(reference, bank, checkpoint=checkpoints["clip"])
-    with pytest.raises(HeadError, match="not those of a PromptedHead: they lack"):
+    with pytest.raises(HeadError, match="do not belong to a PromptedHead: missing"):
         build_mrad_clip(reference, bank, checkpoint=checkpoints["ft"])
     with pytest.raises(HeadError, match="these weights belong to another backbone"):
         build_mrad_ft(reference, bank, checkpoint={"patch_query.weight": torch.zeros(2, 2)})
-    with pytest.raises(HeadError, match="has context_length 12, not 8: leave that out"):
+    with pytest.raises(HeadError, match="has context_length 12, not 8: leave these arguments out"):
         build_mrad_clip(reference, bank, checkpoint=checkpoints["clip"], context_length=8)
-    with pytest.raises(HeadError, match="has depth 9, not 12, deep_length 4, not 2: leave that out"):
+    with pytest.raises(HeadError, match="has depth 9, not 12, deep_length 4, not 2: leave these arguments out"):
         build_mrad_clip(reference, bank, checkpoint=checkpoints["clip"], depth=12, deep_length=2)
     with pytest.raises(ValueError, match="has no text tower"):
         build_mrad_clip(replace(reference, text_encoder=None), bank, checkpoint=checkpoints["clip"])
     (tmp_path / "broken.pth").write_bytes(checkpoints["ft"].read_bytes()[:1000])
     torch.save({"something": "else"}, tmp_path / "other.pth")
     for name in ("broken.pth", "other.pth"):
-        with pytest.raises(ValueError, match=rf"{name} is damaged or no published checkpoint"):
+        with pytest.raises(ValueError, match=rf"{name} is damaged or not a published checkpoint"):
             load_official_checkpoint(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="no published checkpoint"):
         load_official_checkpoint(tmp_path / "missing.pth")

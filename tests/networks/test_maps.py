@@ -105,7 +105,7 @@ def test_map_is_float32_inside_autocast_too():
 def test_map_can_be_trained_through_after_one_made_in_inference_mode():
     patch_maps = make_patch_maps(1, 3, 7).double()
     with torch.inference_mode():
-        upsample_and_blur(patch_maps, (33, 77))  # a size of its own: the matrices are made here and kept
+        upsample_and_blur(patch_maps, (33, 77))  # a size of no other test: the matrices are computed and cached here
     patch_maps.requires_grad_()
     upsample_and_blur(patch_maps, (33, 77)).sum().backward()
     assert patch_maps.grad.sum().item() == pytest.approx(33 * 77)  # the weights of every pixel sum to one

@@ -1,4 +1,4 @@
-"""The memory bank: built by hand, in one pass or many, saved whole or not at all, and refused where it does not fit."""
+"""The memory bank: built by hand, in one pass or many, saved completely or not at all, and checked."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_empty_mask_of_an_anomalous_image_is_warned_of(tiny_clip: CLIP, caplog: 
     assert bank.patch_labels.tolist() == [0, 0, 1, 0]
 
 
-def test_mask_of_nan_is_not_known_for_one_image_of_a_batch(tiny_clip: CLIP, caplog: pytest.LogCaptureFixture):
+def test_mask_of_nan_is_unknown_for_one_image_of_a_batch(tiny_clip: CLIP, caplog: pytest.LogCaptureFixture):
     masks = torch.zeros(3, 1, 56, 56)
     masks[1] = torch.nan
     masks[2, ..., :14] = 1
@@ -157,7 +157,7 @@ def test_mask_of_nan_is_not_known_for_one_image_of_a_batch(tiny_clip: CLIP, capl
     assert caplog.text == ""
 
 
-def test_part_of_a_mask_that_is_not_known_belongs_to_neither_region(tiny_clip: CLIP):
+def test_unknown_part_of_a_mask_belongs_to_neither_region(tiny_clip: CLIP):
     mask = torch.full((1, 1, 56, 56), torch.nan)
     mask[..., :14, :], mask[..., 42:, :] = 1, 0
     bank = make_bank(tiny_clip, {"image": make_images(), "mask": mask, "label": torch.tensor([1])})
@@ -187,7 +187,7 @@ def test_masks_unlike_the_images_of_their_features_are_refused(tiny_clip: CLIP):
     features = tiny_clip.image_encoder(torch.zeros(2, 3, 28, 70))
     batch = {"features": features, "label": torch.tensor([0, 1])}
     with pytest.raises(
-        MemoryBankError, match=r"masks must be \(2, 1, 28, 70\) like their images, got \(2, 1, 70, 28\)"
+        MemoryBankError, match=r"masks must have shape \(2, 1, 28, 70\) like their images, got \(2, 1, 70, 28\)"
     ):
         make_bank(tiny_clip, batch | {"mask": torch.zeros(2, 1, 70, 28)})
 
@@ -224,7 +224,7 @@ def test_images_may_be_of_several_sizes_and_not_square(tiny_clip: CLIP):
     assert make_bank(tiny_clip, wide).card.image_size == (42, 70)
 
 
-def test_card_says_where_the_entries_come_from(tiny_clip: CLIP):
+def test_card_states_the_sources_of_the_entries(tiny_clip: CLIP):
     sources = [{"name": "tiles", "license": "CC BY 4.0"}]
     bank = build_memory_bank(tiny_clip, make_labeled_batches(), sources=sources, notes={"auroc": 0.9}, progress=False)
     assert (bank.card.backbone, bank.card.backbone_sha256) == (tiny_clip.card.name, tiny_clip.card.sha256)
@@ -269,14 +269,16 @@ def test_loader_without_batches_is_refused(tiny_clip: CLIP):
 def test_batch_without_images_or_labels_is_refused(tiny_clip: CLIP, lacking: str, found: str):
     (batch,) = make_labeled_batches(2, 2)
     del batch[lacking]
-    with pytest.raises(MemoryBankError, match=f"each batch needs 'image' and 'label'; this one has {re.escape(found)}"):
+    with pytest.raises(
+        MemoryBankError, match=f"each batch needs 'image' and 'label'; this batch has {re.escape(found)}"
+    ):
         make_bank(tiny_clip, batch)
 
 
 @pytest.mark.parametrize("shape", [(2, 56, 56), (1, 1, 56, 56), (2, 1, 28, 56), (2, 3, 56, 56)])
 def test_masks_unlike_their_images_are_refused(tiny_clip: CLIP, shape: tuple[int, ...]):
     (batch,) = make_labeled_batches(2, 2)
-    with pytest.raises(MemoryBankError, match=r"masks must be \(2, 1, 56, 56\) like their images, got"):
+    with pytest.raises(MemoryBankError, match=r"masks must have shape \(2, 1, 56, 56\) like their images, got"):
         make_bank(tiny_clip, batch | {"mask": torch.zeros(shape)})
 
 
@@ -308,7 +310,7 @@ def test_labels_that_do_not_match_their_images_are_refused(tiny_clip: CLIP, labe
         ({"patch_labels": torch.tensor([-1, 1])}, r"patch level: labels must be 0 \(normal\) or 1 \(anomalous\)"),
     ],
 )
-def test_entries_that_are_no_memory_are_refused(changes: dict[str, Tensor], message: str):
+def test_invalid_entries_are_refused(changes: dict[str, Tensor], message: str):
     with pytest.raises(MemoryBankError, match=message):
         make_small_bank(**changes)
 
@@ -327,7 +329,7 @@ def test_saved_bank_comes_back_the_same(tmp_path: Path, tiny_clip: CLIP):
     assert torch.equal(build_mrad_tf(tiny_clip, loaded)(images), build_mrad_tf(tiny_clip, bank)(images))
 
 
-def test_hash_tells_entries_apart_and_not_cards(tiny_bank: MemoryBank):
+def test_hash_depends_on_entries_and_not_on_cards(tiny_bank: MemoryBank):
     renamed = dataclasses.replace(tiny_bank, card=make_card())
     relabeled = dataclasses.replace(tiny_bank, patch_labels=1 - tiny_bank.patch_labels)
     shifted = dataclasses.replace(tiny_bank, image_keys=tiny_bank.image_keys + 1e-3)
@@ -354,7 +356,9 @@ def test_failed_save_leaves_the_old_file_and_no_partial_one(
 
 
 def test_missing_file_is_reported_with_what_to_do(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"no memory bank .*nothing\.safetensors; `mrad-med bank"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no memory bank .*nothing\.safetensors; build one with `mrad-med bank"
+    ):
         load_memory_bank(tmp_path / "nothing.safetensors")
 
 
@@ -364,7 +368,7 @@ def test_truncated_bank_is_refused(tmp_path: Path, tiny_bank: MemoryBank, kept: 
     tiny_bank.save(path)
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(MemoryBankError, match=r"bank\.safetensors is damaged or no memory bank"):
+    with pytest.raises(MemoryBankError, match=r"bank\.safetensors is damaged or not a memory bank"):
         load_memory_bank(path)
 
 
@@ -380,16 +384,16 @@ def test_bank_with_a_key_turned_into_nan_is_refused(tmp_path: Path, tiny_bank: M
 
 
 @pytest.mark.parametrize("content", [b"not a bank", b"\x00" * 64, b"PK\x03\x04 a zip archive"])
-def test_file_of_another_kind_is_refused(tmp_path: Path, content: bytes):
+def test_file_of_another_type_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "notes.txt").write_bytes(content)
-    with pytest.raises(MemoryBankError, match=r"notes\.txt is damaged or no memory bank"):
+    with pytest.raises(MemoryBankError, match=r"notes\.txt is damaged or not a memory bank"):
         load_memory_bank(tmp_path / "notes.txt")
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
 def test_safetensors_file_of_something_else_is_refused(tmp_path: Path, metadata: dict[str, str] | None):
     save_file({"image_keys": torch.zeros(2, 24)}, tmp_path / "model.safetensors", metadata=metadata)
-    with pytest.raises(MemoryBankError, match=r"model\.safetensors is a safetensors file, but no memory bank"):
+    with pytest.raises(MemoryBankError, match=r"model\.safetensors is a safetensors file, but not a memory bank"):
         load_memory_bank(tmp_path / "model.safetensors")
 
 
@@ -402,7 +406,7 @@ def test_bank_with_a_damaged_card_is_refused(tmp_path: Path, card: str | None):
     metadata = {"format": "mrad_med memory bank"} | ({} if card is None else {"card": card})
     bank = make_small_bank()
     save_file({name: getattr(bank, name) for name in TENSORS}, tmp_path / "bank.safetensors", metadata=metadata)
-    with pytest.raises(MemoryBankError, match=r"bank\.safetensors is damaged or no memory bank"):
+    with pytest.raises(MemoryBankError, match=r"bank\.safetensors is damaged or not a memory bank"):
         load_memory_bank(tmp_path / "bank.safetensors")
 
 
@@ -410,7 +414,7 @@ def test_bank_that_lacks_a_tensor_is_refused(tmp_path: Path):
     bank = make_small_bank()
     metadata = {"format": "mrad_med memory bank", "card": json.dumps(bank.card.to_dict())}
     save_file({name: getattr(bank, name) for name in TENSORS[:3]}, tmp_path / "bank.safetensors", metadata=metadata)
-    with pytest.raises(MemoryBankError, match=r"damaged or no memory bank \(.*patch_labels"):
+    with pytest.raises(MemoryBankError, match=r"damaged or not a memory bank \(.*patch_labels"):
         load_memory_bank(tmp_path / "bank.safetensors")
 
 
@@ -439,7 +443,7 @@ def test_merged_card_keeps_all_sources_in_order():
     banks = [make_small_bank(card=make_card(sources=({"name": name},), notes={"of": name})) for name in "abc"]
     card = merge_memory_banks(banks).card
     assert [source["name"] for source in card.sources] == ["a", "b", "c"]
-    assert card.notes == {}  # what was measured with a part does not hold for the whole
+    assert card.notes == {}  # results measured with a part are not valid for the whole
     assert card.counts["image_normal"] == 3
 
 
@@ -456,7 +460,7 @@ def test_merged_card_has_a_size_only_if_all_agree(sizes: list[tuple[int, int]], 
     assert merge_memory_banks(banks).card.image_size == merged
 
 
-def test_merging_takes_the_backbone_of_the_bank_that_knows_it():
+def test_merging_uses_the_backbone_of_the_bank_that_states_it():
     known, unknown = make_small_bank(), make_small_bank(card=make_card(backbone="unknown", backbone_sha256=None))
     card = merge_memory_banks([unknown, known]).card
     assert (card.backbone, card.backbone_sha256) == ("tiny", "a" * 64)
@@ -493,7 +497,7 @@ def test_extending_with_another_backbone_is_refused(tiny_bank: MemoryBank):
 def test_bank_fits_the_backbone_that_made_it(tiny_clip: CLIP, tiny_bank: MemoryBank):
     tiny_bank.check(tiny_clip.card)
     unknown = dataclasses.replace(tiny_bank, card=make_card(backbone_sha256=None))
-    unknown.check(tiny_clip.card)  # a bank that does not know its backbone is judged by its widths
+    unknown.check(tiny_clip.card)  # only the widths of a bank without a backbone hash are checked
 
 
 def change_card(card: BackboneCard, **changes: Any) -> BackboneCard:
@@ -513,9 +517,12 @@ def test_bank_of_another_backbone_is_refused(tiny_clip: CLIP, tiny_bank: MemoryB
     [
         (
             {"embed_dim": 25},
-            "image keys of this memory bank are 24 wide, but backbone 'tiny 0' makes features of width 25",
+            "image keys of this memory bank have width 24, but features of backbone 'tiny 0' have width 25",
         ),
-        ({"width": 33}, "patch keys of this memory bank are 32 wide, but backbone 'tiny 0' makes features of width 33"),
+        (
+            {"width": 33},
+            "patch keys of this memory bank have width 32, but features of backbone 'tiny 0' have width 33",
+        ),
     ],
 )
 def test_bank_of_other_widths_is_refused(tiny_clip: CLIP, tiny_bank: MemoryBank, changes: dict[str, int], message: str):

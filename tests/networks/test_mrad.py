@@ -1,4 +1,4 @@
-"""MRAD as one network: its steps, its one tensor, and the bank it stands on."""
+"""MRAD as one network: its steps, its output, and its bank."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_bank_moves_with_the_network(tiny_bank: MemoryBank):
     assert tiny_bank.image_keys.device.type == "cpu"
 
 
-def test_bank_is_put_where_the_encoder_lives(tiny_bank: MemoryBank):
+def test_bank_is_moved_to_the_device_of_the_encoder(tiny_bank: MemoryBank):
     clip = make_tiny_clip()
     clip.image_encoder.to("meta")
     network = build_mrad_tf(clip, tiny_bank)
@@ -146,7 +146,7 @@ def test_network_works_with_half_precision_encoders(tiny_bank: MemoryBank, netwo
 
 
 def test_bank_of_another_backbone_is_refused(tiny_bank: MemoryBank):
-    with pytest.raises(MemoryBankError, match=r"built with backbone 'tiny 0'.*the backbone at hand is 'tiny 1'"):
+    with pytest.raises(MemoryBankError, match=r"built with backbone 'tiny 0'.*the loaded backbone is 'tiny 1'"):
         build_mrad_tf(make_tiny_clip(seed=1), tiny_bank)
 
 
@@ -161,7 +161,7 @@ def test_images_that_do_not_fit_the_patches_are_refused(network: MRAD):
         network(make_images(1, 57, 56))
 
 
-def test_fine_tuning_starts_from_no_temperature_that_is_not_positive(tiny_clip: CLIP, tiny_bank: MemoryBank):
+def test_start_temperature_that_is_not_positive_is_refused(tiny_clip: CLIP, tiny_bank: MemoryBank):
     with pytest.raises(ValueError, match="start_temperature must be positive"):
         build_mrad_ft(tiny_clip, tiny_bank, start_temperature=0.0)
 

@@ -37,7 +37,7 @@ def test_paths_may_be_strings(tmp_path: Path, tiny_bank: MemoryBank):
     assert load_official_bank(*map(str, write_bank(tmp_path, tiny_bank))).sha256 == tiny_bank.sha256
 
 
-def test_card_says_what_the_files_do_not(tmp_path: Path, tiny_bank: MemoryBank):
+def test_card_states_what_the_files_do_not(tmp_path: Path, tiny_bank: MemoryBank):
     card = load_official_bank(*write_bank(tmp_path, tiny_bank)).card
     assert card.backbone_sha256 is None
     assert "ViT-L-14-336" in card.backbone
@@ -83,10 +83,10 @@ class Malicious:
 def test_malicious_pickle_is_refused_and_not_executed(tmp_path: Path, tiny_bank: MemoryBank, level: int):
     trace, files = tmp_path / "executed", write_bank(tmp_path, tiny_bank)
     torch.save(torch.load(files[level], weights_only=True) | {"note": Malicious(trace)}, files[level])
-    with pytest.raises(MemoryBankError, match=f"{files[level].name} is damaged or no plain tensor file"):
+    with pytest.raises(MemoryBankError, match=f"{files[level].name} is damaged or not a plain tensor file"):
         load_official_bank(*files)
     assert not trace.exists()
-    torch.load(files[level], weights_only=False)  # the file does what it is meant to do
+    torch.load(files[level], weights_only=False)  # the file does run code when unpickled
     assert trace.exists()
 
 
@@ -103,15 +103,15 @@ def test_truncated_file_is_refused(tmp_path: Path, tiny_bank: MemoryBank, kept: 
     image_file, patch_file = write_bank(tmp_path, tiny_bank)
     content = patch_file.read_bytes()
     patch_file.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(MemoryBankError, match=r"cache_patch_model_visa\.pt is damaged or no plain tensor file"):
+    with pytest.raises(MemoryBankError, match=r"cache_patch_model_visa\.pt is damaged or not a plain tensor file"):
         load_official_bank(image_file, patch_file)
 
 
 @pytest.mark.parametrize("content", [b"Weights of the clinic\n", b"hello\n", b"(see the readme)\n", b"G", b"0123\n"])
-def test_file_of_another_kind_is_refused(tmp_path: Path, tiny_bank: MemoryBank, content: bytes):
+def test_file_of_another_type_is_refused(tmp_path: Path, tiny_bank: MemoryBank, content: bytes):
     image_file, patch_file = write_bank(tmp_path, tiny_bank)
     image_file.write_bytes(content)
-    with pytest.raises(MemoryBankError, match=r"cache_model_visa\.pt is damaged or no plain tensor file"):
+    with pytest.raises(MemoryBankError, match=r"cache_model_visa\.pt is damaged or not a plain tensor file"):
         load_official_bank(image_file, patch_file)
 
 
@@ -124,7 +124,7 @@ def test_file_of_another_kind_is_refused(tmp_path: Path, tiny_bank: MemoryBank, 
         (torch.ones(2, 24), "Tensor"),
     ],
 )
-def test_another_layout_is_refused(tmp_path: Path, tiny_bank: MemoryBank, content: Any, found: str):
+def test_other_contents_are_refused(tmp_path: Path, tiny_bank: MemoryBank, content: Any, found: str):
     image_file, patch_file = write_bank(tmp_path, tiny_bank)
     torch.save(content, image_file)
     expected = f"cache_model_visa.pt: expected a dictionary with 'keys' and 'values', found {found}"

@@ -1,4 +1,4 @@
-"""What a run records of its parts, and hashes of parts that work alike."""
+"""Provenance of a run, and hashes of parts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_further_transform_changes_the_hash_and_its_order_too(tiny_clip: CLIP)
     assert len({fingerprint(part) for part in (steps, Compose([steps, more]), Compose([more, steps]))}) == 3
 
 
-def test_what_only_changes_speed_is_not_in_the_hash():
+def test_attributes_that_only_change_speed_are_not_in_the_hash():
     assert fingerprint(SliceAnomalyInferer(slices_per_batch=1)) == fingerprint(
         SliceAnomalyInferer(slices_per_batch=8, device="cpu")
     )
@@ -69,7 +69,7 @@ def test_weights_and_arrays_are_in_the_hash():
     assert fingerprint([1, 2]) != fingerprint([2, 1])
 
 
-def test_an_object_that_holds_itself_has_a_hash():
+def test_an_object_that_contains_itself_has_a_hash():
     part = AnomalyInferer()
     part.itself = part
     assert len(fingerprint(part)) == 64

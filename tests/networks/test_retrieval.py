@@ -1,4 +1,4 @@
-"""Retrieval and the neighbor average: values by hand, laws, and torch's own poolings and softmax as referees."""
+"""Retrieval and the neighbor average: values by hand, laws, and comparison with torch's poolings and softmax."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_temperature_divides_the_scores():
     assert probability.item() == pytest.approx(1 / (1 + math.exp(-2)), abs=1e-6)
 
 
-def test_queries_are_taken_as_they_are():
+def test_queries_are_not_normalized():
     keys = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     probability = retrieve(torch.tensor([3.0, 0.0]), keys, torch.tensor([1, 0]))
     assert probability.item() == pytest.approx(1 / (1 + math.exp(-3)), abs=1e-6)
@@ -155,7 +155,7 @@ def test_arguments_of_retrieval_are_not_changed():
 
 
 def test_queries_and_keys_of_different_width_are_refused():
-    with pytest.raises(ValueError, match="queries are 3 wide and keys 4"):
+    with pytest.raises(ValueError, match="same width, got 3 and 4"):
         retrieve(torch.ones(2, 3), torch.ones(5, 4), torch.zeros(5, dtype=torch.int64))
 
 
@@ -167,7 +167,7 @@ def test_queries_and_keys_of_different_width_are_refused():
     ],
 )
 def test_no_key_or_a_key_without_label_is_refused(keys: Tensor, labels: Tensor, found: str):
-    with pytest.raises(ValueError, match=f"at least one key and one label for each, {found}"):
+    with pytest.raises(ValueError, match=f"at least one key and one label per key, {found}"):
         retrieve(torch.ones(2, 3), keys, labels)
 
 
@@ -206,14 +206,14 @@ def test_zero_padding_counts_in_the_divisor_at_the_corner():
     assert averaged[0, 0].item() == pytest.approx((1 + 4 / 9 + 9 / 25) / 3, abs=1e-6)
 
 
-def test_rows_and_columns_of_the_grid_are_told_apart():
+def test_rows_and_columns_of_the_grid_are_distinguished():
     patches = torch.randn(1, 24, 2, generator=torch.Generator().manual_seed(0))
     transposed = patches.reshape(4, 6, 2).transpose(0, 1).reshape(1, 24, 2)
     expected = average_neighbors(patches, (4, 6)).reshape(4, 6, 2).transpose(0, 1).reshape(1, 24, 2)
     torch.testing.assert_close(average_neighbors(transposed, (6, 4)), expected, atol=1e-6, rtol=0)
 
 
-def test_every_image_and_channel_is_averaged_on_its_own():
+def test_every_image_and_channel_is_averaged_separately():
     patches = torch.randn(3, 20, 4, generator=torch.Generator().manual_seed(0))
     averaged = average_neighbors(patches, (4, 5))
     for image in range(3):

@@ -1,4 +1,4 @@
-"""Sliding windows against the inferer of whole images, windows cut by hand, and networks whose answer is known."""
+"""Sliding windows against the inferer of whole images, tiles cut by hand, and networks with known results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LEVEL = 0.3
 
 
 class BrightnessEncoder(nn.Module):
-    """Patches and image are their mean brightness, and every call is written down."""
+    """Probabilities of patches and image are their mean brightness; every call is recorded."""
 
     def __init__(self, patch_size: int = 14) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def sliding(**settings) -> SlidingWindowAnomalyInferer:
 
 @pytest.fixture(scope="module")
 def network(tiny_bank: MemoryBank) -> MRAD:
-    return build_mrad_tf(make_tiny_clip(), tiny_bank, temperature=0.07)  # sharp enough for windows to differ
+    return build_mrad_tf(make_tiny_clip(), tiny_bank, temperature=0.07)  # sharp enough for tiles to differ
 
 
 @pytest.fixture
@@ -91,9 +91,9 @@ def test_constant_network_gives_a_constant_map(overlap, mode: str, size: tuple[i
         torch.testing.assert_close(result[key], value, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("foreground", [None, everything], ids=["shortcut", "windows"])
+@pytest.mark.parametrize("foreground", [None, everything], ids=["shortcut", "tiles"])
 @pytest.mark.parametrize(("roi_size", "size"), [(56, (56, 56)), (518, (42, 70)), ((56, 84), (42, 84))])
-def test_one_window_that_covers_the_image_equals_the_inferer_of_whole_images(network: MRAD, roi_size, size, foreground):
+def test_one_tile_that_covers_the_image_equals_the_inferer_of_whole_images(network: MRAD, roi_size, size, foreground):
     images = make_images(3, *size)
     shares = {"image_weight": 0.4, "top_fraction": 0.2}
     result = sliding(roi_size=roi_size, foreground=foreground, **shares)(images, network)
@@ -101,43 +101,43 @@ def test_one_window_that_covers_the_image_equals_the_inferer_of_whole_images(net
         torch.testing.assert_close(result[key], value, atol=1e-6, rtol=0)
 
 
-def test_windows_side_by_side_are_those_cut_by_hand(network: MRAD):
+def test_tiles_side_by_side_are_those_cut_by_hand(network: MRAD):
     images = make_images(2, 56, 112)
     maps = sliding(overlap=0, mode="constant")(images, network)["anomaly_map"]
     expected = torch.cat([network(images[..., :56]), network(images[..., 56:])], dim=3)
     torch.testing.assert_close(maps, expected, atol=1e-6, rtol=0)
 
 
-def test_the_last_window_ends_with_the_image_and_overlaps_are_averaged(network: MRAD):
-    images = make_images(1, 56, 85)  # windows at 0 and 29
+def test_the_last_tile_ends_with_the_image_and_overlaps_are_averaged(network: MRAD):
+    images = make_images(1, 56, 85)  # tiles at 0 and 29
     maps = sliding(overlap=0, mode="constant")(images, network)["anomaly_map"]
     left, right = network(images[..., :56]), network(images[..., 29:])
     expected = torch.cat([left[..., :29], (left[..., 29:] + right[..., :27]) / 2, right[..., 27:]], dim=3)
     torch.testing.assert_close(maps, expected, atol=1e-6, rtol=0)
 
 
-def test_gaussian_weights_trust_the_middle_of_windows_more(network: MRAD):
-    images = make_images(1, 56, 84)  # windows at 0 and 28
+def test_gaussian_weights_are_higher_in_the_middle_of_tiles(network: MRAD):
+    images = make_images(1, 56, 84)  # tiles at 0 and 28
     maps = sliding(overlap=0.5, mode="gaussian")(images, network)["anomaly_map"]
     left, right = network(images[..., :56]), network(images[..., 28:])
     offsets = torch.arange(56) - 27.5
     weights = torch.exp(-0.5 * (offsets / (0.125 * 56)) ** 2)  # along the rows of the middle line
-    row, column = 28, 30  # pixel 30 of the left window, 2 of the right one
+    row, column = 28, 30  # pixel 30 of the left tile, 2 of the right one
     expected = (left[..., row, 30] * weights[30] + right[..., row, 2] * 1e-3) / (weights[30] + 1e-3)  # MONAI's floor
     assert (left[..., row, 30] - right[..., row, 2]).abs() > 1e-3
     torch.testing.assert_close(maps[..., row, column], expected, atol=1e-5, rtol=0)
 
 
-def test_sides_shorter_than_a_window_are_mirrored_to_the_next_patch(brightness: MRAD):
+def test_sides_shorter_than_a_tile_are_mirrored_to_the_next_patch(brightness: MRAD):
     images = make_images(1, 17, 60)
     sliding(overlap=0)(images, brightness)
-    whole, windows = brightness.image_encoder.seen
+    whole, tiles = brightness.image_encoder.seen
     assert whole.shape == (1, 3, 28, 56)
     expected = np.pad(images.numpy(), ((0, 0), (0, 0), (5, 6), (0, 0)), mode="reflect")
-    assert np.array_equal(windows.numpy(), np.concatenate([expected[..., :56], expected[..., 4:]]))
+    assert np.array_equal(tiles.numpy(), np.concatenate([expected[..., :56], expected[..., 4:]]))
 
 
-def test_windows_in_batches_of_any_size_give_the_same(network: MRAD):
+def test_tiles_in_batches_of_any_size_give_the_same(network: MRAD):
     images = make_images(2, 70, 131)
     single, several = (sliding(sw_batch_size=size)(images, network) for size in (1, 8))
     for key, value in single.items():
@@ -145,12 +145,12 @@ def test_windows_in_batches_of_any_size_give_the_same(network: MRAD):
 
 
 @pytest.mark.parametrize(("sw_batch_size", "sizes"), [(4, [2, 4, 2]), (1, [2, *[1] * 6]), (100, [2, 6])])
-def test_the_image_passes_once_and_windows_in_batches(brightness: MRAD, sw_batch_size: int, sizes: list[int]):
+def test_the_image_passes_once_and_tiles_in_batches(brightness: MRAD, sw_batch_size: int, sizes: list[int]):
     sliding(sw_batch_size=sw_batch_size, overlap=0)(make_images(2, 56, 168), brightness)
     assert [len(images) for images in brightness.image_encoder.seen] == sizes
 
 
-def test_an_image_of_one_window_passes_once(brightness: MRAD):
+def test_an_image_of_one_tile_passes_once(brightness: MRAD):
     sliding()(make_images(2, 56, 42), brightness)
     assert [tuple(images.shape) for images in brightness.image_encoder.seen] == [(2, 3, 56, 42)]
 
@@ -226,10 +226,10 @@ def test_scales_below_one_patch_are_those_of_one_patch(network: MRAD):
     assert torch.equal(smallest, patch)
 
 
-def test_windows_without_foreground_are_not_scored_and_give_0(brightness: MRAD):
+def test_tiles_without_foreground_are_not_scored_and_give_0(brightness: MRAD):
     images = torch.full((2, 3, 56, 168), 0.4)
     foreground = torch.zeros(2, 1, 56, 168)
-    foreground[0, :, 10, 60] = 1  # in the second window of the first image
+    foreground[0, :, 10, 60] = 1  # in the second tile of the first image
     maps = sliding(overlap=0, sw_batch_size=6, foreground=foreground)(images, brightness)["anomaly_map"]
     expected = torch.zeros(2, 1, 56, 168)
     expected[0, ..., 56:112] = 0.4
@@ -237,7 +237,7 @@ def test_windows_without_foreground_are_not_scored_and_give_0(brightness: MRAD):
     assert [len(images) for images in brightness.image_encoder.seen] == [2, 1]
 
 
-def test_nothing_fades_beside_windows_that_are_left_out():
+def test_values_next_to_skipped_tiles_do_not_fade():
     network = MRAD(BrightnessEncoder(), ConstantHead())
     foreground = torch.zeros(1, 1, 101, 203)
     foreground[..., :3, :3] = 1
@@ -245,7 +245,7 @@ def test_nothing_fades_beside_windows_that_are_left_out():
     values = inferer(make_images(2, 101, 203), network)["anomaly_map"]
     left_out = values == 0
     assert left_out.any(dim=-1).any()
-    assert not left_out[..., :40, :40].any()  # the first window at the largest scale covers these
+    assert not left_out[..., :40, :40].any()  # the first tile at the largest scale covers these
     torch.testing.assert_close(values[~left_out], torch.full_like(values[~left_out], LEVEL), atol=1e-6, rtol=0)
 
 
@@ -284,7 +284,7 @@ def test_map_is_put_together_on_the_chosen_device(brightness: MRAD):
     assert {seen.device.type for seen in brightness.image_encoder.seen} == {"cpu"}
 
 
-def test_windows_go_to_the_device_of_the_network_or_to_the_chosen_one(brightness: MRAD, monkeypatch):
+def test_tiles_go_to_the_device_of_the_network_or_to_the_chosen_one(brightness: MRAD, monkeypatch):
     asked = []
 
     def record(inputs: Tensor, *, sw_device, device, **_) -> Tensor:
@@ -342,7 +342,7 @@ def test_result_is_exact_inside_autocast_too(network: MRAD):
         torch.testing.assert_close(result[key], value, atol=1e-6, rtol=0)
 
 
-def test_slices_of_any_size_pass_through_windows(network: MRAD):
+def test_slices_of_any_size_pass_through_tiles(network: MRAD):
     volumes = make_images(1, 60, 99 * 3).unflatten(3, (99, 3))
     result = SliceAnomalyInferer(axis=-1, slice_inferer=sliding())(volumes, network)
     slices = [sliding()(volumes[..., index], network) for index in range(3)]
@@ -361,19 +361,19 @@ def test_slices_of_any_size_pass_through_windows(network: MRAD):
         ({"roi_size": 0}, r"roi_size must be positive, got \(0, 0\)"),
         ({"roi_size": (56, -14)}, r"roi_size must be positive, got \(56, -14\)"),
         ({"roi_size": (56, 56, 56)}, "length 2"),
-        ({"mode": "linear"}, "mode is one of constant, gaussian; got 'linear'"),
+        ({"mode": "linear"}, "mode must be one of constant, gaussian; got 'linear'"),
         ({"sw_batch_size": 0}, "sw_batch_size must be at least 1, got 0"),
         ({"scales": ()}, r"scales must be one or more positive numbers, got \(\)"),
         ({"scales": (1, 0)}, r"scales must be one or more positive numbers, got \(1, 0\)"),
         ({"scales": (float("inf"),)}, r"scales must be one or more positive numbers, got \(inf,\)"),
     ],
 )
-def test_settings_out_of_range_are_refused(settings, message: str):
+def test_arguments_out_of_range_are_refused(settings, message: str):
     with pytest.raises(ValueError, match=message):
         sliding(**settings)
 
 
-def test_windows_that_are_no_multiples_of_the_patch_size_are_refused(network: MRAD):
+def test_tiles_that_are_not_multiples_of_the_patch_size_are_refused(network: MRAD):
     with pytest.raises(ValueError, match=r"roi_size must be multiples of the patch size 14, got \(56, 60\)"):
         sliding(roi_size=(56, 60))(make_images(1, 56, 60), network)
 
