@@ -67,7 +67,7 @@ def assert_equal_counts(given: ScoreCounts, expected: ScoreCounts) -> None:
 
 
 def assert_counts_are_of(counts: ScoreCounts, batch: Batch) -> None:
-    """Check that each score is counted once, in the bin that it lies in."""
+    """Check that each score is counted once, in its bin."""
     scores, positive, overlap = batch
     rising = np.argsort(counts.lowest, kind="stable")
     assert (counts.highest >= counts.lowest).all()

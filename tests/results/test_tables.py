@@ -58,10 +58,10 @@ def test_columns_of_a_row_are_those_of_the_table_but_the_reason_of_a_failure():
     assert [*score_row(make_result(), {}), "reason"] == list(SCORE_COLUMNS)
 
 
-@pytest.mark.parametrize(("time", "told"), [(0.0, "0.000"), (61.0404, "61.040"), (None, "")])
-def test_row_of_a_frame_tells_its_time(time, told):
+@pytest.mark.parametrize(("time", "stated"), [(0.0, "0.000"), (61.0404, "61.040"), (None, "")])
+def test_row_of_a_frame_states_its_time(time, stated):
     row = score_row(make_result(Frame("v.mp4", 3, time)), {"video": ["videos/v.mp4"]})
-    assert (row["kind"], row["time_s"], row["map"], row["files"]) == ("frame", told, "", "videos/v.mp4")
+    assert (row["kind"], row["time_s"], row["map"], row["files"]) == ("frame", stated, "", "videos/v.mp4")
 
 
 def test_row_of_a_volume_tells_its_peak_as_stored():
@@ -97,7 +97,7 @@ def test_all_files_of_an_output_are_told_and_none_of_one_that_failed():
 # slices
 
 
-# Columns of length 0.8, 0.8 and 2; the first two lie at right angles, the third along their normal (0.6, 0, 0.8).
+# Columns of length 0.8, 0.8 and 2; the first two are at right angles, the third is along their normal (0.6, 0, 0.8).
 TURNED = np.array([[0.64, 0.0, 1.2, -7.0], [0.0, 0.8, 0.0, 5.0], [-0.48, 0.0, 1.6, 10.0], [0, 0, 0, 1.0]])
 
 

@@ -66,12 +66,12 @@ def series(folder: Path, case_id: str = "series") -> CaseResult:
     return CaseResult(case_id, write_series(folder / case_id, axes=OBLIQUE), 0.5, make_map(24, 20, SLICES), affine)
 
 
-def ultrasound(folder: Path, case_id: str = "picture", **changes) -> CaseResult:
+def ultrasound(folder: Path, case_id: str = "ultrasound", **changes) -> CaseResult:
     return CaseResult(case_id, write_ultrasound(folder / f"{case_id}.dcm", **changes), 0.5, make_map(20, 24))
 
 
 def video(folder: Path, study: str = "exam", count: int = 3) -> list[CaseResult]:
-    """Return the results of the pages of a picture, which are the frames of a video."""
+    """Return the results of the pages of an image file, which are the frames of a video."""
     first, *rest = (Image.fromarray(np.full(SIZE, 10 * number, np.uint8)) for number in range(count))
     path = folder / f"{study}.tif"
     first.save(path, save_all=True, append_images=rest)
@@ -209,7 +209,7 @@ def test_failed_case_counts_in_its_study_without_a_datalist(tmp_path, out):
 
 
 def test_same_run_makes_the_same_files(tmp_path):
-    """Wherever, whenever: but run.json, which tells the time, and NRRD, which does too."""
+    """Except run.json and NRRD, which state the time."""
     cases = [series(tmp_path), ultrasound(tmp_path), photograph(tmp_path), volume(tmp_path), *video(tmp_path)]
     write = [name for name in ALL if name != "nrrd"]
     for name in ("first", "second"):
@@ -295,8 +295,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def dicom_cases(folder: Path) -> list[CaseResult]:
-    film = write_multiframe(folder / "film.dcm")
-    return [series(folder), ultrasound(folder), CaseResult("film", film, 0.5, make_map(24, 20, 5), affine_of(OBLIQUE))]
+    cine = write_multiframe(folder / "cine.dcm")
+    return [series(folder), ultrasound(folder), CaseResult("cine", cine, 0.5, make_map(24, 20, 5), affine_of(OBLIQUE))]
 
 
 def test_no_byte_of_any_result_tells_who_the_patient_is(tmp_path, out, caplog):
@@ -310,9 +310,9 @@ def test_no_byte_of_any_result_tells_who_the_patient_is(tmp_path, out, caplog):
 @pytest.mark.usefixtures("plain_figures")
 def test_identifiers_travel_into_dicom_alone_and_on_request(tmp_path, out):
     run(out, dicom_cases(tmp_path), write=ALL, threshold=0.5, keep_identifiers=True)
-    told = {name for name, content in contents(out).items() if PRIVATE["PatientName"].encode() in content}
-    assert told == {name for name in files_below(out) if name.startswith("dicom/")}
-    assert {str(dcmread(out / name).PatientName) for name in told} == {PRIVATE["PatientName"]}
+    named = {name for name, content in contents(out).items() if PRIVATE["PatientName"].encode() in content}
+    assert named == {name for name in files_below(out) if name.startswith("dicom/")}
+    assert {str(dcmread(out / name).PatientName) for name in named} == {PRIVATE["PatientName"]}
 
 
 @pytest.mark.parametrize(
@@ -338,10 +338,10 @@ def test_texts_burned_into_pixels_are_warned_of_once_where_pixels_are_shown(tmp_
 def test_output_that_a_library_fails_at_costs_only_itself(tmp_path, out, monkeypatch, caplog):
     drawn = outputs.draw_overlay
 
-    def fail(picture, anomaly_map, *, title):
+    def fail(image, anomaly_map, *, title):
         if title.startswith("b"):
             raise RuntimeError("cannot draw Olive")
-        return drawn(picture, anomaly_map, title=title)
+        return drawn(image, anomaly_map, title=title)
 
     monkeypatch.setattr(outputs, "draw_overlay", fail)
     writer = run(out, [photograph(tmp_path, name) for name in "abc"], write=["overlay", "tiff"])
@@ -359,7 +359,7 @@ def test_output_that_a_library_fails_at_costs_only_itself(tmp_path, out, monkeyp
 def test_output_that_does_not_fit_its_source_is_told_with_the_reason(tmp_path, out):
     writer = run(out, [ultrasound(tmp_path)], write=["parametric-map", "seg"], threshold=0.5)
     (shortfall,) = writer.shortfalls
-    assert shortfall.case_id == "picture"
+    assert shortfall.case_id == "ultrasound"
     assert shortfall.reason.startswith("no parametric-map could be written: a parametric map needs images with pos")
     assert written(out) == ["dicom/picture_seg.dcm"]
 
@@ -521,14 +521,14 @@ def test_video_needs_no_other_folder(tmp_path, out, monkeypatch):
 # cases that change while they are scored
 
 
-def repaint(result: CaseResult, shade: int) -> None:
+def repaint(result: CaseResult, gray: int) -> None:
     """Replace a photograph by another one of the same name, size and time of change."""
     path = Path(getattr(result.source, "path", result.source))
     stat = path.stat()
     if isinstance(result.source, Frame):
-        Image.new("L", (32, 24), shade).save(path, save_all=True, append_images=[Image.new("L", (32, 24))] * 2)
+        Image.new("L", (32, 24), gray).save(path, save_all=True, append_images=[Image.new("L", (32, 24))] * 2)
     else:
-        Image.new("RGB", (32, 24), (shade, 0, 0)).save(path)
+        Image.new("RGB", (32, 24), (gray, 0, 0)).save(path)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
@@ -555,8 +555,8 @@ def cases_of(results: list[CaseResult]) -> list[dict]:
 def test_case_that_changes_twice_is_refused_and_tried_again_by_the_next_run(tmp_path, out):
     results = [photograph(tmp_path, name) for name in "ab"]
     writer = announce(out, results, write=["tiff"])
-    for shade in (9, 10):
-        repaint(results[1], shade)
+    for gray in (9, 10):
+        repaint(results[1], gray)
         writer.write(results[1])
         writer.changed()
     writer.write(results[0])
@@ -637,7 +637,7 @@ def test_results_of_an_older_version_are_not_taken_for_finished_and_that_is_one_
     older(out)
     pending = announce_pending(out, results)
     assert pending == ["a", "b"]
-    assert caplog.messages == [f"{out}: 2 result(s) of an older version of mrad_med are not taken for finished"]
+    assert caplog.messages == [f"{out}: 2 result(s) of an older version of mrad_med are not treated as finished"]
     run(out, results, [FailedCase("b", "empty")], write=["tiff"], resume=True)
     assert written(out) == ["maps/a.tiff"]  # what the older version wrote of a failed case is removed
 
