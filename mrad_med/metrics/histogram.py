@@ -16,8 +16,8 @@ _CELL_BITS = 16  # the other bits: a cell has 2^16 floats
 _SIGN = np.uint32(0x80000000)
 _IN_CELL = np.uint32(2**_CELL_BITS - 1)
 _NOWHERE = -(2**_CELL_BITS)  # start of a cell without scores
-_CHUNK = 2**16  # scores that are looked up at a time, so that intermediate arrays fit into the cache
-_AIM = 0.75  # fraction of the bins in use after bins were joined, so that not every new cell joins bins
+_CHUNK = 2**16  # scores that are looked up at a time; their intermediate arrays fit into the cache
+_AIM = 0.75  # fraction of the bins in use after bins were joined; the others are free for new cells
 _SMALLEST_CELL = 16  # fewest bins of a cell, if there are not too many cells
 _PENDING = 2**21  # scores that are kept before bins are chosen: 8 MiB
 
@@ -75,12 +75,11 @@ class ScoreHistogram:
 
     A score belongs to one of 65536 cells by its sign, its exponent and seven bits of its fraction. A cell has up to
     65536 bins, one for each of its floats. Counts are exact while `max_bins` suffice, as for any range of 0.01 between
-    0.25 and 0.5. The first two million scores are always counted exactly. When bins run out, neighboring bins are
-    joined where scores are few. Merged histograms use the coarser bins of the two.
+    0.25 and 0.5. Up to two million scores are counted exactly, whatever their range. When bins run out, neighboring
+    bins are joined where scores are few. Merged histograms use the coarser bins of the two.
 
     Args:
-        max_bins: largest number of bins, at least 2. There may be more, because each cell with a
-            score keeps at least one bin.
+        max_bins: largest number of bins, at least 2; exceeded only if more cells than this have scores.
 
     Raises:
         ValueError: ``max_bins`` is below 2.
@@ -168,7 +167,7 @@ class ScoreHistogram:
         self._overlap = parts[0][2] + parts[1][2]
 
     def refined(self, *, max_bins: int | None = None) -> ScoreHistogram:
-        """Return an empty histogram for a second pass over the same scores, with finer bins where the error is largest.
+        """Return an empty histogram for a second pass through the same scores, with finer bins where the error is largest.
 
         Args:
             max_bins: largest number of bins; four times that of this histogram if None.

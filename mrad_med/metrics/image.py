@@ -21,8 +21,8 @@ def image_metrics(
 ) -> dict[str, float]:
     """Return image-level metrics of anomaly scores.
 
-    This function is the first link of the chain: `image_metrics` (function), `ImageMonaiMetric` (MONAI metric over all
-    processes), `ImageMetricHandler` in `mrad_med.training` (ignite metric of an evaluator).
+    First link of the chain `image_metrics` (function) -> `ImageMonaiMetric` (MONAI metric) -> `ImageMetricHandler`
+    (ignite, in `mrad_med.training`).
 
     Args:
         scores: (N,) anomaly scores.

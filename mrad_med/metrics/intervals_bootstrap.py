@@ -29,7 +29,7 @@ __all__ = [
 
 RESAMPLES = 1000
 
-_BLOCK = 2**20  # weights that are processed at a time, so that temporary arrays take a few times 8 MiB
+_BLOCK = 2**20  # weights that are processed at a time; temporary arrays take a few times 8 MiB
 
 Integers = NDArray[np.int64]
 
@@ -61,7 +61,7 @@ def bootstrap_weights(
 
     Args:
         n: number of cases.
-        groups: (n,) group of each case, such as its patient; by default each case is a group. Whole groups are drawn
+        groups: (n,) group of each case, for example its patient; by default each case is a group. Whole groups are drawn
             (cluster bootstrap), because cases of one patient are not independent.
         resamples: number of resamples R.
         seed: seed of the draws; the same seed gives the same weights.
@@ -121,7 +121,7 @@ def bootstrap(
         statistic: function that is called once, with the data and the (R, n) weights of `bootstrap_weights`. It returns
             (R,) values, NaN where the metric is undefined.
         data: arrays of the same length n, with one value for each case.
-        groups: (n,) group of each case, such as its patient; by default each case is a group.
+        groups: (n,) group of each case, see `bootstrap_weights`.
         resamples: number of resamples R.
         level: confidence level of the interval, in (0, 1).
         seed: seed of the draws.

@@ -51,8 +51,8 @@ class DeLongDifference:
 def delong(scores: ArrayLike, labels: ArrayLike, *, level: float = LEVEL) -> DeLong:
     """Return the AUROC with DeLong's variance and the normal-approximation interval.
 
-    If scores separate the labels perfectly, the variance is 0 and the interval is a single point. It is then too narrow
-    to state how low the AUROC of other cases may be.
+    If scores separate the labels perfectly, the variance is 0 and the interval is a single point. It then does not
+    state how much lower the AUROC of other cases may be.
 
     Args:
         scores: (N,) anomaly scores; ties count half.
@@ -116,8 +116,8 @@ def _placements(scores: Floats, is_positive: NDArray[np.bool_]) -> tuple[Floats,
     """Return the placements of anomalous cases (m,) and of normal cases (n,). Ties count half.
 
     The placement of an anomalous case is the number of normal cases with a lower score. That of a normal case is the
-    number of anomalous cases with a higher score. These multiples of one half are exact floats, unlike their fractions,
-    so equal placements have a variance of exactly 0.
+    number of anomalous cases with a higher score. Counts are exact floats, unlike fractions, so equal placements have a
+    variance of exactly 0.
     """
     ranks = rankdata(scores)
     positive = ranks[is_positive] - rankdata(scores[is_positive])
@@ -134,19 +134,14 @@ def _variance(positive: Floats, negative: Floats) -> float:
 def check_level(level: float) -> None:
     """Raise a `ValueError` unless a confidence level is in (0, 1)."""
     if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1), such as {LEVEL}, got {level}")
+        raise ValueError(f"level must be in (0, 1), for example {LEVEL}, got {level}")
 
 
 def checked_scores(scores: ArrayLike, labels: ArrayLike, *, fewest: int) -> tuple[Floats, NDArray[np.bool_]]:
     """Return the scores (N,) as float64, and whether each case is anomalous (N,).
 
-    Args:
-        scores: (N,) anomaly scores.
-        labels: (N,) integers, 0 normal and 1 anomalous.
-        fewest: smallest number of cases of each label.
-
     Raises:
-        ValueError: shapes differ, a score is NaN, a label is not 0 or 1, or a label has too few cases.
+        ValueError: shapes differ, a score is NaN, a label is not 0 or 1, or a label has less than ``fewest`` cases.
     """
     values, truth = np.asarray(scores, np.float64), np.asarray(labels)
     if values.ndim != 1 or values.shape != truth.shape:

@@ -46,8 +46,8 @@ class _SetMetric(Metric):
 class PixelMonaiMetric(_SetMetric):
     """One of the `PixelMetrics` as a MONAI metric over all processes.
 
-    This class is the third link of the chain: `pixel_metrics` (function), `PixelMetrics` (accumulator),
-    `PixelMonaiMetric` (MONAI metric), `PixelMetricHandler` in `mrad_med.training` (ignite metric of an evaluator).
+    Third link of the chain `pixel_metrics` (function) -> `PixelMetrics` (accumulator) -> `PixelMonaiMetric` (MONAI
+    metric) -> `PixelMetricHandler` (ignite, in `mrad_med.training`).
 
     Args:
         name: key of `PixelMetrics.compute`, for example ``"auroc"`` or ``"pro"``.
@@ -94,8 +94,8 @@ class PixelMonaiMetric(_SetMetric):
 class ImageMonaiMetric(_SetMetric):
     """One of the `image_metrics` as a MONAI metric over all processes.
 
-    This class is the second link of the chain: `image_metrics` (function), `ImageMonaiMetric` (MONAI metric),
-    `ImageMetricHandler` in `mrad_med.training` (ignite metric of an evaluator).
+    Second link of the chain `image_metrics` (function) -> `ImageMonaiMetric` (MONAI metric) -> `ImageMetricHandler`
+    (ignite, in `mrad_med.training`).
 
     Args:
         name: key of `image_metrics`, for example ``"auroc"`` or ``"ap"``.

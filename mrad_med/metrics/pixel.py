@@ -31,7 +31,8 @@ _EIGHT_CONNECTED = np.ones((3, 3), int)
 def pixel_metrics(maps: Tensor, masks: Tensor) -> dict[str, float]:
     """Return pixel metrics of anomaly maps that fit into memory, with the keys of `PixelMetrics.compute`.
 
-    This function is the first link of the chain that `PixelMetrics` describes.
+    First link of the chain `pixel_metrics` (function) -> `PixelMetrics` (accumulator) -> `PixelMonaiMetric` (MONAI
+    metric) -> `PixelMetricHandler` (ignite, in `mrad_med.training`).
 
     Args:
         maps: (B, 1, H, W) anomaly maps with finite values.
@@ -48,13 +49,12 @@ def pixel_metrics(maps: Tensor, masks: Tensor) -> dict[str, float]:
 class PixelMetrics:
     """Accumulator of pixel metrics over a dataset: call `update` with each batch, then `compute`.
 
-    This class is the second link of the chain: `pixel_metrics` (function), `PixelMetrics` (accumulator),
-    `PixelMonaiMetric` (MONAI metric over all processes), `PixelMetricHandler` in `mrad_med.training` (ignite metric of
-    an evaluator).
+    Second link of the chain `pixel_metrics` (function) -> `PixelMetrics` (accumulator) -> `PixelMonaiMetric` (MONAI
+    metric) -> `PixelMetricHandler` (ignite, in `mrad_med.training`).
 
     Scores are counted in a `ScoreHistogram`. Metrics are exact while it has a bin for each float in the range of the
-    scores. Otherwise an error bound is reported. The per-region overlap (PRO) does not label regions again for each
-    threshold. It sums a weight for each pixel: one divided by the size of the pixel's region.
+    scores; otherwise an error bound is reported. The per-region overlap (PRO) sums a weight for each pixel: one divided
+    by the size of its region. Regions are thus labeled only once.
 
     Args:
         pro_limit: largest false positive rate of the PRO curve, in (0, 1].
@@ -153,7 +153,7 @@ class PixelMetrics:
         }
 
     def refined(self) -> PixelMetrics:
-        """Return an empty instance with finer bins where the error is largest, for a second pass over the same maps."""
+        """Return an empty instance with finer bins where the error is largest, for a second pass through the same maps."""
         finer = PixelMetrics(pro_limit=self.pro_limit, false_positive_rates=self.false_positive_rates)
         finer._histogram = self._histogram.refined()
         return finer

@@ -1,7 +1,4 @@
-"""Detection of cases whose files change while they are scored.
-
-Such a case is scored once more. If its files change again, it fails.
-"""
+"""Detection of cases whose files change while they are scored. They are scored once more; a second change fails them."""
 
 from __future__ import annotations
 

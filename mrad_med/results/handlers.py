@@ -99,7 +99,7 @@ def run_evaluator(evaluator: Evaluator, writer: ResultWriter) -> None:
         writer.finish(is_whole=False)
         raise
     finally:
-        close_frames()  # so that scored videos can be moved or deleted
+        close_frames()  # scored videos can then be moved or deleted
 
 
 def _repeat(evaluator: Evaluator, writer: ResultWriter) -> None:

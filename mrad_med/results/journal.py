@@ -116,7 +116,7 @@ class Journal:
                 texts["key"] = ""
             self._keep(Entry(row=values["row"], files=files, slices=values["slices"], shortfalls=shortfalls, **texts))
             self.outdated += not is_known
-        except (ValueError, KeyError, TypeError, AttributeError):  # such as the last line of a killed run
+        except (ValueError, KeyError, TypeError, AttributeError):  # for example the last line of a killed run
             self.damaged += 1
 
     def _keep(self, entry: Entry) -> None:

@@ -1,4 +1,4 @@
-"""Names of the outputs. They are apart from the code that writes them, so that the help loads fast."""
+"""Names and descriptions of the outputs, without the code that writes them: ``--help`` loads only this file."""
 
 from __future__ import annotations
 

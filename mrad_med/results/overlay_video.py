@@ -15,7 +15,7 @@ from mrad_med.results.overlays import blend_overlay, limit_side
 __all__ = ["VideoCollector"]
 
 KEPT_SIDE = 128  # pixels; maps are smooth, so a small copy is enough
-PAGES_PER_SECOND = 5.0  # rate of files with several pages, whose pages have no times
+PAGES_PER_SECOND = 5.0  # rate for files with several pages; pages have no times
 
 
 class VideoCollector:

@@ -400,7 +400,7 @@ def half_a_nifti(_, path):
     raise no_space()
 
 
-def half_a_picture(_, path, **__):
+def half_an_image(_, path, **__):
     Path(path).write_bytes(b"half")
     raise no_space()
 
@@ -410,8 +410,8 @@ def half_a_picture(_, path, **__):
     [
         (make_image_case, tifffile, "imwrite", half_a_tiff, []),
         (make_volume_case, nibabel, "save", half_a_nifti, []),
-        (make_image_case, Figure, "savefig", half_a_picture, ["maps/photo.tiff"]),
-        (make_volume_case, Figure, "savefig", half_a_picture, ["maps/volume.nii.gz"]),
+        (make_image_case, Figure, "savefig", half_an_image, ["maps/photo.tiff"]),
+        (make_volume_case, Figure, "savefig", half_an_image, ["maps/volume.nii.gz"]),
     ],
     ids=["tiff", "nifti", "overlay", "overlay of a volume"],
 )

@@ -121,7 +121,7 @@ def longer(source: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [changed, longer, Path.unlink])
-def test_source_that_changed_or_went_away_is_not_finished(tmp_path, change):
+def test_source_that_changed_or_is_gone_is_not_finished(tmp_path, change):
     source = make_source(tmp_path)
     finish(begin(tmp_path), source)
     change(source)
@@ -396,7 +396,7 @@ def test_frames_of_a_video_are_finished_together_or_not_at_all(tmp_path, change)
     CHANGES[change](tmp_path)
     assert run(out, results) == ["v/0", "v/1", "v/2"]
     assert len(list_frames(out / "videos" / "v.mp4")) == 3
-    assert run(out, results[:-1]) == ["w/0", "w/1"]  # the third one is no longer requested
+    assert run(out, results[:-1]) == ["w/0", "w/1"]  # the third one was not requested
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def test_captures_are_the_nine_frames_of_the_highest_map_over_their_own_pixels(t
 
 
 @pytest.mark.parametrize("make", [write_ultrasound, lambda path: write_series(path.parent)[0]])
-def test_capture_of_a_single_picture_lies_upright_over_it(tmp_path, make):
+def test_capture_of_a_single_image_is_upright(tmp_path, make):
     source = fill([make(tmp_path / "source.dcm")])[0]
     anomaly_map = np.random.RandomState(5).rand(ROWS, COLUMNS).astype(np.float32)
     (path,) = write("capture", CaseResult("ultrasound", source, 0.5, anomaly_map), tmp_path, view=STORED)
@@ -423,7 +423,7 @@ def test_outputs_of_one_case_read_its_source_once(tmp_path, opened):
     assert {path.name: counts[path.name] for path in paths} == {path.name: 2 for path in paths}
 
 
-def test_picture_of_a_case_is_kept_no_longer_than_its_result(tmp_path):
+def test_image_of_a_case_is_kept_no_longer_than_its_result(tmp_path):
     settings, first = settings_for(tmp_path), make_photograph(tmp_path)
     kept = weakref.ref(settings.stored(first))
     assert settings.stored(first) is kept()
@@ -477,7 +477,7 @@ def test_outputs_are_checked_before_anything_is_computed():
         ("av", ["video"], ImageFileError, r"mrad-med\[video\]"),
     ],
 )
-def test_missing_package_is_told_before_anything_is_computed(monkeypatch, module, needing, error, message):
+def test_missing_package_is_reported_before_anything_is_computed(monkeypatch, module, needing, error, message):
     original = builtins.__import__
 
     def without(name, *arguments, **keywords):

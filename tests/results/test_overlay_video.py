@@ -211,7 +211,7 @@ def test_maps_of_one_value_are_the_lowest_color(tmp_path):
         np.testing.assert_allclose(image.reshape(-1, 3).mean(0), under(0), atol=CODEC_ERROR)
 
 
-def test_collector_tells_whose_frames_it_holds():
+def test_collector_states_the_video_of_its_frames():
     video = VideoCollector()
     assert video.name == ""
     video.add(CaseResult("1", Frame("v.mp4", 0, 0.0), 0.5, np.zeros((4, 4), np.float32)), "videos/exam.mp4")
@@ -237,7 +237,7 @@ def test_frame_that_cannot_be_read_again_leaves_nothing_half_written(tmp_path, e
     assert [path.read_bytes() for path in folder.iterdir()] == ([] if earlier is None else [earlier])
 
 
-def test_source_that_went_away_is_told(tmp_path):
+def test_source_that_is_gone_is_an_error(tmp_path):
     path = write_video(tmp_path / "source.mp4")
     video = collect(list_frames(path), make_maps(len(TIMES)))
     path.unlink()

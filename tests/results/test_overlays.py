@@ -94,7 +94,7 @@ def test_map_of_another_size_is_refused(shape):
     ("size", "drawn"),
     [((1500, 3000), (512, 1024)), ((3000, 1500), (1024, 512)), ((1024, 700), (1024, 700))],
 )
-def test_large_pictures_are_reduced_before_drawing(size, drawn):
+def test_large_images_are_reduced_before_drawing(size, drawn):
     assert max(drawn) == MAX_SIDE
     figure = draw_overlay(make_image(*size), make_map(*size))
     arrays = [image.get_array() for axes in figure.axes[:2] for image in axes.images]
@@ -103,7 +103,7 @@ def test_large_pictures_are_reduced_before_drawing(size, drawn):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("size", [(16, 16), (16, 2000), (2000, 16), (16, 30000)])
-def test_long_and_small_pictures_are_drawn(tmp_path, size):
+def test_long_and_small_images_are_drawn(tmp_path, size):
     save_overlay(tmp_path / "drawn.png", draw_overlay(make_image(*size), make_map(*size), title="long"))
     with Image.open(tmp_path / "drawn.png") as drawn:
         assert min(drawn.size) > 50

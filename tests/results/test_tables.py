@@ -64,7 +64,7 @@ def test_row_of_a_frame_states_its_time(time, stated):
     assert (row["kind"], row["time_s"], row["map"], row["files"]) == ("frame", stated, "", "videos/v.mp4")
 
 
-def test_row_of_a_volume_tells_its_peak_as_stored():
+def test_row_of_a_volume_states_its_peak_as_stored():
     anomaly_map = np.zeros((2, 3, 4), np.float32)
     anomaly_map[1, 0, 2] = 1
     row = score_row(make_result("v.nii.gz", anomaly_map=anomaly_map, affine=np.eye(4)), {})
@@ -87,7 +87,7 @@ def test_map_of_the_table_is_the_most_exact_one_and_others_are_among_the_files(n
     assert row["files"] == (f"{others}/a" if others else "")
 
 
-def test_all_files_of_an_output_are_told_and_none_of_one_that_failed():
+def test_all_files_of_an_output_are_listed_and_none_of_one_that_failed():
     captures = ["dicom/a/overlay_0001.dcm", "dicom/a/overlay_0002.dcm"]
     row = score_row(make_result(), {"tiff": [], "overlay": [], "capture": captures, "seg": ["dicom/a_seg.dcm"]})
     assert (row["map"], row["overlay"]) == ("", "")
@@ -149,7 +149,7 @@ def row_of(case_id: str, study: str, score: str) -> dict[str, str]:
     return {"case_id": case_id, "study": study, "anomaly_score": score}
 
 
-def test_row_of_a_study_tells_its_highest_case_and_how_many_failed():
+def test_row_of_a_study_states_its_highest_case_and_how_many_failed():
     rows = [
         row_of("a", "study_1", "0.25"),
         row_of("b", "study_2", "0.5"),
@@ -170,7 +170,7 @@ def test_highest_score_is_the_highest_number_not_the_last_text():
     assert (row["highest_case"], row["anomaly_score"]) == ("b", "0.1")
 
 
-def test_of_equal_scores_the_first_case_is_told():
+def test_of_equal_scores_the_first_case_is_listed():
     (row,) = study_rows([row_of("a", "s", "0.5"), row_of("b", "s", "0.5")], [])
     assert row["highest_case"] == "a"
 
@@ -179,7 +179,7 @@ def test_cases_of_no_study_make_no_table():
     assert study_rows([row_of("a", "", "0.5")], [FailedCase("b", "empty")]) == []
 
 
-def test_study_of_which_all_cases_failed_is_told():
+def test_study_in_which_all_cases_failed_is_listed():
     table = study_rows([row_of("a", "s", "0.5")], [FailedCase("b", "empty", "t")])
     assert [(row["study"], row["cases"], row["failed"]) for row in table] == [("s", 1, 0), ("t", 0, 1)]
 

@@ -180,7 +180,7 @@ def test_frame_of_no_video_is_written_as_it_is_scored_in_python(tmp_path, out):
     assert [row["status"] for row in table(out)] == ["ok"]
 
 
-def test_results_are_saved_with_their_pictures_and_their_failures(tmp_path, out, monkeypatch):
+def test_results_are_saved_with_their_overlays_and_their_failures(tmp_path, out, monkeypatch):
     titles = []
     monkeypatch.setattr(outputs, "draw_overlay", lambda *_, title: titles.append(title) or Figure())
     view, failures = ImageView(plane="coronal"), [FailedCase("broken", "empty")]
@@ -269,7 +269,7 @@ def test_video_of_which_a_frame_fails_now_is_made_of_the_others(tmp_path, out):
     assert len(list_frames(out / "videos/exam.mp4")) == 2
 
 
-def test_run_that_was_begun_anew_and_stopped_leaves_no_results_of_the_first(tmp_path, out):
+def test_run_that_was_repeated_and_stopped_leaves_no_results_of_the_first(tmp_path, out):
     run(out, cases := [photograph(tmp_path, name) for name in "abc"], write=["tiff"])
     ResultWriter(out, write=["tiff"]).write(cases[0])
     run(out, cases, [FailedCase("b", "empty")], write=["tiff"], resume=True)
@@ -299,7 +299,7 @@ def dicom_cases(folder: Path) -> list[CaseResult]:
     return [series(folder), ultrasound(folder), CaseResult("cine", cine, 0.5, make_map(24, 20, 5), affine_of(OBLIQUE))]
 
 
-def test_no_byte_of_any_result_tells_who_the_patient_is(tmp_path, out, caplog):
+def test_no_byte_of_any_result_identifies_the_patient(tmp_path, out, caplog):
     run(out, dicom_cases(tmp_path), write=ALL, threshold=0.5, provenance={"settings": {"window": "auto"}})
     assert len(contents(out)) > 20
     words = ["Olive", "Fingal", "Quill", "Larch", *(value for value in PRIVATE.values() if len(value) > 3)]
@@ -356,15 +356,15 @@ def test_output_that_a_library_fails_at_costs_only_itself(tmp_path, out, monkeyp
     assert "Olive" not in caplog.text + json.dumps(record(out))
 
 
-def test_output_that_does_not_fit_its_source_is_told_with_the_reason(tmp_path, out):
+def test_output_that_does_not_fit_its_source_is_reported_with_the_reason(tmp_path, out):
     writer = run(out, [ultrasound(tmp_path)], write=["parametric-map", "seg"], threshold=0.5)
     (shortfall,) = writer.shortfalls
     assert shortfall.case_id == "ultrasound"
     assert shortfall.reason.startswith("no parametric-map could be written: a parametric map needs images with pos")
-    assert written(out) == ["dicom/picture_seg.dcm"]
+    assert written(out) == ["dicom/ultrasound_seg.dcm"]
 
 
-def test_source_that_went_away_meanwhile_costs_only_its_pictures(tmp_path, out):
+def test_source_that_is_gone_costs_only_its_overlays(tmp_path, out):
     photo, frames = photograph(tmp_path), video(tmp_path)
     photo.source.unlink()
     Path(frames[0].source.path).unlink()
@@ -389,7 +389,7 @@ def full_disk() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_full_disk_is_told_and_leaves_no_half_of_a_file(tmp_path, out, name):
+def test_full_disk_is_reported_and_leaves_no_half_of_a_file(tmp_path, out, name):
     result = photograph(tmp_path) if name in ("tiff", "png") else series(tmp_path)
     writer = ResultWriter(out, write=[name], threshold=0.5)
     with full_disk(), pytest.raises(OutputError, match=rf"cannot write the results of {result.case_id} to .*out"):
