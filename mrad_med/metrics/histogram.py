@@ -167,7 +167,7 @@ class ScoreHistogram:
         self._overlap = parts[0][2] + parts[1][2]
 
     def refined(self, *, max_bins: int | None = None) -> ScoreHistogram:
-        """Return an empty histogram for a second pass through the same scores, with finer bins where the error is largest.
+        """Return an empty histogram for a second pass through the scores, with finer bins where the error is largest.
 
         Args:
             max_bins: largest number of bins; four times that of this histogram if None.

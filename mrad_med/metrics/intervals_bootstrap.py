@@ -61,8 +61,8 @@ def bootstrap_weights(
 
     Args:
         n: number of cases.
-        groups: (n,) group of each case, for example its patient; by default each case is a group. Whole groups are drawn
-            (cluster bootstrap), because cases of one patient are not independent.
+        groups: (n,) group of each case, for example its patient; by default each case is a group. Whole groups are
+            drawn (cluster bootstrap), because cases of one patient are not independent.
         resamples: number of resamples R.
         seed: seed of the draws; the same seed gives the same weights.
 

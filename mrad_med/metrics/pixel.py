@@ -153,7 +153,7 @@ class PixelMetrics:
         }
 
     def refined(self) -> PixelMetrics:
-        """Return an empty instance with finer bins where the error is largest, for a second pass through the same maps."""
+        """Return an empty instance for a second pass through the maps, with finer bins where the error is largest."""
         finer = PixelMetrics(pro_limit=self.pro_limit, false_positive_rates=self.false_positive_rates)
         finer._histogram = self._histogram.refined()
         return finer

@@ -1,4 +1,4 @@
-"""Detection of cases whose files change while they are scored. They are scored once more; a second change fails them."""
+"""Detection of cases whose files change while they are scored. They are scored again once, and then refused."""
 
 from __future__ import annotations
 

@@ -79,8 +79,7 @@ class ResultSaver:
 def run_evaluator(evaluator: Evaluator, writer: ResultWriter) -> None:
     """Run an evaluator, and write the tables even if it is stopped.
 
-    The evaluator is not run if no case is left to score. Cases whose files change while they are scored are scored once
-    more.
+    The evaluator is not run if no case is left. Cases whose files change while they are scored are scored again once.
 
     Args:
         evaluator: evaluator whose handlers write the results (`ResultSaver`).

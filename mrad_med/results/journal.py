@@ -67,8 +67,7 @@ class Journal:
     """A file beside the results with one line of JSON for each finished case.
 
     A case is finished if its line has the same key and all its files exist. The key covers the name of the case, the
-    content of its files, and the settings. Lines that are damaged or of an older version are ignored, and their cases
-    are scored again.
+    content of its files, and the settings. A case is not finished if its line is damaged or of an older version.
 
     Args:
         path: path of the file; created with the first case.
@@ -77,7 +76,7 @@ class Journal:
 
     Attributes:
         entries: finished cases by name.
-        files: all files that were ever written for a case into this folder, by the name of the case.
+        files: files of each case in its last line, also of unfinished cases, by the name of the case.
         damaged: number of lines that cannot be read.
         outdated: number of lines of an older version.
     """
