@@ -49,10 +49,8 @@ def image_metrics(
         "auroc": area_under_roc(counts),
         "ap": average_precision(counts),
         "f1_max": f1,
-        **{
-            f"sensitivity_at_specificity_{value:g}": sensitivity_at(
-                counts, 1 - value + 1e-12
-            )  # 1 - 0.9 < 0.1 in floats
+        **{  # 1e-12 is added because 1 - 0.9 is below 0.1 in floats
+            f"sensitivity_at_specificity_{value:g}": sensitivity_at(counts, 1 - value + 1e-12)
             for value in specificities
         },
     }

@@ -141,7 +141,7 @@ def checked_scores(scores: ArrayLike, labels: ArrayLike, *, fewest: int) -> tupl
     """Return the scores (N,) as float64, and whether each case is anomalous (N,).
 
     Raises:
-        ValueError: shapes differ, a score is NaN, a label is not 0 or 1, or a label has less than ``fewest`` cases.
+        ValueError: shapes differ, a score is NaN, a label is not 0 or 1, or a label has fewer than ``fewest`` cases.
     """
     values, truth = np.asarray(scores, np.float64), np.asarray(labels)
     if values.ndim != 1 or values.shape != truth.shape:
