@@ -73,7 +73,8 @@ class LesionMetrics:
     """Accumulator of the free-response ROC (FROC) of a set: call `update` with each batch, then `compute`.
 
     Lesions are the 8-connected regions of the masks. Candidates are the maxima of `find_candidates`. A lesion is found
-    if a candidate is inside (or within ``tolerance``). Its score is that of its highest candidate; others are ignored. A candidate outside of all lesions is a false positive. Only scores of candidates are kept in memory.
+    if a candidate is inside (or within ``tolerance``). Its score is that of its highest candidate; others are ignored.
+    A candidate outside of all lesions is a false positive. Only scores of candidates are kept in memory.
 
     MONAI's ``compute_froc_curve_data`` returns the same points except for two conventions. It gives a missed lesion the
     score 0, and it leaves out the lowest score. `curve` has all scores, of any range.

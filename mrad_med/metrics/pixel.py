@@ -127,11 +127,11 @@ class PixelMetrics:
 
         Returns:
             ``auroc``, ``ap``, ``f1_max`` and ``f1_max_threshold``. ``pro``: area under the PRO curve up to the limit,
-            by trapezoids over all thresholds, interpolated at the limit, divided by it. ``tpr_at_fpr_<rate>``: sensitivity to pixels at
-            each false positive rate. ``error_bound``: largest possible error of these metrics, except for float
-            rounding; 0 if every bin holds a single score. ``pro_200``: the literature's approximation of PRO with 200
-            thresholds, only for comparison with published tables. It changes when scores are rescaled, and
-            ``error_bound`` does not cover it.
+            by trapezoids over all thresholds, interpolated at the limit, divided by it. ``tpr_at_fpr_<rate>``:
+            sensitivity to pixels at each false positive rate. ``error_bound``: largest possible error of these metrics,
+            except for float rounding; 0 if every bin holds a single score. ``pro_200``: the literature's approximation
+            of PRO with 200 thresholds, only for comparison with published tables. It changes when scores are rescaled,
+            and ``error_bound`` does not cover it.
 
         Raises:
             ValueError: no pixel is anomalous or no pixel is normal, so the metrics are undefined.
