@@ -1,4 +1,4 @@
-"""Numbers from maps and masks, with bounds and intervals."""
+"""Metrics of anomaly maps, scores, masks and labels, with error bounds and confidence intervals."""
 
 import lazy_loader
 

@@ -1,9 +1,9 @@
-"""Areas under curves and points on them, of counted scores, each with a bound of its error.
+"""Areas under curves and points on curves, computed from counted scores, each with an error bound.
 
-A bin says how many anomalous and normal scores it holds, not in which order. The curves are known at the ends of bins;
-between them they rise within a rectangle. Each function takes the straight line through it and returns with the value a
-bound of how far off that can be: zero where every bin holds a single score. All sums run over the last axis, so that
-counts may have leading axes, one row for each resample of a bootstrap, say.
+A bin holds the numbers of anomalous and normal scores, but not their order. A curve is therefore known only at the ends
+of bins. Between two ends it rises within a rectangle, and each function uses the diagonal of that rectangle. The error
+bound is the largest possible distance to the true value. It is 0 if every bin holds a single score. Sums run over the
+last axis, so counts may have leading axes, for example one row for each resample of a bootstrap.
 """
 
 from __future__ import annotations
@@ -33,24 +33,27 @@ Floats = NDArray[np.float64]
 
 
 class Bounded(NamedTuple):
-    """Values, and how far off each may be at most."""
+    """Values, with the largest possible error of each."""
 
     value: Floats
     error: Floats
 
 
 def area_under_roc(counts: ScoreCounts) -> Bounded:
-    """Return the area under the ROC curve, equal scores of both kinds counted half."""
+    """Return the area under the ROC curve. Ties between anomalous and normal scores count half."""
     rate, recall = _rates(counts)
     return _area(rate, recall, counts)
 
 
 def area_under_pro(counts: ScoreCounts, limit: float) -> Bounded:
-    """Return the area under the per-region overlap up to a false positive rate, divided by that rate.
+    """Return the area under the per-region overlap (PRO) curve up to a false positive rate, divided by that rate.
 
     Args:
-        counts: of pixels, with their overlap.
-        limit: false positive rate in (0, 1]; the curve is interpolated there.
+        counts: counts of pixels, with their overlap.
+        limit: largest false positive rate, in (0, 1]. The curve is interpolated there.
+
+    Raises:
+        ValueError: the counts are those of images and have no overlap.
 
     Reference:
         Bergmann et al., The MVTec anomaly detection dataset, IJCV 2021: per-region overlap.
@@ -61,7 +64,10 @@ def area_under_pro(counts: ScoreCounts, limit: float) -> Bounded:
 
 
 def average_precision(counts: ScoreCounts) -> Bounded:
-    """Return the average precision: the sum of precision times the rise of recall, one threshold per score."""
+    """Return the average precision: the sum over thresholds of precision times the increase in recall.
+
+    Each distinct score is a threshold.
+    """
     positive, before, total = _cumulated(counts)
     positives = before[..., -1:] + positive[..., -1:]
     weight = positive / np.where(positives > 0, positives, np.nan)
@@ -69,8 +75,8 @@ def average_precision(counts: ScoreCounts) -> Bounded:
     value = (weight * at_end).sum(-1)
     if not counts.is_open.any():
         return Bounded(value, 0 * value)
-    # No anomalous score of a bin has a higher precision than the last of them when all come first, and none a lower
-    # one than the first of them when all normal ones come before.
+    # The precision within a bin is highest if all anomalous scores come first, at the last of them. It is lowest if all
+    # normal scores come first, at the first anomalous score.
     best = _divide(before + positive, total - counts.negative)
     worst = _divide(before + 1, total - positive + 1)
     spread = np.maximum(best - at_end, at_end - worst) * counts.is_open
@@ -78,7 +84,7 @@ def average_precision(counts: ScoreCounts) -> Bounded:
 
 
 def best_f1(counts: ScoreCounts) -> tuple[Bounded, NDArray[np.float32]]:
-    """Return the largest F1 score over all thresholds, and the threshold at and above which it is reached."""
+    """Return the largest F1 score over all thresholds, and its threshold. Scores at or above it are detected."""
     positive, before, total = _cumulated(counts)
     positives = before[..., -1:] + positive[..., -1:]
     f1 = _divide(2 * (before + positive), total + positives)
@@ -88,20 +94,22 @@ def best_f1(counts: ScoreCounts) -> tuple[Bounded, NDArray[np.float32]]:
 
 
 def sensitivity_at(counts: ScoreCounts, rate: float) -> Bounded:
-    """Return the largest share of the anomalous that is found with a share of at most ``rate`` of the normal."""
+    """Return the largest recall (sensitivity) at a false positive rate of at most ``rate``."""
     rates, recall = _rates(counts)
     allowed = rates <= rate
     found = np.where(allowed, recall, 0).max(-1)
-    # Beyond the last point that is allowed, all anomalous scores of an open bin may come first.
+    # In the open bin after the last allowed point, all anomalous scores may come first.
     reachable = recall[..., :-1] + np.diff(recall) * counts.is_open
     return Bounded(found, np.maximum(np.where(allowed[..., :-1], reachable, 0).max(-1) - found, 0))
 
 
 def pro_200(counts: ScoreCounts, limit: float) -> float:
-    """Return the literature's PRO: 200 equally spaced thresholds, points below the limit, rescaled by the largest.
+    """Return the approximation of PRO in the literature, from 200 equally spaced thresholds.
 
-    It changes when scores are rescaled. No bound comes with it: a threshold inside a bin counts the bin as below. It is
-    NaN where all scores are equal, where fewer than two of its points differ, and where float32 has no such thresholds.
+    Only points below the false positive rate ``limit`` are used, and their rates are rescaled to 0 to 1. The value
+    changes when scores are rescaled. It has no error bound: a bin that contains a threshold counts as below it. It is
+    NaN if all scores are equal, if fewer than two false positive rates differ, or if float32 cannot represent the
+    step between thresholds.
     """
     low, high = (np.float32(value) for value in counts.extremes)
     with np.errstate(over="ignore"):
@@ -110,7 +118,7 @@ def pro_200(counts: ScoreCounts, limit: float) -> float:
         return float("nan")
     rate, overlap = _rates(counts)[0], _share(_overlap(counts))
     steps = np.arange(low, high, step)
-    above = np.searchsorted(-counts.lowest, -steps, side="left")  # curve point of "score > step"
+    above = np.searchsorted(-counts.lowest, -steps, side="left")  # index of the curve point of "score > step"
     rates, overlaps = rate[above], overlap[above]
     kept = rates < limit
     rates, overlaps = rates[kept], overlaps[kept]
@@ -123,22 +131,22 @@ def pro_200(counts: ScoreCounts, limit: float) -> float:
 def _area(x: Floats, y: Floats, counts: ScoreCounts, limit: float = 1.0) -> Bounded:
     """Return the area under a rising curve through points (..., K + 1) from 0 to ``limit``."""
     width, rise = np.diff(x), np.diff(y)
-    inside = np.clip(_divide(limit - x[..., :-1], width), 0, 1)  # share of each piece that is below the limit
+    inside = np.clip(_divide(limit - x[..., :-1], width), 0, 1)  # fraction of each segment that is below the limit
     area = (width * inside * (y[..., :-1] + rise * inside / 2)).sum(-1)
     if not counts.is_open.any():
         return Bounded(area, 0 * area)
-    # The curve is anywhere in the rectangle between two points: half of it away from the diagonal at most, or more of
-    # the part that is below the limit.
+    # Between two points the curve can be anywhere in their rectangle. Its area differs from that under the diagonal by
+    # at most half the rectangle, or by more of the part below the limit if the limit cuts the rectangle.
     return Bounded(area, (width * inside * rise * (1 - inside / 2) * counts.is_open).sum(-1))
 
 
 def _rates(counts: ScoreCounts) -> tuple[Floats, Floats]:
-    """Return false positive rate and recall at the ends of bins, from (0, 0): (..., K + 1)."""
+    """Return false positive rates and recalls at the ends of bins, each (..., K + 1) and starting at 0."""
     return _share(counts.negative), _share(counts.positive)
 
 
 def _share(values: Floats) -> Floats:
-    """Return the running share of the sum, from 0; NaN where there is nothing."""
+    """Return the cumulative sum from 0, divided by the total; NaN where the total is 0."""
     summed = np.cumsum(values, -1)
     start = np.zeros((*summed.shape[:-1], 1))
     with np.errstate(invalid="ignore"):
@@ -147,22 +155,22 @@ def _share(values: Floats) -> Floats:
 
 def _overlap(counts: ScoreCounts) -> Floats:
     if counts.overlap is None:
-        raise ValueError("the per-region overlap needs the regions of pixels: these are counts of images")
+        raise ValueError("the per-region overlap needs counts of pixels with their regions, got counts of images")
     return counts.overlap
 
 
 def _cumulated(counts: ScoreCounts) -> tuple[Floats, Floats, Floats]:
-    """Return anomalous scores in each bin and in those above, and all scores down to the bin's end."""
+    """Return the anomalous scores in each bin, those in higher bins, and all scores in it and in higher bins."""
     positive = counts.positive
     summed = np.cumsum(positive, -1)
     return positive, summed - positive, np.cumsum(positive + counts.negative, -1)
 
 
 def _divide(numerator: Floats, denominator: Floats) -> Floats:
-    """Return the quotient, and 0 for 0 / 0."""
+    """Return the quotient; 0 where the denominator is 0."""
     return np.where(denominator == 0, 0.0, numerator / np.where(denominator == 0, 1, denominator))
 
 
 def plain_values(bounded: Mapping[str, Bounded]) -> dict[str, float]:
-    """Return metrics by name as floats, without the bounds of their errors."""
+    """Return metrics by name as floats, without their error bounds."""
     return {name: float(item.value) for name, item in bounded.items()}

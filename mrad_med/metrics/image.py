@@ -13,7 +13,7 @@ from mrad_med.metrics.histogram import count_scores
 
 __all__ = ["image_metrics"]
 
-SPECIFICITIES = (0.9, 0.95)  # at which the sensitivity to images is told
+SPECIFICITIES = (0.9, 0.95)  # specificities at which the sensitivity is reported
 
 
 def image_metrics(
@@ -21,17 +21,20 @@ def image_metrics(
 ) -> dict[str, float]:
     """Return image-level metrics of anomaly scores.
 
+    First link of the chain `image_metrics` (function) -> `ImageMonaiMetric` (MONAI metric) -> `ImageMetricHandler`
+    (ignite, in `mrad_med.training`).
+
     Args:
         scores: (N,) anomaly scores.
         labels: (N,) integers, 0 normal and 1 anomalous.
-        specificities: at which the sensitivity is told.
+        specificities: specificities at which the sensitivity is reported, in [0, 1].
 
     Returns:
-        ``auroc``, ``ap``, ``f1_max``, ``f1_max_threshold``, and ``sensitivity_at_specificity_<value>`` for each.
+        ``auroc``, ``ap``, ``f1_max``, ``f1_max_threshold``, and ``sensitivity_at_specificity_<value>`` for each
+        specificity.
 
     Raises:
-        ValueError: only one label occurs: the metrics are undefined. Or scores and labels differ in number, or a score
-            is NaN or infinite.
+        ValueError: only one label occurs, scores and labels differ in number, or a score is NaN or infinite.
     """
     if scores.numel() != labels.numel():
         raise ValueError(f"expected one label for each score, got {scores.numel()} scores and {labels.numel()} labels")
@@ -46,8 +49,8 @@ def image_metrics(
         "auroc": area_under_roc(counts),
         "ap": average_precision(counts),
         "f1_max": f1,
-        **{
-            f"sensitivity_at_specificity_{value:g}": sensitivity_at(counts, 1 - value + 1e-12)  # 1 - 0.9 is below 0.1
+        **{  # 1e-12 is added because 1 - 0.9 is below 0.1 in floats
+            f"sensitivity_at_specificity_{value:g}": sensitivity_at(counts, 1 - value + 1e-12)
             for value in specificities
         },
     }

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of metrics of a set, by case or by patient; pixel metrics need only counts of each case."""
+"""Bootstrap intervals of the metrics of a set, by case or by patient. Pixel metrics need only counts of each case."""
 
 from __future__ import annotations
 
@@ -29,17 +29,23 @@ __all__ = [
 
 RESAMPLES = 1000
 
-_BLOCK = 2**20  # weights worked on at a time, so that temporary arrays stay at a few times 8 MB
+_BLOCK = 2**20  # weights that are processed at a time; temporary arrays take a few times 8 MiB
 
 Integers = NDArray[np.int64]
 
 _BINS = 2048
-_RESAMPLES_AT_ONCE = 64  # 64 resamples of three counts in 2048 bins are 3 MB
+_RESAMPLES_AT_ONCE = 64  # 64 resamples of three counts in 2048 bins take 3 MiB as float64
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A bootstrap interval, and in how many resamples the metric was undefined, which it leaves out."""
+    """A bootstrap interval.
+
+    Attributes:
+        low: lower end.
+        high: upper end.
+        undefined: number of resamples without a defined metric; the interval leaves them out.
+    """
 
     low: float
     high: float
@@ -51,20 +57,20 @@ def bootstrap_weights(
 ) -> Integers:
     """Return how often each resample draws each case.
 
-    A metric that is a ratio of sums over cases takes one matrix product with them for all resamples.
+    If a metric is a ratio of sums over cases, one matrix product with these weights gives it for all resamples.
 
     Args:
         n: number of cases.
-        groups: (n,) what each case belongs to, such as its patient. Whole groups are drawn, as many as there are
-            (cluster bootstrap), so that cases of one patient do not count as independent. None: every case is its own.
+        groups: (n,) group of each case, for example its patient; by default each case is a group. Whole groups are
+            drawn (cluster bootstrap), because cases of one patient are not independent.
         resamples: number of resamples R.
-        seed: of the draws; the same seed gives the same weights.
+        seed: seed of the draws; the same seed gives the same weights.
 
     Returns:
-        (R, n).
+        (R, n) weights.
 
     Raises:
-        ValueError: no case, no resample, or not one group per case.
+        ValueError: there is no case or no resample, or the number of groups is not n.
     """
     if n < 1 or resamples < 1:
         raise ValueError(f"expected at least one case and one resample, got {n} cases and {resamples} resamples")
@@ -78,14 +84,14 @@ def bootstrap_weights(
 
 
 def percentile_interval(values: ArrayLike, *, level: float = LEVEL) -> Interval:
-    """Return the interval between the percentiles of a metric's values in resamples (Efron's percentile interval).
+    """Return the interval between two percentiles of a metric's values in resamples (Efron's percentile interval).
 
     Args:
-        values: (R,) one value per resample, NaN where the metric was undefined.
-        level: confidence of the interval, in (0, 1).
+        values: (R,) one value for each resample, NaN where the metric is undefined.
+        level: confidence level of the interval, in (0, 1).
 
     Raises:
-        ValueError: every value is NaN, or there is none; not one axis; a level outside (0, 1).
+        ValueError: no value is defined, the values do not have one axis, or the level is outside (0, 1).
     """
     check_level(level)
     replicates = np.asarray(values, np.float64)
@@ -93,7 +99,7 @@ def percentile_interval(values: ArrayLike, *, level: float = LEVEL) -> Interval:
         raise ValueError(f"expected one value per resample, (R,), got shape {replicates.shape}")
     defined = replicates[~np.isnan(replicates)]
     if len(defined) == 0:
-        raise ValueError(f"the interval is undefined: the metric was in all {len(replicates)} resamples; add cases")
+        raise ValueError(f"interval undefined: the metric is undefined in all {len(replicates)} resamples; add cases")
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high), len(replicates) - len(defined))
 
@@ -108,49 +114,49 @@ def bootstrap(
 ) -> Interval:
     """Return the bootstrap interval of a metric, by case or by patient.
 
-    Such as ``bootstrap(weighted_auroc, scores, labels, groups=patients)``. Methods that are compared on the same cases
-    with the same seed are drawn the same resamples.
+    Example: ``bootstrap(weighted_auroc, scores, labels, groups=patients)``. With the same cases and the same seed,
+    different methods are compared on the same resamples.
 
     Args:
-        statistic: called once with the data and the (R, n) weights of `bootstrap_weights`; returns (R,) values, NaN
-            where the metric is undefined.
-        data: arrays of one length n, a case each.
-        groups: (n,) what is drawn as a whole, such as each case's patient.
+        statistic: function that is called once, with the data and the (R, n) weights of `bootstrap_weights`. It returns
+            (R,) values, NaN where the metric is undefined.
+        data: arrays of the same length n, with one value for each case.
+        groups: (n,) group of each case, see `bootstrap_weights`.
         resamples: number of resamples R.
-        level: confidence of the interval, in (0, 1).
-        seed: of the draws.
+        level: confidence level of the interval, in (0, 1).
+        seed: seed of the draws.
 
     Raises:
-        ValueError: no data, or lengths that differ; else as `bootstrap_weights` and `percentile_interval`.
+        ValueError: there is no data, or lengths differ; also as in `bootstrap_weights` and `percentile_interval`.
     """
     check_level(level)
     lengths = {len(item) for item in data}
     if len(lengths) != 1:
-        raise ValueError(f"expected arrays with one entry per case, all of one length, got lengths {sorted(lengths)}")
+        raise ValueError(f"expected arrays with one value per case, all of one length, got lengths {sorted(lengths)}")
     weights = bootstrap_weights(lengths.pop(), groups=groups, resamples=resamples, seed=seed)
     return percentile_interval(statistic(*data, weights), level=level)
 
 
 def weighted_auroc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike) -> Floats:
-    """Return the AUROC for each row of weights; the scores are sorted once. Ties count half.
+    """Return the AUROC for each row of weights. Scores are sorted only once, and ties count half.
 
     Args:
         scores: (N,) anomaly scores.
         labels: (N,) integers, 0 normal and 1 anomalous.
-        weights: (R, N), not negative, such as those of `bootstrap_weights`.
+        weights: (R, N) weights, at least 0, for example from `bootstrap_weights`.
 
     Returns:
-        (R,), NaN where one label has no weight.
+        (R,) values, NaN where one label has no weight.
 
     Raises:
-        ValueError: only one label occurs; scores with NaN; labels other than 0 and 1; negative weights; shapes that
-            do not fit.
+        ValueError: only one label occurs, a score is NaN, a label is not 0 or 1, a weight is negative or NaN, or shapes
+            do not match.
     """
     return _for_each_row(area_under_roc, scores, labels, weights)
 
 
 def weighted_average_precision(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike) -> Floats:
-    """Return the average precision for each row of weights; the scores are sorted once. Ties are one threshold.
+    """Return the average precision for each row of weights. Scores are sorted only once, and ties are one threshold.
 
     Arguments, returned values and errors are those of `weighted_auroc`.
     """
@@ -160,35 +166,36 @@ def weighted_average_precision(scores: ArrayLike, labels: ArrayLike, weights: Ar
 def _for_each_row(
     measure: Callable[[ScoreCounts], Bounded], scores: ArrayLike, labels: ArrayLike, weights: ArrayLike
 ) -> Floats:
-    """Return a metric of the weights (r, K) of the distinct scores, the highest first, in blocks of rows."""
+    """Return a metric for each row of weights, from the weights (r, K) of the K distinct scores, highest first."""
     values, is_positive = checked_scores(scores, labels, fewest=1)
     rows = np.asarray(weights)
     if rows.ndim != 2 or rows.shape[1] != len(values):
         raise ValueError(f"expected weights of shape (R, {len(values)}), one for each case, got {rows.shape}")
-    if not (rows >= 0).all():  # so that NaN is refused, too
+    if not (rows >= 0).all():  # also refuses NaN
         raise ValueError("weights must not be negative or NaN")
     order = np.argsort(-values, kind="stable")
     ordered_values, hit = values[order], is_positive[order]
-    starts = np.flatnonzero(np.append(True, ordered_values[1:] != ordered_values[:-1]))  # of each run of equal scores
-    results = [np.empty(0)]
+    starts = np.flatnonzero(np.append(True, ordered_values[1:] != ordered_values[:-1]))  # runs of equal scores
+    parts = [np.empty(0)]
     for block in np.array_split(rows, max(1, rows.size // _BLOCK)):
         ordered = block[:, order].astype(np.float64)
         positive, negative = (np.add.reduceat(ordered * side, starts, axis=1) for side in (hit, ~hit))
         is_defined = positive.any(1) & negative.any(1)
-        results.append(np.where(is_defined, measure(_of_single_scores(positive, negative)).value, np.nan))
-    return np.concatenate(results)
+        parts.append(np.where(is_defined, measure(_of_single_scores(positive, negative)).value, np.nan))
+    return np.concatenate(parts)
 
 
 def _of_single_scores(positive: Floats, negative: Floats, overlap: Floats | None = None) -> ScoreCounts:
-    """Return counts (r, K) of bins that each count as one score."""
-    edges = np.zeros(positive.shape[-1], np.float32)  # equal ends
+    """Return counts (r, K) in which each bin is treated as one score."""
+    edges = np.zeros(positive.shape[-1], np.float32)  # equal ends mark a single score
     return ScoreCounts(edges, edges, positive, negative, overlap, (math.nan, math.nan))
 
 
 def bin_edges(counts: ScoreCounts) -> NDArray[np.float32]:
-    """Return rising scores that share out the pixels of a set.
+    """Return edges of bins for the pixels of a set, in rising order.
 
-    Half of the edges share out all pixels, half the anomalous ones: both axes of every curve are then fine enough.
+    Half of the edges are quantiles of all pixels, the other half are quantiles of the anomalous pixels. Both axes of
+    every curve are then fine enough.
     """
     positions = (np.arange(_BINS // 2) + 1) / (_BINS // 2 + 1)
     edges = []
@@ -201,15 +208,15 @@ def bin_edges(counts: ScoreCounts) -> NDArray[np.float32]:
 def count_case(
     anomaly_map: NDArray[np.float32], mask: NDArray[np.bool_] | None, edges: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return what a case adds to each bin between the edges, highest first.
+    """Return the counts of a case in each bin between the edges, highest bin first.
 
     Args:
-        anomaly_map: (H, W).
-        mask: (H, W), or None where what is anomalous is not known: the case then adds nothing.
-        edges: (K,) of `bin_edges`.
+        anomaly_map: (H, W) anomaly map.
+        mask: (H, W) mask; None if it is unknown, and all counts are then 0.
+        edges: (K,) edges from `bin_edges`.
 
     Returns:
-        (3, K + 1): anomalous pixels, normal pixels, overlap of regions.
+        (3, K + 1) anomalous pixels, normal pixels, and overlap of regions in each bin.
     """
     size = len(edges) + 1
     if mask is None:
@@ -228,12 +235,12 @@ def pixel_intervals(
     """Return the intervals of ``auroc``, ``ap`` and ``pro`` of a set.
 
     Args:
-        counts: (N, 3, K) of `count_case`.
-        weights: (R, N) how often each resample draws each case (`bootstrap_weights`).
-        exact: the metrics of the set itself. The little that bins change of them is taken off the draws.
+        counts: (N, 3, K) counts from `count_case`.
+        weights: (R, N) number of times each resample draws each case (`bootstrap_weights`).
+        exact: exact metrics of the set. Their difference to the metrics from bins is added to each resample's value.
 
     Raises:
-        ValueError: a metric is undefined in every resample.
+        ValueError: a metric is undefined in all resamples.
     """
     once = np.ones((1, len(counts)))
     parts = [_metrics(np.tensordot(rows.astype(np.float64), counts, axes=1)) for rows in (once, *_blocks(weights))]
@@ -249,7 +256,7 @@ def _blocks(weights: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 def _metrics(drawn: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """Return pixel metrics of (r, 3, K) counts: (r,) each, NaN where undefined."""
+    """Return pixel metrics of (r, 3, K) counts, each (r,) and NaN where it is undefined."""
     counts = _of_single_scores(drawn[:, 0], drawn[:, 1], drawn[:, 2])
     return {
         "auroc": area_under_roc(counts).value,

@@ -1,4 +1,4 @@
-"""DeLong's variance of the AUROC, and his test of the difference of two."""
+"""DeLong's variance of the AUROC, and the paired test for the difference of two AUROCs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from scipy.stats import rankdata
 
 __all__ = ["DeLong", "DeLongDifference", "check_level", "checked_scores", "delong", "delong_difference"]
 
-LEVEL = 0.95  # confidence
+LEVEL = 0.95  # confidence level
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class DeLong:
-    """An AUROC, its variance, and its confidence interval, cut to [0, 1]."""
+    """An AUROC, its variance, and its confidence interval, clipped to [0, 1]."""
 
     auroc: float
     variance: float
@@ -29,15 +29,15 @@ class DeLong:
 
 @dataclass(frozen=True)
 class DeLongDifference:
-    """The difference of two AUROCs on the same cases: the first minus the second.
+    """The difference of two AUROCs on the same cases.
 
     Attributes:
-        difference: in [-1, 1].
-        standard_error: of the difference.
-        z: the difference in standard errors; infinite where a difference has no error.
-        p_value: two-sided, of the hypothesis that both AUROCs are equal.
-        low: lower end of the confidence interval, cut to [-1, 1].
-        high: upper end.
+        difference: first AUROC minus the second, in [-1, 1].
+        standard_error: standard error of the difference.
+        z: difference divided by the standard error; infinite if the difference is not 0 and the error is 0.
+        p_value: two-sided p value of the hypothesis that both AUROCs are equal.
+        low: lower end of the confidence interval, clipped to [-1, 1].
+        high: upper end of the confidence interval, clipped to [-1, 1].
     """
 
     difference: float
@@ -49,26 +49,29 @@ class DeLongDifference:
 
 
 def delong(scores: ArrayLike, labels: ArrayLike, *, level: float = LEVEL) -> DeLong:
-    """Return the AUROC of scores with DeLong's variance and the normal interval it gives.
+    """Return the AUROC with DeLong's variance and the normal-approximation interval.
 
-    Sun and Xu, "Fast implementation of DeLong's algorithm", IEEE Signal Processing Letters 21, 2014: placements out of
-    mid-ranks, O(N log N). Where the labels are separated perfectly, the variance is 0 and the interval a point: these
-    cases then tell nothing of how far the AUROC of others may lie below.
+    If scores separate the labels perfectly, the variance is 0 and the interval is a single point. It then does not
+    state how much lower the AUROC of other cases may be.
 
     Args:
         scores: (N,) anomaly scores; ties count half.
         labels: (N,) integers, 0 normal and 1 anomalous.
-        level: confidence of the interval, in (0, 1).
+        level: confidence level of the interval, in (0, 1).
 
     Raises:
-        ValueError: fewer than two cases of a label, which leaves the variance undefined; scores with NaN; labels other
-            than 0 and 1; shapes that differ; a level outside (0, 1).
+        ValueError: a label has fewer than two cases, so the variance is undefined. Or a score is NaN, a label is not 0
+            or 1, shapes differ, or the level is outside (0, 1).
+
+    Reference:
+        Sun and Xu, "Fast implementation of DeLong's algorithm for comparing the areas under correlated receiver
+        operating characteristic curves", IEEE Signal Process. Lett. 21, 2014: placements from mid-ranks, O(N log N).
     """
     check_level(level)
     values, is_positive = checked_scores(scores, labels, fewest=2)
-    above, below = _placements(values, is_positive)
-    auroc = float(above.mean() / len(below))
-    variance = _variance(above, below)
+    positive, negative = _placements(values, is_positive)
+    auroc = float(positive.mean() / len(negative))
+    variance = _variance(positive, negative)
     reach = float(ndtri((1 + level) / 2)) * variance**0.5
     return DeLong(auroc, variance, max(auroc - reach, 0.0), min(auroc + reach, 1.0))
 
@@ -78,27 +81,30 @@ def delong_difference(
 ) -> DeLongDifference:
     """Return the difference of two methods' AUROCs on the same cases, with DeLong's paired test.
 
-    DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988. The variance of the difference is that of the paired
-    placements' differences, which equals the two variances minus twice the covariance. Without variance, a difference
-    of 0 (the same ranking, or both perfect) has z 0 and p 1, any other z infinite and p 0.
+    The variance of the difference is computed from the differences of paired placements. It equals the sum of both
+    variances minus twice the covariance. If it is 0, a difference of 0 (same ranking, or both perfect) has z = 0 and
+    p = 1. Any other difference has infinite z and p = 0.
 
     Args:
         scores_a: (N,) anomaly scores of the first method.
-        scores_b: (N,) those of the second; only their order counts, so that scales may differ.
+        scores_b: (N,) anomaly scores of the second method. Scales may differ, because only the order matters.
         labels: (N,) integers, 0 normal and 1 anomalous.
-        level: confidence of the interval, in (0, 1).
+        level: confidence level of the interval, in (0, 1).
 
     Raises:
-        ValueError: as in `delong`.
+        ValueError: see `delong`.
+
+    Reference:
+        DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988.
     """
     check_level(level)
     first, is_positive = checked_scores(scores_a, labels, fewest=2)
     second, _ = checked_scores(scores_b, labels, fewest=2)
-    above, below = (
+    positive, negative = (
         a - b for a, b in zip(_placements(first, is_positive), _placements(second, is_positive), strict=True)
     )
-    difference = float(above.mean() / len(below))
-    error = _variance(above, below) ** 0.5
+    difference = float(positive.mean() / len(negative))
+    error = _variance(positive, negative) ** 0.5
     is_infinite = error == 0 and difference != 0
     z = math.copysign(math.inf, difference) if is_infinite else difference / (error or 1.0)
     reach = float(ndtri((1 + level) / 2)) * error
@@ -107,30 +113,36 @@ def delong_difference(
 
 
 def _placements(scores: Floats, is_positive: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """Return for each anomalous case how many normal ones lie below, for each normal one how many anomalous above.
+    """Return the placements of anomalous cases (m,) and of normal cases (n,). Ties count half.
 
-    Counts and no shares: multiples of a half are exact, so that equal placements have exactly no variance.
+    The placement of an anomalous case is the number of normal cases with a lower score. That of a normal case is the
+    number of anomalous cases with a higher score. Counts are exact floats, unlike fractions, so equal placements have a
+    variance of exactly 0.
     """
     ranks = rankdata(scores)
-    below = ranks[is_positive] - rankdata(scores[is_positive])
-    above = is_positive.sum() - (ranks[~is_positive] - rankdata(scores[~is_positive]))
-    return below, above
+    positive = ranks[is_positive] - rankdata(scores[is_positive])
+    negative = is_positive.sum() - (ranks[~is_positive] - rankdata(scores[~is_positive]))
+    return positive, negative
 
 
-def _variance(above: Floats, below: Floats) -> float:
-    """Return DeLong's variance of placements, of which (m,) belong to anomalous and (n,) to normal cases."""
-    m, n = len(above), len(below)
-    return float(above.var(ddof=1) / n**2 / m + below.var(ddof=1) / m**2 / n)
+def _variance(positive: Floats, negative: Floats) -> float:
+    """Return DeLong's variance from the placements of anomalous cases (m,) and of normal cases (n,)."""
+    m, n = len(positive), len(negative)
+    return float(positive.var(ddof=1) / n**2 / m + negative.var(ddof=1) / m**2 / n)
 
 
 def check_level(level: float) -> None:
     """Raise a `ValueError` unless a confidence level is in (0, 1)."""
     if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1), such as {LEVEL}, got {level}")
+        raise ValueError(f"level must be in (0, 1), for example {LEVEL}, got {level}")
 
 
 def checked_scores(scores: ArrayLike, labels: ArrayLike, *, fewest: int) -> tuple[Floats, NDArray[np.bool_]]:
-    """Return (N,) scores and whether each is of an anomalous case, of which there are `fewest`, and so many normal."""
+    """Return the scores (N,) as float64, and whether each case is anomalous (N,).
+
+    Raises:
+        ValueError: shapes differ, a score is NaN, a label is not 0 or 1, or a label has fewer than ``fewest`` cases.
+    """
     values, truth = np.asarray(scores, np.float64), np.asarray(labels)
     if values.ndim != 1 or values.shape != truth.shape:
         raise ValueError(f"expected scores and labels of one shape (N,), got {values.shape} and {truth.shape}")

@@ -1,4 +1,4 @@
-"""Metrics of a set as MONAI metrics, over all processes."""
+"""Pixel and image metrics of a set as MONAI metrics, over all processes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["PixelMonaiMetric", "ImageMonaiMetric"]
 
 
 class _SetMetric(Metric):
-    """A metric of a whole set by its name.
+    """A metric of a whole set, chosen by its name.
 
     Args:
-        name: of the metric.
-        known: the names there are.
+        name: name of the metric.
+        known: names of all metrics.
 
     Raises:
-        ValueError: there is no such metric.
+        ValueError: there is no metric of this name.
     """
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
@@ -36,19 +36,22 @@ class _SetMetric(Metric):
 
     @abstractmethod
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all batches."""
 
     def get_buffer(self) -> Tensor:
-        """Return what `IgniteMetricHandler` keeps as details of each image: none, for a set has one value."""
+        """Return an empty tensor: a metric of a set has no details of each image for `IgniteMetricHandler`."""
         return torch.zeros(0)
 
 
 class PixelMonaiMetric(_SetMetric):
-    """One of the `PixelMetrics` as a MONAI metric, over all processes; MONAI's `IgniteMetricHandler` takes it.
+    """One of the `PixelMetrics` as a MONAI metric over all processes.
+
+    Third link of the chain `pixel_metrics` (function) -> `PixelMetrics` (accumulator) -> `PixelMonaiMetric` (MONAI
+    metric) -> `PixelMetricHandler` (ignite, in `mrad_med.training`).
 
     Args:
-        name: which of them, for example ``"auroc"`` or ``"pro"``.
-        stride: only every such row and column of maps and masks is looked at.
+        name: key of `PixelMetrics.compute`, for example ``"auroc"`` or ``"pro"``.
+        stride: step between the rows and the columns that are used; 1 uses all pixels.
 
     Raises:
         ValueError: there is no metric of this name.
@@ -61,21 +64,26 @@ class PixelMonaiMetric(_SetMetric):
         self.stride = stride
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all batches."""
         self._pixels = PixelMetrics()
 
     def __call__(self, y_pred: Tensor, y: Tensor) -> None:
-        """Take in maps and masks (B, 1, H, W), or lists of (1, H, W); masks that are not known (NaN) are left out."""
+        """Add a batch. Images whose mask has NaN (unknown) are skipped.
+
+        Args:
+            y_pred: anomaly maps (B, 1, H, W), or a list of (1, H, W).
+            y: masks (B, 1, H, W), or a list of (1, H, W); a value above 0.5 is anomalous.
+        """
         for anomaly_map, mask in zip(y_pred, y, strict=True):
             if not torch.isnan(mask).any():
                 part = (item[None, :, :: self.stride, :: self.stride] for item in (anomaly_map, mask))
                 self._pixels.update(*part)
 
     def aggregate(self) -> float:
-        """Return the metric of everything since `reset`.
+        """Return the metric of all batches since `reset`, from all processes.
 
         Raises:
-            ValueError: it is undefined.
+            ValueError: the metric is undefined.
         """
         merged = PixelMetrics()
         for part in gather_parts(self._pixels):
@@ -84,10 +92,13 @@ class PixelMonaiMetric(_SetMetric):
 
 
 class ImageMonaiMetric(_SetMetric):
-    """One of the `image_metrics` as a MONAI metric, over all processes; MONAI's `IgniteMetricHandler` takes it.
+    """One of the `image_metrics` as a MONAI metric over all processes.
+
+    Second link of the chain `image_metrics` (function) -> `ImageMonaiMetric` (MONAI metric) -> `ImageMetricHandler`
+    (ignite, in `mrad_med.training`).
 
     Args:
-        name: which of them, for example ``"auroc"`` or ``"ap"``.
+        name: key of `image_metrics`, for example ``"auroc"`` or ``"ap"``.
 
     Raises:
         ValueError: there is no metric of this name.
@@ -98,21 +109,26 @@ class ImageMonaiMetric(_SetMetric):
         super().__init__(name, image_metrics(example, example))
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all batches."""
         self._scores: list[float] = []
         self._labels: list[int] = []
 
     def __call__(self, y_pred: Tensor, y: Tensor) -> None:
-        """Take in anomaly scores and labels: B numbers each, as tensors or lists."""
+        """Add a batch.
+
+        Args:
+            y_pred: B anomaly scores, as a tensor or a list.
+            y: B labels, 0 normal and 1 anomalous, as a tensor or a list.
+        """
         for score, label in zip(y_pred, y, strict=True):
             self._scores.append(float(score))
             self._labels.append(int(label))
 
     def aggregate(self) -> float:
-        """Return the metric of everything since `reset`.
+        """Return the metric of all batches since `reset`, from all processes.
 
         Raises:
-            ValueError: it is undefined.
+            ValueError: the metric is undefined.
         """
         parts = gather_parts((self._scores, self._labels))
         scores, labels = ([value for part in parts for value in part[index]] for index in (0, 1))

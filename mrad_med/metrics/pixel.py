@@ -23,20 +23,23 @@ from mrad_med.metrics.histogram import MAX_BINS, ScoreCounts, ScoreHistogram
 
 __all__ = ["PixelMetrics", "pixel_metrics"]
 
-PRO_LIMIT = 0.3  # largest false positive rate of the PRO curve, as the literature has it
-FALSE_POSITIVE_RATES = (0.01, 0.05)  # at which the sensitivity to pixels is told
+PRO_LIMIT = 0.3  # largest false positive rate of the PRO curve, as in the literature
+FALSE_POSITIVE_RATES = (0.01, 0.05)  # rates at which the sensitivity to pixels is reported
 _EIGHT_CONNECTED = np.ones((3, 3), int)
 
 
 def pixel_metrics(maps: Tensor, masks: Tensor) -> dict[str, float]:
     """Return pixel metrics of anomaly maps that fit into memory, with the keys of `PixelMetrics.compute`.
 
+    First link of the chain `pixel_metrics` (function) -> `PixelMetrics` (accumulator) -> `PixelMonaiMetric` (MONAI
+    metric) -> `PixelMetricHandler` (ignite, in `mrad_med.training`).
+
     Args:
-        maps: anomaly maps (B, 1, H, W), finite values.
-        masks: masks (B, 1, H, W), anomalous above 0.5.
+        maps: (B, 1, H, W) anomaly maps with finite values.
+        masks: (B, 1, H, W) masks; a value above 0.5 is anomalous.
 
     Raises:
-        ValueError: the shapes differ, a map has NaN or infinite values, or only normal or only anomalous pixels occur.
+        ValueError: shapes differ, a map has NaN or infinite values, or only normal or only anomalous pixels occur.
     """
     metrics = PixelMetrics()
     metrics.update(maps, masks)
@@ -46,17 +49,20 @@ def pixel_metrics(maps: Tensor, masks: Tensor) -> dict[str, float]:
 class PixelMetrics:
     """Accumulator of pixel metrics over a dataset: call `update` with each batch, then `compute`.
 
-    The chain is `pixel_metrics` (function), `PixelMetrics` (accumulator), `PixelMonaiMetric` (MONAI metric over all
-    processes) and `PixelMetricHandler` in `mrad_med.training` (ignite metric of an evaluator).
+    Second link of the chain `pixel_metrics` (function) -> `PixelMetrics` (accumulator) -> `PixelMonaiMetric` (MONAI
+    metric) -> `PixelMetricHandler` (ignite, in `mrad_med.training`).
 
-    Scores are counted in a `ScoreHistogram`, exactly as long as it has a bin for each float in their range, and with a
-    bound of the error beyond. The per-region overlap (PRO) needs no relabeling: the share of regions covered above a
-    threshold is a sum of per-pixel weights, one over the size of the pixel's region.
+    Scores are counted in a `ScoreHistogram`. Metrics are exact while it has a bin for each float in the range of the
+    scores; otherwise an error bound is reported. The per-region overlap (PRO) sums a weight for each pixel: one divided
+    by the size of its region. Regions are thus labeled only once.
 
     Args:
-        pro_limit: largest false positive rate of the PRO curve.
-        false_positive_rates: at which the sensitivity is told.
-        max_bins: of the histogram; 24 bytes each, allocated as they are needed.
+        pro_limit: largest false positive rate of the PRO curve, in (0, 1].
+        false_positive_rates: false positive rates at which the sensitivity is reported, in (0, 1].
+        max_bins: largest number of bins of the histogram, 24 bytes each, allocated when needed.
+
+    Raises:
+        ValueError: a rate is outside (0, 1], or ``max_bins`` is below 2.
     """
 
     def __init__(
@@ -78,14 +84,14 @@ class PixelMetrics:
 
         Args:
             maps: (B, 1, H, W) anomaly maps.
-            masks: (B, 1, H, W), anomalous above 0.5.
+            masks: (B, 1, H, W) masks; a value above 0.5 is anomalous.
 
         Raises:
-            ValueError: the shapes differ, or a map has NaN or infinite values.
+            ValueError: shapes differ, or a map has NaN or infinite values.
         """
         if maps.shape != masks.shape or maps.ndim != 4 or maps.shape[1] != 1:
             raise ValueError(
-                f"expected two (B, 1, H, W) of one shape, got {tuple(maps.shape)} and {tuple(masks.shape)}"
+                f"expected maps and masks of one shape (B, 1, H, W), got {tuple(maps.shape)} and {tuple(masks.shape)}"
             )
         scores = maps.detach().to("cpu", torch.float32).numpy()[:, 0]
         if scores.size and not np.isfinite([scores.min(), scores.max()]).all():
@@ -99,14 +105,14 @@ class PixelMetrics:
             self._histogram.update(scores.reshape(-1), np.concatenate(pixels), np.concatenate(overlaps))
 
     def merge(self, other: PixelMetrics) -> None:
-        """Add what another instance, for example of another process, was updated with."""
+        """Add the counts of another instance, for example from another process."""
         self._histogram.merge(other._histogram)
 
     def counts(self) -> ScoreCounts:
-        """Return the counts that the metrics are computed from.
+        """Return the counts from which the metrics are computed.
 
         Raises:
-            ValueError: no pixel is anomalous, or none is normal: the metrics are undefined.
+            ValueError: no pixel is anomalous or no pixel is normal, so the metrics are undefined.
         """
         counts = self._histogram.counts()
         positives, negatives = int(counts.positive.sum()), int(counts.negative.sum())
@@ -117,18 +123,18 @@ class PixelMetrics:
         return counts
 
     def compute(self) -> dict[str, float]:
-        """Return the metrics, all in [0, 1] but the threshold.
+        """Return the metrics, all in [0, 1] except the threshold.
 
-        ``auroc``, ``ap``, ``f1_max`` and ``f1_max_threshold``; ``pro``, the exact area under the PRO curve: trapezoids
-        over all thresholds, the limit interpolated, divided by the limit; ``tpr_at_fpr_<rate>``, the sensitivity to
-        pixels at each false positive rate; ``error_bound``: none of these can be off by more, but for float rounding;
-        it is 0 where every bin held a single score.
-
-        ``pro_200`` is the literature's approximation by 200 thresholds, which changes when scores are rescaled; it is
-        there for comparison with published tables only, and the bound is not for it.
+        Returns:
+            ``auroc``, ``ap``, ``f1_max`` and ``f1_max_threshold``. ``pro``: area under the PRO curve up to the limit,
+            by trapezoids over all thresholds, interpolated at the limit, divided by it. ``tpr_at_fpr_<rate>``:
+            sensitivity to pixels at each false positive rate. ``error_bound``: largest possible error of these metrics,
+            except for float rounding; 0 if every bin holds a single score. ``pro_200``: the literature's approximation
+            of PRO with 200 thresholds, only for comparison with published tables. It changes when scores are rescaled,
+            and ``error_bound`` does not cover it.
 
         Raises:
-            ValueError: no pixel is anomalous, or none is normal: the metrics are undefined.
+            ValueError: no pixel is anomalous or no pixel is normal, so the metrics are undefined.
         """
         counts = self.counts()
         f1, threshold = best_f1(counts)
@@ -147,20 +153,20 @@ class PixelMetrics:
         }
 
     def refined(self) -> PixelMetrics:
-        """Return an empty instance with finer bins where order is unknown, for another pass over the same maps."""
+        """Return an empty instance for a second pass through the maps, with finer bins where the error is largest."""
         finer = PixelMetrics(pro_limit=self.pro_limit, false_positive_rates=self.false_positive_rates)
         finer._histogram = self._histogram.refined()
         return finer
 
 
 def region_weights(mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Return the anomalous pixels of a mask, and the weight of each in the per-region overlap.
+    """Return the anomalous pixels of a mask, and the weight of each pixel in the per-region overlap.
 
     Args:
-        mask: (H, W); its regions are 8-connected.
+        mask: (H, W) mask. Its regions are 8-connected.
 
     Returns:
-        (P,) indices into the flat mask, and (P,) one over the size of the pixel's region.
+        (P,) indices in the flattened mask, and (P,) weights: one divided by the size of the pixel's region.
     """
     inside = np.flatnonzero(mask)
     if inside.size == 0:
@@ -169,5 +175,5 @@ def region_weights(mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[n
     top, left = rows.min(), columns.min()
     box = mask[top : rows.max() + 1, left : columns.max() + 1]  # labeling the whole image would take longer
     regions, _ = label_regions(box, _EIGHT_CONNECTED)
-    of_pixel = regions[rows - top, columns - left]
-    return inside, (1 / np.bincount(of_pixel)[of_pixel]).astype(np.float32)
+    region_of = regions[rows - top, columns - left]
+    return inside, (1 / np.bincount(region_of)[region_of]).astype(np.float32)

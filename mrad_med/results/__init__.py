@@ -1,4 +1,4 @@
-"""The answer for a case, and every file it becomes."""
+"""The result of a case, and the files it is written to."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The answer for one case, and what is recorded of a run."""
+"""The result of one case, and the ranking of its slices."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from mrad_med.transforms.preprocessing import ImageView
 from mrad_med.transforms.spatial import SliceLayout
 from mrad_med.types import AnomalyKeys
 
-__all__ = ["CaseResult", "SliceRanking", "slice_means", "upright_picture"]
+__all__ = ["CaseResult", "SliceRanking", "slice_means", "upright_image"]
 
 
 class SliceRanking(NamedTuple):
-    """The slices of a volume, ranked by score: the one order that all outputs and tables follow.
+    """The slices of a volume, ranked by score. All outputs and tables use this order.
 
     Attributes:
-        scores: (D,) scores of the slices, in the order in which they are stored.
-        order: (D,) indices of the stored slices, the highest score first; among equal scores the lower index first.
+        scores: (D,) scores of the slices, in stored order.
+        order: (D,) indices of the stored slices, highest score first. Of equal scores, the lower index is first.
         layout: plane and axis of the slices.
     """
 
@@ -38,38 +38,36 @@ class SliceRanking(NamedTuple):
 
     @property
     def upright_scores(self) -> NDArray[np.float32]:
-        """Scores of the slices, in the order in which upright pictures show them."""
+        """Scores of the slices, in the order of the upright volume."""
         return self.scores[::-1] if self.layout.is_flipped else self.scores
 
     @property
     def upright_order(self) -> NDArray[np.intp]:
-        """Indices in upright pictures of the slices of ``order``."""
+        """``order`` as indices of slices of the upright volume."""
         return len(self.scores) - 1 - self.order if self.layout.is_flipped else self.order
 
 
 def slice_means(anomaly_map: NDArray[np.float32], *, axis: int) -> NDArray[np.float32]:
-    """Return the mean of the highest pixels of each slice, the score of a slice that has no other.
+    """Return a score for each slice from the anomaly map alone: the mean of its highest pixels.
 
     Args:
-        anomaly_map: (X, Y, Z).
-        axis: axis along which the slices follow each other.
+        anomaly_map: (X, Y, Z) anomaly map of a volume.
+        axis: array axis of the slices.
 
     Returns:
-        (D,), see `top_fraction_mean`.
+        (D,) scores, see `top_fraction_mean`.
     """
-    slices = (torch.from_numpy(np.array(plane)) for plane in np.moveaxis(anomaly_map, axis, 0))
-    return np.array([top_fraction_mean(plane[None]).item() for plane in slices], np.float32)
+    slices = (torch.from_numpy(np.array(item)) for item in np.moveaxis(anomaly_map, axis, 0))
+    return np.array([top_fraction_mean(item[None]).item() for item in slices], np.float32)
 
 
-def upright_picture(
-    stored: NDArray[np.uint8], affine: NDArray[np.float64] | None, view: ImageView
-) -> NDArray[np.uint8]:
-    """Return the picture (H, W, 3) of an image or (H, W, D, 3) of a volume, as people look at it.
+def upright_image(stored: NDArray[np.uint8], affine: NDArray[np.float64] | None, view: ImageView) -> NDArray[np.uint8]:
+    """Return the upright pixels of a case as people view them: (H, W, 3) of an image, (H, W, D, 3) of a volume.
 
     Args:
-        stored: (W, H, 3) or (X, Y, Z, 3), see `ImageView.show_stored`.
+        stored: pixels in stored order, (W, H, 3) or (X, Y, Z, 3), see `ImageView.show_stored`.
         affine: (4, 4) voxel to world matrix (RAS, mm) of a volume, None for an image.
-        view: how images are seen.
+        view: how images are shown (window, plane).
     """
     if affine is None:
         return np.ascontiguousarray(stored.swapaxes(0, 1))
@@ -79,17 +77,18 @@ def upright_picture(
 
 @dataclass(frozen=True)
 class CaseResult:
-    """The answer for one case.
+    """The result of one case.
 
     Attributes:
-        case_id: its name.
-        source: what was scored, as `read_image` takes it.
-        anomaly_score: the fused score; of a volume, the highest of its slices.
-        anomaly_map: float32 on the source's own grid: (H, W) upright for an image, (X, Y, Z) as stored for a volume.
+        case_id: name of the case.
+        source: image that was scored, in a form that `read_image` accepts.
+        anomaly_score: fused score of an image; of a volume, the highest score of its slices.
+        anomaly_map: float32 map on the grid of the source: (H, W) upright for an image, (X, Y, Z) as stored for a
+            volume.
         affine: (4, 4) voxel to world matrix (RAS, mm) of a volume, None for an image.
-        slice_scores: (D,) of a volume's slices, in the order in which they are stored along ``slice_axis``.
-        slice_axis: of the volume (X, Y, Z), along which the slices follow each other.
-        study: what the case belongs to, see `find_cases`; empty where nothing is known.
+        slice_scores: (D,) scores of a volume's slices, in stored order along ``slice_axis``.
+        slice_axis: array axis of the slices in (X, Y, Z).
+        study: study of the case, see `find_cases`; empty if unknown.
     """
 
     case_id: str
@@ -105,12 +104,12 @@ class CaseResult:
     def from_output(
         cls, case: Mapping[str, Any], output: Mapping[str, Any], view: ImageView | None = None
     ) -> CaseResult:
-        """Return the result of one case.
+        """Return the result of one case from the output of an evaluator.
 
         Args:
-            case: of the datalist.
-            output: of an evaluator, decollated and inverted.
-            view: how images are seen; `ImageView` with its defaults if None.
+            case: item of the datalist.
+            output: output for this case, decollated and inverted to the grid of the source.
+            view: how images are shown (window, plane); `ImageView()` if None.
         """
         inverted: MetaTensor = output[AnomalyKeys.ANOMALY_MAP]
         array = inverted.detach().cpu().numpy()[0].astype(np.float32)
@@ -130,14 +129,14 @@ class CaseResult:
 
     @property
     def kind(self) -> str:
-        """``"volume"``, ``"frame"`` of a video or of a picture with several pages, or ``"image"``."""
+        """``"volume"``, ``"frame"`` (of a video or of a file with several pages), or ``"image"``."""
         if self.affine is not None:
             return "volume"
         return "frame" if isinstance(self.source, Frame) else "image"
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files the source was read from; none for an image in memory."""
+        """Files from which the source is read; empty for an image in memory."""
         if isinstance(self.source, (str, os.PathLike)):
             return (Path(self.source),)
         if isinstance(self.source, Frame):
@@ -146,44 +145,49 @@ class CaseResult:
 
     @property
     def peak(self) -> tuple[int, ...]:
-        """Index of the map's highest value: (row, column) of an image, (x, y, z) of a volume."""
+        """Index of the highest value of the map: (row, column) for an image, (x, y, z) for a volume."""
         return tuple(int(i) for i in np.unravel_index(int(self.anomaly_map.argmax()), self.anomaly_map.shape))
 
     def rank_slices(self, view: ImageView | None = None) -> SliceRanking:
-        """Return the slices of a volume in the order of their ``slice_scores``.
+        """Return the slices of a volume, ranked by ``slice_scores``.
 
-        A result without such scores ranks by the mean of the highest pixels of each slice.
+        Without ``slice_scores``, slices are ranked by the mean of their highest pixels (`slice_means`).
 
         Args:
-            view: how images are seen; `ImageView` with its defaults if None.
+            view: how images are shown (window, plane); `ImageView()` if None.
 
         Raises:
-            ValueError: the result is not of a volume, the scores do not fit the map, or the view cuts the volume
-                along another axis than it was scored along.
+            ValueError: the case is not a volume, the number of scores differs from the number of slices, or the plane
+                of the view is not the plane that was scored.
         """
         if self.affine is None:
-            raise ValueError("slices are ranked in volumes; an image has no affine")
+            raise ValueError("only the slices of a volume can be ranked; this result has no affine")
         layout, scores = (view or ImageView()).layout(self.affine), self.slice_scores
         if scores is None:
             scores = slice_means(self.anomaly_map, axis=layout.axis)
         elif layout.axis != self.slice_axis % 3:
             raise ValueError(
-                f"slices were scored along axis {self.slice_axis % 3} and are to be shown along axis {layout.axis}; "
+                f"slices were scored along axis {self.slice_axis % 3}, but the view shows axis {layout.axis}; "
                 "show them in the plane in which they were scored"
             )
         scores = np.asarray(scores)
         if scores.shape != (self.anomaly_map.shape[layout.axis],):
-            raise ValueError(f"{scores.shape} scores do not fit {self.anomaly_map.shape[layout.axis]} slices")
+            raise ValueError(
+                f"expected one score for each of {self.anomaly_map.shape[layout.axis]} slices, got shape {scores.shape}"
+            )
         return SliceRanking(scores, np.argsort(-scores, kind="stable"), layout)
 
     def overlay_input(
         self, view: ImageView | None = None, *, stored: NDArray[np.uint8] | None = None
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32], str]:
-        """Return picture (H, W, 3), map (H, W) and a note; of a volume, of its most suspicious slice.
+        """Return the upright image (H, W, 3), its map (H, W) and a note for the title.
+
+        For a volume they are those of the most suspicious slice, and the note states its number. For an image the note
+        is empty.
 
         Args:
-            view: how images are seen; `ImageView` with its defaults if None.
-            stored: the source as `ImageView.show_stored` returns it; by default it is read.
+            view: how images are shown (window, plane); `ImageView()` if None.
+            stored: pixels of the source from `ImageView.show_stored`; read from the source if None.
 
         Raises:
             ValueError: see `rank_slices`.
@@ -192,9 +196,9 @@ class CaseResult:
         ranking = None if self.affine is None else self.rank_slices(view)
         stored = view.show_stored(self.source) if stored is None else stored
         if self.affine is None or ranking is None:
-            return upright_picture(stored, None, view), self.anomaly_map, ""
+            return upright_image(stored, None, view), self.anomaly_map, ""
         one = (slice(None),) * ranking.layout.axis + (slice(ranking.order[0], ranking.order[0] + 1),)
-        picture = upright_picture(stored[one], self.affine, view)
+        image = upright_image(stored[one], self.affine, view)
         upright = view.upright(self.anomaly_map[one], self.affine)
         note = f", slice {ranking.upright_order[0] + 1} of {len(ranking.scores)}"
-        return picture[:, :, 0], upright[..., 0], note
+        return image[:, :, 0], upright[..., 0], note

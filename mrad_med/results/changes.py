@@ -1,4 +1,4 @@
-"""Cases whose files change while they are scored: they are scored once more, then refused."""
+"""Detection of cases whose files change while they are scored. They are scored again once, and then refused."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _NOT_REPEATED = "its file changed while it was read; run again"
 
 
 class ChangeWatch:
-    """The files of cases as they were before they were read.
+    """State of the files of all cases, taken before the cases are read.
 
     Args:
-        cases: a datalist.
+        cases: datalist of the run.
     """
 
     def __init__(self, cases: Iterable[dict[str, Any]] = ()) -> None:
@@ -33,7 +33,7 @@ class ChangeWatch:
         self._take(self._cases)
 
     def _take(self, names: Iterable[str]) -> None:
-        shared: dict[tuple[str, ...], Snapshot] = {}  # the frames of a video have one file
+        shared: dict[tuple[str, ...], Snapshot] = {}  # all frames of a video have the same file
         for name in names:
             files = tuple(map(str, files_of(self._cases[name][AnomalyKeys.IMAGE])))
             if files not in shared:
@@ -44,25 +44,25 @@ class ChangeWatch:
         """Return the hashes of the files of a case.
 
         Returns:
-            None where they have changed since they were looked at; nothing for an image in memory, for a case that is
-            not watched, and for files that were missing from the start.
+            None if a file has changed since its state was taken. An empty tuple for an image in memory, for a case that
+            is not watched, and for files that were missing from the start.
         """
         snapshot = self._snapshots.get(case_id)
         return snapshot.contents() if snapshot is not None and snapshot.is_whole else ()
 
     def note(self, names: Iterable[str]) -> None:
-        """Note that the files of cases have changed."""
+        """Mark cases as changed."""
         self._changed.update(names)
 
     def has_changed(self, names: Iterable[str]) -> bool:
-        """Return whether a file of any of these cases has changed."""
+        """Return whether a file of any of the named cases has changed."""
         return any(name in self._changed or self.contents(name) is None for name in names)
 
     def take_changed(self, failures: Sequence[FailedCase]) -> list[dict[str, Any]]:
-        """Return the cases to be scored once more, and look at their files again.
+        """Return the changed cases that were not repeated yet, and take the state of their files again.
 
         Args:
-            failures: cases that could not be scored; maybe because their files were being written.
+            failures: cases that could not be scored. Those whose files have changed are returned too.
         """
         self.note(item.case_id for item in failures if self.contents(item.case_id) is None)
         names = [name for name in self._cases if name in self._changed - self._repeated]
@@ -72,7 +72,7 @@ class ChangeWatch:
         return [self._cases[name] for name in names]
 
     def failures(self) -> list[FailedCase]:
-        """Return the cases that changed and were not scored as they are now."""
+        """Return the changed cases that were not scored again, or that changed again."""
         return [
             FailedCase(
                 name,

@@ -1,4 +1,4 @@
-"""Ignite handlers that join MONAI's evaluators to results."""
+"""Ignite handlers that turn the output of MONAI evaluators into results."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ logger = logging.getLogger(__name__)
 
 
 class ResultCollector:
-    """Hand every case of an evaluator to a function, as it comes.
+    """Call a function with the result of each case of an evaluator, batch by batch.
 
-    What a case was read from, the datalist of a `CaseLoader` tells, or of any other loader the metadata of its image.
+    The source of a case is taken from the datalist of a `CaseLoader`. With another loader it is taken from the metadata
+    of the image.
 
     Args:
-        receive: called with each `CaseResult`.
-        view: how images are seen; `ImageView` with its defaults if None.
+        receive: function that is called with each `CaseResult`.
+        view: how images are shown (window, plane); `ImageView()` if None.
     """
 
     def __init__(self, receive: Callable[[CaseResult], None], view: ImageView | None = None) -> None:
@@ -38,7 +39,7 @@ class ResultCollector:
         self._known: Mapping[str, Mapping[Any, Any]] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Listen to the engine's start and its iterations."""
+        """Register for the start of the engine and for its iterations."""
         engine.add_event_handler(Events.STARTED, self._look_up)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
@@ -46,7 +47,7 @@ class ResultCollector:
         self._known = getattr(engine.state.dataloader, "cases", {})
 
     def __call__(self, engine: Engine) -> None:
-        """Pass on the results of one batch."""
+        """Call ``receive`` with each result of one batch."""
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             path = item[AnomalyKeys.IMAGE].meta.get(ImageMetaKey.FILENAME_OR_OBJ)
             read = {AnomalyKeys.CASE_ID: item[AnomalyKeys.CASE_ID], AnomalyKeys.IMAGE: path}
@@ -54,11 +55,11 @@ class ResultCollector:
 
 
 class ResultSaver:
-    """Write the results of an evaluator as they come, and the tables at its end.
+    """Write each result of an evaluator when it is ready, and the tables at the end.
 
     Args:
-        writer: where to.
-        failures: the failed cases of the loader (`CaseLoader.failures`), read at the end.
+        writer: writer of the results.
+        failures: failed cases of the loader (`CaseLoader.failures`); the list is read at the end.
     """
 
     def __init__(self, writer: ResultWriter, failures: Sequence[FailedCase] = ()) -> None:
@@ -66,7 +67,7 @@ class ResultSaver:
         self.failures = failures
 
     def attach(self, engine: Engine) -> None:
-        """Listen to the engine's iterations and its end."""
+        """Register for the iterations of the engine and for its end."""
         ResultCollector(self.writer.write, self.writer.view).attach(engine)
         engine.add_event_handler(Events.COMPLETED, self)
 
@@ -76,15 +77,16 @@ class ResultSaver:
 
 
 def run_evaluator(evaluator: Evaluator, writer: ResultWriter) -> None:
-    """Run an evaluator to its end, and leave a whole folder of results also where it is stopped.
+    """Run an evaluator, and write the tables even if it is stopped.
+
+    The evaluator is not run if no case is left. Cases whose files change while they are scored are scored again once.
 
     Args:
-        evaluator: its handlers write the results (`ResultSaver`). With no case left to score it is not run. Cases whose
-            files change while they are scored are scored once more.
-        writer: the writer of the results.
+        evaluator: evaluator whose handlers write the results (`ResultSaver`).
+        writer: writer of the results.
 
     Raises:
-        BaseException: whatever stopped the evaluator; the cases that were scored before are in the tables.
+        BaseException: the exception that stopped the evaluator. The tables then have the cases scored so far.
     """
     try:
         if len(evaluator.data_loader.dataset):
@@ -96,11 +98,11 @@ def run_evaluator(evaluator: Evaluator, writer: ResultWriter) -> None:
         writer.finish(is_whole=False)
         raise
     finally:
-        close_frames()  # a video that was scored can now be moved or deleted
+        close_frames()  # scored videos can then be moved or deleted
 
 
 def _repeat(evaluator: Evaluator, writer: ResultWriter) -> None:
-    """Score the cases once more whose files changed, and leave the failures of both times in the loader."""
+    """Score cases again whose files changed, and store the failures of both passes in the loader."""
     loader = evaluator.data_loader
     if not isinstance(loader, CaseLoader):
         return

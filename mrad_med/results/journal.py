@@ -1,4 +1,4 @@
-"""Which cases of a folder of results are finished, so that an interrupted run resumes where it stopped."""
+"""The list of finished cases in a results folder. An interrupted run resumes from it."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ __all__ = ["Entry", "Journal", "files_of", "what_matters"]
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 2  # of a line; lines of another format finish nothing
-_CHECK = ', "check": "{}"}}'  # ends each line: a part of the sha256 of all that stands before
+_FORMAT = 2  # version of a line; cases in lines of another version are not finished
+_CHECK = ', "check": "{}"}}'  # end of each line: first digits of the sha256 of the text before it
 _CHECK_DIGITS = 16
 _CHECK_LENGTH = len(_CHECK.format("0" * _CHECK_DIGITS))
-# Settings that are recorded, but whose effect is in the hashes of the parts, or that change no result.
+# Recorded settings that do not enter the key: they change no result, or the hashes of the parts cover their effect.
 _NO_MATTER = ("overrides", "profiles")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is kept of a finished case.
+    """A finished case in the journal.
 
     Attributes:
-        key: key of the case, see `Journal.key`; empty for an image in memory and for what is unfinished.
-        row: its row of the table of cases.
-        files: files that were written, below the output folder.
-        slices: rows of the table of slices.
-        video: the video that it is a frame of, below the output folder; empty where none was asked for.
-        shortfalls: outputs that could not be made: the name of the case or video, and the reason.
-        settings: key of the settings that it was scored with.
+        key: key of the case, see `Journal.key`; empty for an image in memory and for an unfinished case.
+        row: row of the case in ``scores.csv``.
+        files: written files, relative to the output folder.
+        slices: rows of the case in ``slices.csv``.
+        video: overlay video that contains the frame, relative to the output folder; empty if there is none.
+        shortfalls: outputs that could not be written, as (name of the case or video, reason).
+        settings: key of the settings with which the case was scored.
     """
 
     key: str
@@ -53,33 +53,32 @@ class Entry:
 
 
 def files_of(source: Any) -> Sequence[str | os.PathLike[str]]:
-    """Return the files that a source is read from; none for an image in memory."""
+    """Return the files from which a source is read; empty for an image in memory."""
     return [source.path] if isinstance(source, Frame) else paths_of(source)
 
 
 def what_matters(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what results depend on of a run's provenance, and the versions of packages."""
+    """Return the part of a run's provenance on which results depend, with the versions of packages."""
     settings = {name: value for name, value in provenance.get("settings", {}).items() if name not in _NO_MATTER}
     return {**provenance, "settings": settings, "versions": package_versions()}
 
 
 class Journal:
-    """One line of JSON for each case as it is finished, in a file beside the results.
+    """A file beside the results with one line of JSON for each finished case.
 
-    A case is finished if it is there with the same key and all that was written of it is there too. The key covers the
-    name of the case, the content of its files, and the settings. Lines that are damaged, or of an older version, finish
-    nothing.
+    A case is finished if its line has the same key and all its files exist. The key covers the name of the case, the
+    content of its files, and the settings. A case is not finished if its line is damaged or of an older version.
 
     Args:
-        path: the file; made with the first case.
-        settings: whatever results depend on, as plain values.
-        resume: keep what is there; else nothing that is there is finished.
+        path: path of the file; created with the first case.
+        settings: settings on which results depend, as plain values.
+        resume: whether cases in an existing file count as finished.
 
     Attributes:
-        entries: finished cases by their names.
-        files: what was ever written of a case into this folder, by its name.
-        damaged: lines that cannot be read.
-        outdated: lines of an older version.
+        entries: finished cases by name.
+        files: files of each case in its last line, also of unfinished cases, by the name of the case.
+        damaged: number of lines that cannot be read.
+        outdated: number of lines of an older version.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
@@ -95,7 +94,7 @@ class Journal:
             self._is_torn = bool(text) and not text.endswith("\n")
             for line in filter(None, text.split("\n")):
                 self._read(line)
-        if not resume and self.files:  # nothing is finished any more, but what was written may have to be removed
+        if not resume and self.files:  # no case is finished, but its old files may have to be removed
             lines = [_line(Entry("", {"case_id": case_id}, files)) for case_id, files in self.files.items()]
             self._is_torn = False
             with atomic_path(path) as partial:
@@ -108,7 +107,7 @@ class Journal:
             values = json.loads(line)
             is_known = values.get("format") == _FORMAT
             if is_known and line[-_CHECK_LENGTH:] != _check_of(line[:-_CHECK_LENGTH]):
-                raise ValueError("the line does not fit its check")
+                raise ValueError("the line does not match its checksum")
             files = tuple(safe_relative_path(str(name)) for name in values["files"])
             shortfalls = tuple((str(name), str(reason)) for name, reason in values["shortfalls"])
             texts = {name: str(values.get(name, "")) for name in ("key", "video", "settings")}
@@ -116,7 +115,7 @@ class Journal:
                 texts["key"] = ""
             self._keep(Entry(row=values["row"], files=files, slices=values["slices"], shortfalls=shortfalls, **texts))
             self.outdated += not is_known
-        except (ValueError, KeyError, TypeError, AttributeError):  # such as the line that a killed run was writing
+        except (ValueError, KeyError, TypeError, AttributeError):  # for example the last line of a killed run
             self.damaged += 1
 
     def _keep(self, entry: Entry) -> None:
@@ -130,7 +129,7 @@ class Journal:
             self._frames[entry.video].add(case_id)
 
     def forget(self, case_id: str) -> None:
-        """Treat a case as unfinished from now on; what was written of it stays known."""
+        """Mark a case as unfinished. Its files stay known."""
         self.add(replace(self.entries[case_id], key=""))
 
     def frames_of(self, video: str) -> set[str]:
@@ -141,9 +140,9 @@ class Journal:
         """Return the key of a case; empty for an image in memory.
 
         Args:
-            case_id: its name.
-            source: what is scored, as `read_image` takes it.
-            contents: hashes of its files, in their order.
+            case_id: name of the case.
+            source: image that is scored, in a form that `read_image` accepts.
+            contents: hashes of its files, in the order of the files.
         """
         if not contents:
             return ""
@@ -151,7 +150,7 @@ class Journal:
         return make_key(self.settings, case_id, list(contents), frame)
 
     def may_be_finished(self, case_id: str) -> bool:
-        """Return whether a case is known with these settings and its results are there, whatever its files hold now."""
+        """Return whether a case has the same settings and its written files exist. Its source is not read."""
         entry = self.entries.get(case_id)
         return (
             entry is not None
@@ -160,20 +159,20 @@ class Journal:
         )
 
     def is_finished(self, case_id: str, source: Any, contents: Sequence[str]) -> bool:
-        """Return whether there is nothing left to do for a case; the arguments are those of `key`."""
+        """Return whether a case is finished. The arguments are those of `key`."""
         key = self.key(case_id, source, contents)
         return bool(key) and self.may_be_finished(case_id) and self.entries[case_id].key == key
 
     def report(self, names: Iterable[str]) -> None:
-        """Log why cases of an earlier run are scored again, each reason in one line.
+        """Log why cases of an earlier run are scored again, one line for each reason.
 
         Args:
-            names: names of the cases that are scored.
+            names: names of the cases that are scored in this run.
         """
         known = [self.entries[case_id] for case_id in names if case_id in self.entries]
         others = sum(entry.settings != self.settings for entry in known)
         for count, reason in (
-            (self.outdated, "result(s) of an older version of mrad_med are not taken for finished"),
+            (self.outdated, "result(s) of an older version of mrad_med are not treated as finished"),
             (self.damaged, f"line(s) of {self.path.name} are damaged; their cases are scored again"),
             (others, "case(s) were finished with other settings or versions and are scored again"),
         ):
@@ -181,10 +180,10 @@ class Journal:
                 logger.warning("%s: %d %s", self.path.parent, count, reason)
 
     def add(self, entry: Entry) -> None:
-        """Note a finished case.
+        """Append a case to the file.
 
         Raises:
-            OSError: the disk is full, or the folder went away.
+            OSError: the disk is full, or the folder is gone.
         """
         entry = replace(entry, settings=self.settings)
         self._keep(entry)
@@ -195,7 +194,7 @@ class Journal:
 
 
 def _is_there(path: Path) -> bool:
-    """Return whether a result is there; a system that lost its power may leave files without content."""
+    """Return whether a file exists and is not empty. A power failure may leave empty files."""
     try:
         return path.stat().st_size > 0
     except OSError:

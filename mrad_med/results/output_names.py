@@ -1,10 +1,10 @@
-"""The names of the outputs that results can be written as, apart from the code that writes them: help needs no more."""
+"""Names and descriptions of the outputs, without the code that writes them: ``--help`` loads only this file."""
 
 from __future__ import annotations
 
 __all__ = ["DEFAULT_OUTPUTS", "OUTPUT_DESCRIPTIONS"]
 
-# What is written where nothing is chosen. The maps of all frames of a video would be gigabytes.
+# Outputs of each kind of case by default. Maps are left out for frames: those of a whole video would take gigabytes.
 DEFAULT_OUTPUTS = {"image": ("tiff", "overlay"), "volume": ("nifti", "overlay", "montage"), "frame": ("video",)}
 
 OUTPUT_DESCRIPTIONS = {
@@ -13,7 +13,7 @@ OUTPUT_DESCRIPTIONS = {
     "nifti": "float32 map of a volume",
     "nrrd": "float32 map of a volume",
     "mask": "map at or above the threshold",
-    "overlay": "picture and map; of a volume, of its worst slice",
+    "overlay": "image and map; for a volume, its most suspicious slice",
     "montage": "a volume's most suspicious slices",
     "seg": "DICOM Segmentation",
     "parametric-map": "DICOM Parametric Map",

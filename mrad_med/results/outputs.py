@@ -1,4 +1,4 @@
-"""The kinds of files that results are written as, each chosen by its name."""
+"""The outputs: files to which a result is written, each chosen by its name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mrad_med.io.dicom.writer import require_highdicom, write_overlay_captures, 
 from mrad_med.io.file_types import DICOM, detect_file_type
 from mrad_med.io.videos import import_av
 from mrad_med.io.volume_writer import require_nrrd, write_volume
-from mrad_med.results.case_result import CaseResult, slice_means, upright_picture
+from mrad_med.results.case_result import CaseResult, slice_means, upright_image
 from mrad_med.results.overlays import blend_overlay, draw_montage, draw_overlay, save_overlay
 from mrad_med.transforms.preprocessing import ImageView
 
@@ -29,13 +29,13 @@ __all__ = ["OUTPUTS", "Output", "OutputSettings", "check_outputs", "is_dicom"]
 
 T = TypeVar("T")
 
-CAPTURES = 9  # slices of a volume that are captured, as many as a montage shows
+CAPTURES = 9  # number of captured slices of a volume; a montage shows as many
 
 
 class CaseCache:
-    """What several outputs of a case need of its source, read once.
+    """Data of a case's source that several outputs need, read once.
 
-    One case is kept at a time. It is released when another case is asked for, or when its result is deleted.
+    Only one case is kept. It is released when another case is requested, or when its result is deleted.
     """
 
     def __init__(self) -> None:
@@ -43,12 +43,12 @@ class CaseCache:
         self._read: dict[str, Any] = {}
 
     def get(self, result: CaseResult, name: str, read: Callable[[], T]) -> T:
-        """Return what a function reads for a case.
+        """Return data of a case from the cache, and read it first if it is missing.
 
         Args:
-            result: the result of the case.
-            name: what is read.
-            read: called where this was not read before for the same case.
+            result: result of the case.
+            name: name of the data.
+            read: function that reads the data.
         """
         if self._case is None or self._case() is not result:
             self._release()
@@ -64,14 +64,14 @@ class CaseCache:
 
 @dataclass(frozen=True)
 class OutputSettings:
-    """What outputs have in common.
+    """Settings that all outputs share.
 
     Attributes:
-        folder: that all of them are below.
-        threshold: from which on a pixel is marked in masks and segmentations; None where there are none.
-        view: how images are seen.
-        keep_identifiers: whether DICOM results name the patient as their source does.
-        volume_suffix: of masks of volumes.
+        folder: output folder.
+        threshold: lowest anomaly value that masks and segmentations mark; None if no output needs it.
+        view: how images are shown (window, plane).
+        keep_identifiers: whether DICOM outputs keep the patient's identifiers of their source.
+        volume_suffix: file suffix of a volume's mask.
     """
 
     folder: Path
@@ -82,26 +82,26 @@ class OutputSettings:
     _cache: CaseCache = field(default_factory=CaseCache, init=False, repr=False, compare=False)
 
     def stored(self, result: CaseResult) -> NDArray[np.uint8]:
-        """Return the image of a case as its source stores it, see `ImageView.show_stored`; it is not to be changed."""
+        """Return the pixels of a case in stored order, see `ImageView.show_stored`. The array must not be changed."""
         return self._cache.get(result, "stored", lambda: self.view.show_stored(result.source))
 
     def source(self, result: CaseResult) -> SourceSeries:
-        """Return the headers of a DICOM case."""
+        """Return the DICOM headers of a case."""
         read = partial(read_source_series, result.files, keep_identifiers=self.keep_identifiers)
         return self._cache.get(result, "source", read)
 
 
 @dataclass(frozen=True)
 class Output:
-    """One kind of output.
+    """How one output is written.
 
     Attributes:
-        subfolder: that its files are in, below the output folder.
-        suffix: of its files.
-        kinds: of results that it can be made of.
-        write: writes it to a path, and returns the files it made.
-        needs_threshold: whether it marks pixels.
-        needs_dicom: whether its source must be DICOM.
+        subfolder: folder of its files, relative to the output folder.
+        suffix: suffix of its files; empty if ``write`` adds it.
+        kinds: kinds of cases for which it can be written.
+        write: function that writes it to a path and returns the written files.
+        needs_threshold: whether it marks pixels at or above a threshold.
+        needs_dicom: whether the source must be DICOM.
     """
 
     subfolder: str
@@ -112,31 +112,36 @@ class Output:
     needs_dicom: bool = False
 
     def suits(self, result: CaseResult) -> bool:
-        """Tell whether it can be made of a result."""
+        """Return whether the output can be written for a result."""
         return result.kind in self.kinds and (not self.needs_dicom or is_dicom(result))
 
 
 def is_dicom(result: CaseResult) -> bool:
-    """Tell whether a result is of DICOM images."""
+    """Return whether the source of a result is DICOM."""
     return bool(result.files) and detect_file_type(result.files[0]) == DICOM
 
 
 def check_outputs(names: Sequence[str], threshold: float | None) -> None:
-    """Refuse what cannot be written before hours of computing, not after.
+    """Check at the start of a run that all outputs can be written.
+
+    Args:
+        names: names of outputs.
+        threshold: lowest anomaly value that masks and segmentations mark; None if no output needs it.
 
     Raises:
-        ValueError: there is no such output, or one that needs a threshold lacks it.
-        OutputError: a package is missing.
-        ImportError, ImageFileError: likewise.
+        ValueError: there is no output of this name, an output needs a threshold, or the threshold is NaN.
+        OutputError: a package for DICOM outputs is missing.
+        ImportError: the package for NRRD files is missing.
+        ImageFileError: the package for videos is missing.
     """
     unknown = [name for name in names if name not in OUTPUTS and name != "video"]
     if unknown:
         raise ValueError(f"there is no output {', '.join(unknown)}; there are {', '.join([*OUTPUTS, 'video'])}")
     lacking = [name for name in names if name != "video" and OUTPUTS[name].needs_threshold]
     if lacking and threshold is None:
-        raise ValueError(f"{', '.join(lacking)} marks what is at or above a threshold; give one (--threshold)")
+        raise ValueError(f"{', '.join(lacking)} marks pixels at or above a threshold; give one (--threshold)")
     if threshold is not None and math.isnan(threshold):
-        raise ValueError("the threshold must be a number, got nan, which no pixel is above")
+        raise ValueError("the threshold must be a number, got nan")
     if any(name != "video" and OUTPUTS[name].needs_dicom for name in names):
         require_highdicom()
     if "nrrd" in names:
@@ -152,7 +157,7 @@ def _write_tiff(result: CaseResult, path: Path, _: OutputSettings) -> list[Path]
 
 
 def _write_png(result: CaseResult, path: Path, _: OutputSettings) -> list[Path]:
-    """Write a map of probabilities, 0 to 1, in the 16 bits of a gray PNG."""
+    """Write a map as a gray 16-bit PNG. Values are clipped to 0 to 1 and scaled to 0 to 65535."""
     return _save_png(path, np.round(result.anomaly_map.clip(0, 1) * 65535).astype(np.uint16))
 
 
@@ -171,19 +176,19 @@ def _write_mask(result: CaseResult, path: Path, settings: OutputSettings) -> lis
 
 
 def _write_overlay(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
-    picture, upright, note = result.overlay_input(settings.view, stored=settings.stored(result))
+    image, upright, note = result.overlay_input(settings.view, stored=settings.stored(result))
     title = f"{result.case_id}{note}\nanomaly score {result.anomaly_score:.4f}"
-    save_overlay(path, draw_overlay(picture, upright, title=title))
+    save_overlay(path, draw_overlay(image, upright, title=title))
     return [path]
 
 
 def _write_montage(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
     affine, view = _affine(result), settings.view
     ranking = result.rank_slices(view)
-    picture = upright_picture(settings.stored(result), affine, view)
+    image = upright_image(settings.stored(result), affine, view)
     title = f"{result.case_id}, anomaly score {result.anomaly_score:.4f}"
     upright, scores = view.upright(result.anomaly_map, affine), ranking.upright_scores
-    save_overlay(path, draw_montage(picture, upright, scores, title=title, order=ranking.upright_order))
+    save_overlay(path, draw_montage(image, upright, scores, title=title, order=ranking.upright_order))
     return [path]
 
 
@@ -199,27 +204,27 @@ def _write_parametric_map(result: CaseResult, path: Path, settings: OutputSettin
 
 
 def _write_captures(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
-    """Write the most suspicious frames, as the source's own pictures under the map."""
+    """Write the most suspicious frames of the source under their anomaly maps."""
     source = settings.source(result)
     maps = frames_on_source(result.anomaly_map, source, result.affine)
     shown = settings.stored(result)  # (columns, rows[, slices], 3)
     if result.affine is None:
         shown = shown.swapaxes(0, 1)
     channels = [frames_on_source(shown[..., i].astype(np.float32), source, result.affine) for i in range(3)]
-    pictures = np.stack(channels, axis=-1).astype(np.uint8)
+    images = np.stack(channels, axis=-1).astype(np.uint8)
     low, high = float(maps.min()), float(maps.max())
     chosen = _rank_frames(result, maps, source, settings)[:CAPTURES]
-    overlays = {int(i): blend_overlay(pictures[i], maps[i], low=low, high=high) for i in chosen}
-    return write_overlay_captures(path, overlays, source, warn=False)  # who writes results warns once for all
+    overlays = {int(i): blend_overlay(images[i], maps[i], low=low, high=high) for i in chosen}
+    return write_overlay_captures(path, overlays, source, warn=False)  # `ResultWriter` warns once for all outputs
 
 
 def _rank_frames(
     result: CaseResult, maps: NDArray[np.float32], source: SourceSeries, settings: OutputSettings
 ) -> NDArray[np.intp]:
-    """Return the indices of a source's frames, the most suspicious first.
+    """Return the indices of a source's frames, most suspicious first.
 
-    Frames that are the slices follow the ranking of the slices. A volume that was scored across its frames has no
-    score for each frame; its frames are ranked by their parts of the map.
+    Frames that are slices follow the ranking of the slices. If a volume was scored in another plane than that of its
+    frames, no frame has a score. The frames are then ranked by the highest pixels of their maps (`slice_means`).
     """
     if result.affine is not None:
         ranking = result.rank_slices(settings.view)
@@ -240,7 +245,7 @@ def _save_png(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> lis
 
 def _affine(result: CaseResult) -> NDArray[np.float64]:
     if result.affine is None:
-        raise ValueError("this output is of volumes; an image has no affine")
+        raise ValueError("this output needs a volume; an image has no affine")
     return result.affine
 
 
@@ -250,12 +255,12 @@ def _threshold(settings: OutputSettings) -> float:
     return settings.threshold
 
 
-_PICTURES, _ALL = ("image", "frame"), ("image", "frame", "volume")
-_FRAMED = ("image", "volume")  # what DICOM files hold
+_FLAT, _ALL = ("image", "frame"), ("image", "frame", "volume")
+_FRAMED = ("image", "volume")  # kinds of cases that DICOM files hold
 
 OUTPUTS: dict[str, Output] = {
-    "tiff": Output("maps", ".tiff", _PICTURES, _write_tiff),
-    "png": Output("maps", ".png", _PICTURES, _write_png),
+    "tiff": Output("maps", ".tiff", _FLAT, _write_tiff),
+    "png": Output("maps", ".png", _FLAT, _write_png),
     "nifti": Output("maps", ".nii.gz", ("volume",), _write_volume),
     "nrrd": Output("maps", ".nrrd", ("volume",), _write_volume),
     "mask": Output("masks", "", _ALL, _write_mask, needs_threshold=True),

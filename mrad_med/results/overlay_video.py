@@ -1,4 +1,4 @@
-"""Videos of anomaly maps over the frames they belong to."""
+"""Videos of anomaly maps over their frames."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from PIL import Image
 
 from mrad_med.io.frames import Frame, FrameReader, OverlayVideo
 from mrad_med.results.case_result import CaseResult
-from mrad_med.results.overlays import blend_overlay, fit_picture
+from mrad_med.results.overlays import blend_overlay, limit_side
 
 __all__ = ["VideoCollector"]
 
-KEPT_SIDE = 128  # pixels; maps are smooth
-PAGES_PER_SECOND = 5.0  # of pictures with pages, which have no times
+KEPT_SIDE = 128  # pixels; maps are smooth, so a small copy is enough
+PAGES_PER_SECOND = 5.0  # rate for files with several pages; pages have no times
 
 
 class VideoCollector:
-    """Collect the maps of the frames of one video, then draw them over the frames under one scale of colors.
+    """Collect the maps of one video's frames, then draw them over the frames with one color scale.
 
-    The frames keep their times. Colors span the range of all maps, for MRAD's probabilities may span no more than 0.01;
-    until it is known, small maps wait in a temporary file.
+    The frames keep their times. Colors span the range of all maps, because values of MRAD maps may span only 0.01.
+    Small maps are kept in a temporary file until this range is known.
 
     Args:
-        folder: folder of the temporary file; by default that of the system.
+        folder: folder of the temporary file; the system's folder if None.
 
     Attributes:
-        name: of the video; empty before the first frame.
+        name: name of the video; empty before the first frame.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -38,25 +38,29 @@ class VideoCollector:
         self._range = (np.inf, -np.inf)
 
     def add(self, result: CaseResult, name: str) -> None:
-        """Add the result of a frame; all must be of one video, in order.
+        """Add the result of a frame.
+
+        Args:
+            result: result of the next frame, in the order of the video.
+            name: name of the video, the same for all frames.
 
         Raises:
-            TypeError: the result is of no frame.
+            TypeError: the source of the result is not a frame.
             OSError: the disk is full.
         """
         if not isinstance(result.source, Frame):
-            raise TypeError("a video is made of frames")
+            raise TypeError("a video is made of frames, but the source of this result is not a frame")
         self.name = name
         low, high = self._range
         self._range = (min(low, float(result.anomaly_map.min())), max(high, float(result.anomaly_map.max())))
-        small = fit_picture(result.anomaly_map, KEPT_SIDE)
+        small = limit_side(result.anomaly_map, KEPT_SIDE)
         self._frames.append((result.source, (small.shape[0], small.shape[1])))
         self._maps.write(small.astype(np.float32).tobytes())
 
     def write(self, path: Path) -> list[Path]:
-        """Write the video, whole or not at all, and return its path.
+        """Write the video completely or not at all, and return its path.
 
-        Frames of other sizes than the first are brought to that of the first.
+        All frames are resized to the size of the first one.
 
         Raises:
             ImageFileError: a frame cannot be read again.
@@ -70,9 +74,9 @@ class VideoCollector:
         with OverlayVideo(path, frames_per_second=rate) as video, FrameReader() as reader:
             for number, (frame, (rows, columns)) in enumerate(self._frames):
                 small = np.frombuffer(self._maps.read(4 * rows * columns), np.float32).reshape(rows, columns)
-                picture = Image.fromarray(fit_picture(reader.read(frame)))
-                size = size or picture.size
-                shown = np.asarray(picture if picture.size == size else picture.resize(size))
+                image = Image.fromarray(limit_side(reader.read(frame)))
+                size = size or image.size
+                shown = np.asarray(image if image.size == size else image.resize(size))
                 anomaly_map = np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BILINEAR))
                 time = number / rate if frame.time is None else frame.time - start
                 video.write(blend_overlay(shown, anomaly_map, low=self._range[0], high=self._range[1]), time=time)

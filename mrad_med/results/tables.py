@@ -1,4 +1,4 @@
-"""Tables of a run: one row per case, per slice of a volume, per study."""
+"""Tables of a run: one row for each case, for each slice of a volume, and for each study."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ STUDY_COLUMNS = ("study", "cases", "failed", "anomaly_score", "highest_case")
 
 
 def score_row(result: CaseResult, files: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Return the row of a case.
+    """Return the row of a case in ``scores.csv``.
 
     Args:
-        result: of the case.
-        files: that were written, by the name of the output.
+        result: result of the case.
+        files: written files, by the name of the output.
     """
     first = {name: paths[0] for name, paths in files.items() if paths}
     map_file = next((first[name] for name in ("tiff", "nifti", "nrrd", "png") if name in first), "")
@@ -80,7 +80,7 @@ def score_row(result: CaseResult, files: Mapping[str, Sequence[str]]) -> dict[st
 
 
 def slices_of(result: CaseResult) -> list[dict[str, Any]]:
-    """Return the rows of a volume's slices; none for an image, or where slices were not scored."""
+    """Return the rows of a volume's slices; empty for an image, or if slices were not scored."""
     if result.affine is None or result.slice_scores is None:
         return []
     axis, scores = result.slice_axis, result.slice_scores
@@ -88,10 +88,10 @@ def slices_of(result: CaseResult) -> list[dict[str, Any]]:
 
 
 def study_rows(rows: Iterable[Mapping[str, str]], failures: Sequence[FailedCase]) -> list[dict[str, Any]]:
-    """Return one row per study: how many cases it has, and which is the highest.
+    """Return one row for each study: its number of cases, and the case with the highest score.
 
     Args:
-        rows: of cases.
+        rows: rows of ``scores.csv``. Those without a study are left out.
         failures: cases that could not be scored.
     """
     of_study: dict[str, list[Mapping[str, str]]] = defaultdict(list)
@@ -109,7 +109,7 @@ def study_rows(rows: Iterable[Mapping[str, str]], failures: Sequence[FailedCase]
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a table as CSV, whole or not at all."""
+    """Write a table as CSV, completely or not at all."""
     with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, columns, restval="")
         table.writeheader()
@@ -117,7 +117,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
 
 
 def write_or_remove(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a table that has rows, and leave none of an earlier run where there are none now."""
+    """Write a table if it has rows; without rows, remove the table of an earlier run."""
     if rows:
         write_table(path, columns, rows)
     else:
@@ -127,13 +127,13 @@ def write_or_remove(path: Path, columns: Sequence[str], rows: Sequence[Mapping[s
 def describe_cases(
     done: int, failures: Sequence[FailedCase], not_reached: Sequence[str], shortfalls: Sequence[FailedCase]
 ) -> dict[str, Any]:
-    """Return what the record of a run states of its cases.
+    """Return the part of ``run.json`` about cases.
 
     Args:
         done: number of cases that were scored.
         failures: cases that could not be scored.
-        not_reached: names of the cases that are neither.
-        shortfalls: outputs of scored cases that could not be made.
+        not_reached: names of cases that the run did not reach.
+        shortfalls: outputs of scored cases that could not be written.
     """
     count = {"total": done + len(failures) + len(not_reached), "ok": done, "failed": len(failures)}
     failed, lacking = (
@@ -144,7 +144,7 @@ def describe_cases(
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write the record of a run as JSON, whole or not at all."""
+    """Write ``run.json``, completely or not at all."""
     with atomic_path(path) as partial:
         partial.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
 
@@ -157,30 +157,34 @@ def slice_rows(
     *,
     axis: int = 2,
 ) -> list[dict[str, str | int | float]]:
-    """Return a table of a volume's slices: one row each, of plain values, to be written as CSV or JSON.
+    """Return one row for each slice of a volume, with plain values for CSV or JSON.
 
     Args:
-        case_id: the volume's name.
-        anomaly_map: (X, Y, Z).
+        case_id: name of the volume.
+        anomaly_map: (X, Y, Z) anomaly map.
         affine: (4, 4) voxel to world matrix (RAS, mm).
-        scores: (D,) of the slices along ``axis``.
-        axis: of the array, along which the slices lie.
+        scores: (D,) scores of the slices.
+        axis: array axis of the slices: 0, 1 or 2.
 
     Returns:
         Rows of ``case_id``, ``slice`` (index from 0), ``position_mm`` (see `slice_positions`), ``score``,
         ``map_maximum`` and ``peak``, the index "x y z" of the slice's highest value.
 
     Raises:
-        ValueError: the map is no volume, there is no such axis, or there are not as many scores as slices.
+        ValueError: the map does not have three axes, the axis is not 0, 1 or 2, or the number of scores differs from
+            the number of slices.
     """
     if anomaly_map.ndim != 3:
-        raise ValueError(f"a volume's map is (X, Y, Z), got {anomaly_map.shape}")
+        raise ValueError(f"expected the map of a volume, (X, Y, Z), got shape {anomaly_map.shape}")
     positions = slice_positions(affine, len(scores), axis=axis)
     if np.shape(scores) != (anomaly_map.shape[axis],):
-        raise ValueError(f"{np.shape(scores)} scores do not fit {anomaly_map.shape[axis]} slices along axis {axis}")
+        raise ValueError(
+            f"expected one score for each of {anomaly_map.shape[axis]} slices along axis {axis}, "
+            f"got shape {np.shape(scores)}"
+        )
     rows: list[dict[str, str | int | float]] = []
-    for index, (plane, position) in enumerate(zip(np.moveaxis(anomaly_map, axis, 0), positions, strict=True)):
-        peak = [int(i) for i in np.unravel_index(int(plane.argmax()), plane.shape)]
+    for index, (slice_map, position) in enumerate(zip(np.moveaxis(anomaly_map, axis, 0), positions, strict=True)):
+        peak = [int(i) for i in np.unravel_index(int(slice_map.argmax()), slice_map.shape)]
         peak.insert(axis, index)
         rows.append(
             {
@@ -188,7 +192,7 @@ def slice_rows(
                 "slice": index,
                 "position_mm": round(float(position), 4),
                 "score": float(scores[index]),
-                "map_maximum": float(plane.max()),
+                "map_maximum": float(slice_map.max()),
                 "peak": " ".join(map(str, peak)),
             }
         )

@@ -1,4 +1,4 @@
-"""Results written as they come: files of each case, tables and a record of the run."""
+"""Writing of results during a run: the files of each case, the tables, and ``run.json``."""
 
 from __future__ import annotations
 
@@ -45,35 +45,35 @@ __all__ = ["ResultWriter"]
 
 logger = logging.getLogger(__name__)
 
-_PICTURES = ("overlay", "montage", "capture")  # outputs that show the pixels of the source
+_PIXEL_OUTPUTS = ("overlay", "montage", "capture")  # outputs that show the pixels of the source
 
 
 class ResultWriter:
-    """Write the results of a run as they come; nothing is ever half-written.
+    """Write the results of each case when they are ready. Each file is written completely or not at all.
 
-    What is written of each case is chosen by name (`OUTPUTS`, and ``"video"`` for the frames of a video). `finish`
-    writes ``scores.csv`` (a row per case), ``slices.csv`` (per slice of volumes), ``studies.csv`` (per study) and
-    ``run.json``, which states whether the run is complete. ``finished.jsonl`` states for a later run what is done. Of
-    several processes only one may write to a folder, until `finish`.
+    Outputs are chosen by name: those of `OUTPUTS`, and ``"video"`` for the frames of a video. `finish` writes
+    ``scores.csv`` (a row for each case), ``slices.csv`` (for each slice of a volume), ``studies.csv`` (for each study)
+    and ``run.json``, which states whether the run is complete. ``finished.jsonl`` lists the finished cases for a later
+    run. Until `finish`, no other process can write to the folder.
 
     Args:
-        output_dir: made if absent.
-        provenance: what should be recorded of the run: cards, hashes, settings.
-        write: names of outputs; by default the map in float32 and an overlay of an image, of a volume a montage too,
-            and of a video its overlay video. Outputs that a case cannot have are left out.
-        threshold: from which on masks and segmentations mark a pixel.
-        view: how images are seen; `ImageView` with its defaults if None.
-        keep_identifiers: lets DICOM results name the patient as their source does.
-        resume: keep the results of finished cases of an earlier run with the same settings, see `pending`.
-        take_over: write to the folder although a process of another host has locked it.
+        output_dir: output folder; created if absent.
+        provenance: values to record in ``run.json``: cards, hashes, settings.
+        write: names of outputs. The default is `DEFAULT_OUTPUTS`: the float32 map and an overlay of an image, the same
+            and a montage of a volume, and the overlay video of a video. Outputs that do not suit a case are left out.
+        threshold: lowest anomaly value that masks and segmentations mark; None if no output needs it.
+        view: how images are shown (window, plane); `ImageView()` if None.
+        keep_identifiers: whether DICOM outputs keep the patient's identifiers of their source.
+        resume: whether to keep the results of cases that an earlier run finished with the same settings, see `pending`.
+        take_over: whether to write to the folder although a process of another host has locked it.
 
     Attributes:
-        shortfalls: outputs of scored cases that could not be made, and why.
-        failures: cases that could not be scored, once they are known.
+        shortfalls: outputs of scored cases that could not be written, with the reason.
+        failures: cases that could not be scored; known after `finish`.
 
     Raises:
-        OutputError: the folder cannot be written to, another process writes to it, or a package is missing.
-        ValueError: there is no such output, or a threshold is missing.
+        OutputError: the folder cannot be written to, or another process writes to it.
+        ValueError: see `check_outputs`, which raises further errors if a package is missing.
     """
 
     def __init__(
@@ -103,28 +103,31 @@ class ResultWriter:
         matters |= what_matters(self.provenance)
         self._journal = Journal(self.output_dir / "finished.jsonl", matters, resume=resume)
         self._watch = ChangeWatch()
-        self._cases: dict[str, dict[str, Any]] = {}  # all of the run by their names, once they are known
+        self._cases: dict[str, dict[str, Any]] = {}  # all cases of the run by name, set by `pending`
         self._frames_of: dict[str, set[str]] = {}  # names of cases by their video
         self._done: dict[str, Entry] = {}
         self._failed: dict[str, FailedCase] = {}
         self._video: VideoCollector | None = None
-        self._written: set[str] = set()  # files of this run
-        self._frames: list[Entry] = []  # of the video that is not written yet
+        self._written: set[str] = set()  # files that this run wrote
+        self._frames: list[Entry] = []  # frames of the video that is not written yet
         self._started = time.monotonic()
 
     @property
     def rows(self) -> list[dict[str, str]]:
-        """Rows of the table of cases that are done, in the order of the cases."""
+        """Rows of ``scores.csv`` for the cases that are done, in the order of the cases."""
         return [entry.row for entry in self._entries()]
 
     def _entries(self) -> list[Entry]:
         return [self._done[case_id] for case_id in self._cases or self._done if case_id in self._done]
 
     def pending(self, cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the cases that are still to be scored; what an earlier run finished goes into the tables as it is.
+        """Return the cases that must still be scored. The tables keep the rows of the finished cases.
 
-        The frames of a video are finished together or not at all where they make an overlay video. Only cases that were
-        given here are known as finished to a later run.
+        If an overlay video is written, all its frames are finished or none is. A later run can skip only cases that
+        were given here.
+
+        Args:
+            cases: datalist of the run.
 
         Raises:
             OutputError: the folder cannot be written to.
@@ -144,18 +147,18 @@ class ResultWriter:
                 self._take_over(case_id)
         self._journal.report(set(self._cases) - finished)
         try:
-            self._write_record(is_whole=False)  # true until the run ends, however it ends
+            self._write_record(is_whole=False)  # correct in case the run is killed
         except OSError as error:
             raise OutputError(f"cannot write to {self.output_dir} ({error.strerror}); free some space") from error
         return [case for case in cases if case[AnomalyKeys.CASE_ID] not in finished]
 
     def changed(self, failures: Sequence[FailedCase] = ()) -> list[dict[str, Any]]:
-        """Return the cases whose files changed while they were scored, of which nothing is kept: score them once more.
+        """Return the cases whose files changed while they were scored.
 
-        Then `finish`, also a second time. Those that are not scored again, or that change again, failed.
+        Their results are removed. Score these cases once more, then call `finish` (again). Otherwise they are failures.
 
         Args:
-            failures: the cases that could not be scored; those whose files changed meanwhile are returned too.
+            failures: cases that could not be scored. Those whose files changed meanwhile are returned too.
         """
         self._finish_video()
         changed = self._watch.take_changed(failures)
@@ -164,7 +167,7 @@ class ResultWriter:
         return changed
 
     def _is_finished(self, case_id: str) -> bool:
-        if not self._journal.may_be_finished(case_id):  # most often, and then no file is read
+        if not self._journal.may_be_finished(case_id):  # the usual case; no file is read
             return False
         contents = self._watch.contents(case_id)
         return contents is not None and self._journal.is_finished(case_id, self._source_of(case_id), contents)
@@ -173,7 +176,7 @@ class ResultWriter:
         return self._cases[case_id][AnomalyKeys.IMAGE]
 
     def _take_over(self, case_id: str) -> None:
-        """Take what an earlier run finished into the tables."""
+        """Add the rows of a case that an earlier run finished to the tables."""
         entry, study = self._journal.entries[case_id], _study(self._cases[case_id])
         self.shortfalls += [FailedCase(*shortfall) for shortfall in entry.shortfalls]
         if entry.row["status"] == "ok":
@@ -188,7 +191,7 @@ class ResultWriter:
         return self._video_of(case_id, self._source_of(case_id), _study(self._cases[case_id]))
 
     def _video_of(self, case_id: str, source: Any, study: str) -> str:
-        """Return the video that a case becomes a frame of, below the output folder; empty if none."""
+        """Return the overlay video of a frame, relative to the output folder; empty for other cases."""
         if not isinstance(source, Frame) or "video" not in self._names_for("frame"):
             return ""
         return f"videos/{safe_relative_path(study or case_id)}.mp4"
@@ -197,10 +200,10 @@ class ResultWriter:
         """Write the outputs of one case.
 
         Raises:
-            OutputError: the disk is full, or the folder went away.
-            ValueError: the case name would lead out of the output folder.
+            OutputError: the disk is full, or the folder is gone.
+            ValueError: the case id is a path outside the output folder.
         """
-        if not self._lock.is_held:  # after `finish`, or where the caller goes on after an error
+        if not self._lock.is_held:  # after `finish`, or after an error
             self._lock = FolderLock(self.output_dir)
         try:
             self._write(result)
@@ -220,7 +223,7 @@ class ResultWriter:
             for name in self._names_for(result.kind)
             if name != "video" and OUTPUTS[name].suits(result)
         }
-        if is_dicom(result) and any(files.get(name) for name in _PICTURES):
+        if is_dicom(result) and any(files.get(name) for name in _PIXEL_OUTPUTS):
             self._warn_of_texts(result)
         paths = tuple(path for written in files.values() for path in written)
         if (contents := self._watch.contents(result.case_id)) is None:
@@ -233,7 +236,7 @@ class ResultWriter:
             paths,
             slices_of(result),
             video,
-            _told(self.shortfalls[known:]),
+            _pairs_of(self.shortfalls[known:]),
         )
         self._done[result.case_id] = entry
         if video:
@@ -243,12 +246,12 @@ class ResultWriter:
             self._note(entry)
 
     def _collect(self, result: CaseResult, video: str) -> None:
-        if self._video is None:  # its maps wait where results go: there is space, and maybe no other folder for them
+        if self._video is None:  # the output folder has space for the maps; the temporary folder may not
             self._video = VideoCollector(self.output_dir)
         self._video.add(result, video)
 
     def _discard(self, names: Iterable[str], files: Iterable[str]) -> None:
-        """Remove what was written of cases whose files changed meanwhile."""
+        """Remove the results of cases whose files changed meanwhile."""
         for name in names:
             self._done.pop(name, None)
         for file in files:
@@ -264,10 +267,12 @@ class ResultWriter:
         return [file.relative_to(self.output_dir).as_posix() for file in output.write(result, path, self._settings)]
 
     def _try(self, name: str, case_id: str, write: Callable[[], Any]) -> Any:
-        """Return what a function that writes an output returns; one that cannot be made costs only itself.
+        """Call a function that writes an output, and return its value.
+
+        If the output cannot be written, a shortfall is recorded and an empty list is returned. The run continues.
 
         Raises:
-            OutputError: the disk is full, or the folder went away.
+            OutputError: the disk is full, or the folder is gone.
         """
         try:
             return write()
@@ -276,15 +281,15 @@ class ResultWriter:
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise OutputError(f"cannot write the results of {case_id} to {self.output_dir}: {error}") from error
-            reason = "the name of its file would be too long; rename the case"
-        except Exception as error:  # of a library that draws or encodes; its message may quote the source
+            reason = "its file name would be too long; rename the case"
+        except Exception as error:  # of a library; its message may quote the source
             reason = str(error) if isinstance(error, ImageFileError) else f"unforeseen {type(error).__name__}"
         logger.warning("%s: no %s could be written: %s", case_id, name, reason)
         self.shortfalls.append(FailedCase(case_id, f"no {name} could be written: {reason}"))
         return []
 
     def _finish_video(self) -> None:
-        """Write the video of the frames so far, and note that they are finished."""
+        """Write the video of the collected frames, and record the frames as finished."""
         frames, self._frames = self._frames, []
         collected, self._video = self._video, None
         if not frames or collected is None:
@@ -297,7 +302,7 @@ class ResultWriter:
             self._discard(together, [*written, *(file for entry in frames for file in entry.files)])
             del self.shortfalls[known:]
             return
-        shortfalls = _told(self.shortfalls[known:])  # once, with the first frame
+        shortfalls = _pairs_of(self.shortfalls[known:])  # stored once, with the first frame
         for case_id in self._journal.frames_of(name) - {entry.row["case_id"] for entry in frames}:
             self._journal.forget(case_id)  # a frame of an earlier video of this name
         for number, entry in enumerate(frames):
@@ -321,14 +326,14 @@ class ResultWriter:
             logger.warning("%s (and maybe others): %s", result.case_id, warning)
 
     def finish(self, failures: Sequence[FailedCase] = (), *, is_whole: bool = True) -> None:
-        """Write the tables and ``run.json``, with the failed cases in both, and give the folder back.
+        """Write the tables and ``run.json`` with the failed cases, and release the folder.
 
         Args:
             failures: cases that could not be scored.
-            is_whole: False for a run that was stopped: a video that was begun is left for the next run.
+            is_whole: whether the run reached its end. If not, an unfinished video is left to the next run.
 
         Raises:
-            OutputError: the disk is full, or the folder went away.
+            OutputError: the disk is full, or the folder is gone.
         """
         try:
             if is_whole:
@@ -349,7 +354,7 @@ class ResultWriter:
         logger.info("%d case(s) written to %s, %d failed", len(self._done), self.output_dir, len(self.failures))
 
     def _note_failure(self, failure: FailedCase) -> None:
-        """Remove what an earlier run left of a case, which would mislead; a frame is finished with its video."""
+        """Remove a failed case's files of an earlier run, and record a failed frame of a finished video."""
         self._remove(failure.case_id)
         if failure.case_id not in self._cases:
             return
@@ -381,7 +386,7 @@ class ResultWriter:
         write_record(self.output_dir / "run.json", record)
 
     def _remove(self, case_id: str) -> None:
-        """Remove what was written of a case by an earlier run."""
+        """Remove the files that an earlier run wrote for a case."""
         for name in set(self._journal.files.pop(case_id, ())) - self._written:
             (self.output_dir / safe_relative_path(name)).unlink(missing_ok=True)
 
@@ -390,5 +395,5 @@ def _study(case: Mapping[str, Any]) -> str:
     return str(case.get(AnomalyKeys.STUDY, ""))
 
 
-def _told(shortfalls: Sequence[FailedCase]) -> tuple[tuple[str, str], ...]:
+def _pairs_of(shortfalls: Sequence[FailedCase]) -> tuple[tuple[str, str], ...]:
     return tuple((item.case_id, item.reason) for item in shortfalls)

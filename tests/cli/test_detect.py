@@ -155,8 +155,8 @@ def test_each_output_is_written_by_its_name(study, tmp_path):
     ("words", "message"),
     [
         (["--write", "tiff", "tif"], "there is no output tif; there are tiff, png, nifti, nrrd, mask, overlay, mo"),
-        (["--write", "mask", "tiff"], "mask marks what is at or above a threshold; give one (--threshold)"),
-        (["--write", "seg"], "seg marks what is at or above a threshold; give one (--threshold)"),
+        (["--write", "mask", "tiff"], "mask marks pixels at or above a threshold; give one (--threshold)"),
+        (["--write", "seg"], "seg marks pixels at or above a threshold; give one (--threshold)"),
         (["--profile", "lungs"], "mrad_tf has no profile lungs; it has endoscopy, sliding, volume"),
         (["--window", "lungs"], "there is no window 'lungs'"),
         (["--plane", "oblique"], "plane must be one of auto, axial, coronal, sagittal"),

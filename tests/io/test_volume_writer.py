@@ -172,12 +172,12 @@ def test_rows_tell_place_score_and_peak_of_each_slice(axis):
 
 
 def test_scores_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="scores do not fit 6 slices along axis 2"):
+    with pytest.raises(ValueError, match="one score for each of 6 slices along axis 2"):
         slice_rows("case", make_map(), np.eye(4), np.zeros(5))
 
 
 def test_flat_map_has_no_table():
-    with pytest.raises(ValueError, match="a volume's map is"):
+    with pytest.raises(ValueError, match="expected the map of a volume"):
         slice_rows("case", make_map()[0], np.eye(4), np.zeros(5))
 
 

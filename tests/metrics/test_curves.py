@@ -219,7 +219,7 @@ def test_what_is_undefined_is_nan_and_its_neighbors_are_not(metric: str):
 
 def test_pro_of_images_is_refused():
     counts = count_scores(np.array([0, 1], np.float32), np.array([1]))
-    with pytest.raises(ValueError, match="needs the regions of pixels: these are counts of images"):
+    with pytest.raises(ValueError, match="needs counts of pixels with their regions, got counts of images"):
         area_under_pro(counts, 0.3)
 
 
@@ -238,7 +238,7 @@ def test_pro_of_200_thresholds_by_hand():
     [
         [0.4, 0.4, 0.4],  # one score
         [0, 1e-45, 3e-45],  # steps between them round to zero
-        [-3e38, 0, 3e38],  # their distance is no float32
+        [-3e38, 0, 3e38],  # their distance is not a float32 number
         [1, 0, 0],  # all points have a rate of zero
     ],
 )

@@ -67,7 +67,7 @@ def assert_equal_counts(given: ScoreCounts, expected: ScoreCounts) -> None:
 
 
 def assert_counts_are_of(counts: ScoreCounts, batch: Batch) -> None:
-    """Check that each score is counted once, in the bin that it lies in."""
+    """Check that each score is counted once, in its bin."""
     scores, positive, overlap = batch
     rising = np.argsort(counts.lowest, kind="stable")
     assert (counts.highest >= counts.lowest).all()
@@ -174,7 +174,7 @@ def test_with_few_bins_each_cell_still_has_one(binned: None):
     assert_counts_are_of(histogram.counts(), batch)
 
 
-def test_what_saturates_is_told_apart_from_its_neighbors(binned: None):
+def test_saturated_scores_are_separate_from_their_neighbors(binned: None):
     scores, positive, overlap = make_batch("unit")
     scores = np.clip(4 * scores - 1.5, 0, 1)
     counts = histogram_of(split((scores, positive, overlap), 3), max_bins=4096).counts()

@@ -280,7 +280,7 @@ def test_one_label_only_is_undefined():
         weighted_auroc([0.1, 0.2], [0, 0], np.ones((1, 2)))
     with pytest.raises(ValueError, match="undefined: 0 of 0 cases"):
         delong([], [])
-    with pytest.raises(ValueError, match="the metric was in all 3 resamples"):
+    with pytest.raises(ValueError, match="the metric is undefined in all 3 resamples"):
         percentile_interval([np.nan] * 3)
 
 

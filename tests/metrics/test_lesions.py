@@ -67,7 +67,7 @@ def test_candidates_lie_at_the_border_too():
 
 def test_a_plateau_gives_the_pixel_nearest_to_its_center():
     anomaly_map = np.zeros((60, 80), np.float32)
-    anomaly_map[5:30, 10:71] = 1  # wider than any window: skimage alone gives several points
+    anomaly_map[5:30, 10:71] = 1  # wider than any footprint: skimage alone gives several points
     assert find_candidates(anomaly_map)[0].tolist() == [[17, 40]]
     anomaly_map[:] = 0
     anomaly_map[[10, 10, 11, 11], [10, 11, 10, 11]] = 1  # four pixels as near: the first in reading order
@@ -229,7 +229,7 @@ def test_a_candidate_between_two_lesions_finds_the_nearest():
     masks[:, 10, 13] = masks[:, 10, 8] = True
     rates, found, _ = measure(maps, masks, tolerance=4, min_distance=3).curve()
     assert rates.max() == 0
-    assert found.tolist() == [0.5, 0]  # 0.1 lies next to the lesion that 0.9 has found, and adds nothing
+    assert found.tolist() == [0.5, 0]  # 0.1 is next to the lesion that 0.9 has found, and adds nothing
     one = measure(maps[:1], masks[:1], tolerance=4)
     assert one._best[0].tolist() == [np.float32(0.9), -np.inf]  # the left one is two pixels away, the right one three
 
@@ -305,7 +305,7 @@ def test_without_lesions_the_metrics_are_undefined():
 def test_wrong_batches_are_refused_as_a_whole(metrics: LesionMetrics | OverlapMetrics):
     with pytest.raises(ValueError, match="of one shape"):
         metrics.update(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 5))
-    with pytest.raises(ValueError, match=r"two \(B, 1, H, W\)"):
+    with pytest.raises(ValueError, match=r"one shape \(B, 1, H, W\)"):
         metrics.update(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4))
     maps = torch.zeros(2, 1, 4, 4)
     maps[1, 0, 2, 2] = float("nan")

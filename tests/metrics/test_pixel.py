@@ -369,7 +369,7 @@ def test_an_engine_of_a_configuration_measures_known_masks_and_all_images(name: 
     known = [case for case in cases if not case["label"].isnan().any()]
     maps, masks = (np.stack([case[key][0, ::stride, ::stride].numpy() for case in known]) for key in ("image", "label"))
     scores, labels = zip(*((float(case["image"].max()), int(case["image"].sum()) % 2) for case in cases), strict=True)
-    for _ in range(2):  # the second run starts anew
+    for _ in range(2):  # the second run starts with an empty metric
         evaluator.run()
         assert evaluator.state.metrics["pixel"] == pytest.approx(truth_of(maps, masks > 0.5)[name], abs=1e-6)
         assert evaluator.state.metrics["image"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-9)
@@ -390,7 +390,7 @@ def test_an_undefined_metric_says_so():
         ImageMonaiMetric().aggregate()
 
 
-def test_scores_are_told_apart_in_double_precision():
+def test_scores_are_compared_in_double_precision():
     metric = ImageMonaiMetric()
     metric([0.5, 0.5 + 1e-12], [0, 1])
     assert metric.aggregate() == 1

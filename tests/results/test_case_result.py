@@ -1,4 +1,4 @@
-"""What a run leaves behind: every file's content, and nothing half-written when something goes wrong."""
+"""Files that a run writes: their content, and that none is incomplete after an error."""
 
 from __future__ import annotations
 
@@ -103,23 +103,23 @@ def test_peak_is_the_index_of_the_highest_value(tmp_path):
 
 def test_overlay_of_an_image_shows_all_of_it(tmp_path):
     case = make_image_case(tmp_path)
-    picture, upright, note = case.overlay_input()
-    np.testing.assert_array_equal(picture, np.asarray(Image.open(case.source)))
+    image, upright, note = case.overlay_input()
+    np.testing.assert_array_equal(image, np.asarray(Image.open(case.source)))
     np.testing.assert_array_equal(upright, case.anomaly_map)
     assert note == ""
 
 
 def test_overlay_of_a_volume_shows_its_most_suspicious_slice_upright(tmp_path):
-    """The stored axes run to the left, the front and the top; a radiologist's picture has the front at the top."""
+    """The stored axes run to the left, the front and the top; a radiologist sees the front at the top."""
     case = make_volume_case(tmp_path)
     assert nibabel.aff2axcodes(AFFINE) == ("L", "A", "S")
-    picture, upright, note = case.overlay_input()
+    image, upright, note = case.overlay_input()
     assert note == ", slice 5 of 6"
     np.testing.assert_array_equal(upright, case.anomaly_map[:, ::-1, 4].T)
     values = nibabel.load(case.source).get_fdata()
     low, high = np.percentile(values, (0.5, 99.5))
     expected = np.clip((values[:, ::-1, 4].T - low) / (high - low), 0, 1) * 255
-    np.testing.assert_allclose(picture, np.dstack([expected] * 3), atol=1)
+    np.testing.assert_allclose(image, np.dstack([expected] * 3), atol=1)
 
 
 def make_scored(scores: list[float], **changes) -> CaseResult:
@@ -130,7 +130,7 @@ def make_scored(scores: list[float], **changes) -> CaseResult:
     return CaseResult("scored", "volume.nii.gz", max(scores), anomaly_map, **{**values, **changes})
 
 
-def test_slices_rank_by_their_scores_and_equal_ones_by_their_place_in_the_file():
+def test_slices_rank_by_their_scores_and_equal_ones_by_their_index():
     scores = [0.25, 0.75, 0.5, 0.75, 0.125, 0.5]
     ranking = make_scored(scores).rank_slices()
     np.testing.assert_array_equal(ranking.scores, scores)
@@ -155,13 +155,11 @@ def test_slices_without_scores_rank_by_the_highest_pixels_of_their_map():
 
 
 def test_slices_that_cannot_be_ranked_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="slices are ranked in volumes"):
+    with pytest.raises(ValueError, match="only the slices of a volume can be ranked"):
         make_image_case(tmp_path).rank_slices()
-    with pytest.raises(ValueError, match=r"\(5,\) scores do not fit 6 slices"):
+    with pytest.raises(ValueError, match=r"one score for each of 6 slices, got shape \(5,\)"):
         make_scored([0.5] * 5).rank_slices()
-    with pytest.raises(
-        ValueError, match="scored along axis 2 and are to be shown along axis 1; show them in the plane"
-    ):
+    with pytest.raises(ValueError, match="scored along axis 2, but the view shows axis 1; show them in the plane"):
         make_scored([0.5] * 6).rank_slices(ImageView(plane="coronal"))
 
 
@@ -191,8 +189,8 @@ def test_map_of_an_image_is_a_tiff_of_its_very_values(tmp_path):
     stored = tifffile.imread(tmp_path / "out/maps/photo.tiff")
     assert stored.dtype == np.float32
     np.testing.assert_array_equal(stored, case.anomaly_map)
-    with Image.open(tmp_path / "out/maps/photo.tiff") as picture:  # any other reader sees the same
-        np.testing.assert_array_equal(np.asarray(picture), case.anomaly_map)
+    with Image.open(tmp_path / "out/maps/photo.tiff") as image:  # any other reader sees the same
+        np.testing.assert_array_equal(np.asarray(image), case.anomaly_map)
 
 
 def test_map_of_a_volume_is_a_nifti_of_its_very_values_on_the_grid_of_the_file(tmp_path):
@@ -226,7 +224,7 @@ def test_overlays_can_be_left_out(tmp_path):
     assert read_table(tmp_path / "out")[0]["overlay"] == ""
 
 
-def test_overlay_is_a_picture_with_the_score_in_its_title(tmp_path, monkeypatch):
+def test_overlay_is_an_image_with_the_score_in_its_title(tmp_path, monkeypatch):
     titles = []
     drawn = outputs.draw_overlay
     monkeypatch.setattr(outputs, "draw_overlay", lambda *args, title: titles.append(title) or drawn(*args, title=title))
@@ -235,8 +233,8 @@ def test_overlay_is_a_picture_with_the_score_in_its_title(tmp_path, monkeypatch)
     writer.write(make_volume_case(tmp_path))
     assert titles == ["photo\nanomaly score 0.1235", "volume, slice 5 of 6\nanomaly score 0.7500"]
     for name in ("photo", "volume"):
-        with Image.open(tmp_path / f"out/overlays/{name}.png") as picture:
-            assert picture.format == "PNG"
+        with Image.open(tmp_path / f"out/overlays/{name}.png") as image:
+            assert image.format == "PNG"
 
 
 def test_table_has_a_row_for_every_case(tmp_path):
@@ -343,13 +341,13 @@ def test_case_name_that_leads_elsewhere_is_refused(tmp_path, case_id):
         "線維腫 é.png",
         "two\nlines.png",
         pytest.param("back\\slash.png", marks=pytest.mark.skipif(os.name == "nt", reason="separates folders there")),
-        os.fsdecode(b"latin-1 \xe9.png"),  # as old archives unpack it: not UTF-8
+        os.fsdecode(b"latin-1 \xe9.png"),  # not UTF-8, as old archives unpack it
         "n" * 240 + ".png",
     ],
     ids=["signs", "dots", "scripts", "newline", "backslash", "no unicode", "long"],
 )
 def test_any_image_that_can_be_found_has_results_that_can_be_written(tmp_path, name):
-    """A name that comes up after hours of computing is no reason to lose what is already there."""
+    """An unusual file name must not stop a run after hours of computing."""
     source = tmp_path / "in"
     source.mkdir()
     shown = make_image_case(source, name=name)
@@ -382,7 +380,7 @@ def test_folder_that_cannot_be_written_to_is_refused_at_once(tmp_path, monkeypat
         ResultWriter(tmp_path)
 
 
-def test_try_to_write_leaves_nothing_behind(tmp_path):
+def test_check_of_write_access_leaves_no_file(tmp_path):
     ResultWriter(tmp_path / "new" / "out")
     assert files_below(tmp_path) == []
     assert (tmp_path / "new" / "out").is_dir()
@@ -402,7 +400,7 @@ def half_a_nifti(_, path):
     raise no_space()
 
 
-def half_a_picture(_, path, **__):
+def half_an_image(_, path, **__):
     Path(path).write_bytes(b"half")
     raise no_space()
 
@@ -412,8 +410,8 @@ def half_a_picture(_, path, **__):
     [
         (make_image_case, tifffile, "imwrite", half_a_tiff, []),
         (make_volume_case, nibabel, "save", half_a_nifti, []),
-        (make_image_case, Figure, "savefig", half_a_picture, ["maps/photo.tiff"]),
-        (make_volume_case, Figure, "savefig", half_a_picture, ["maps/volume.nii.gz"]),
+        (make_image_case, Figure, "savefig", half_an_image, ["maps/photo.tiff"]),
+        (make_volume_case, Figure, "savefig", half_an_image, ["maps/volume.nii.gz"]),
     ],
     ids=["tiff", "nifti", "overlay", "overlay of a volume"],
 )
@@ -442,7 +440,7 @@ def test_full_disk_leaves_no_half_of_a_table(tmp_path, monkeypatch, owner, metho
     assert files_below(tmp_path / "out") == left
 
 
-def test_folder_that_is_replaced_by_a_file_meanwhile_is_told(tmp_path):
+def test_folder_that_is_replaced_by_a_file_meanwhile_is_an_error(tmp_path):
     writer = ResultWriter(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
     (tmp_path / "out").write_text("in the way")

@@ -1,6 +1,6 @@
 """Which cases need not be scored again: those of the same content and the same settings whose results are all there.
 
-First the journal by itself, then runs of a `ResultWriter` that go on with it.
+First the journal alone, then runs of a `ResultWriter` that resume from it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def begin(folder: Path, *, settings=SETTINGS, resume: bool = True) -> Journal:
 
 
 def finish(journal: Journal, source, case_id: str = "a", files: tuple[str, ...] = RESULTS) -> Entry:
-    """Write what a case leaves, and note it."""
+    """Write the files of a case, and add it to the journal."""
     for name in files:
         path = journal.path.parent / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def finish(journal: Journal, source, case_id: str = "a", files: tuple[str, ...] 
 
 
 def contents(source) -> list[str]:
-    """Return the hashes of the files of a source; none of what is in memory or gone."""
+    """Return the hashes of the files of a source; none if it is in memory or gone."""
     files = [Path(path) for path in files_of(source)]
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.exists()]
 
@@ -95,7 +95,7 @@ def test_journal_is_one_line_of_json_a_case(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"threshold": 0.5}, {"write": ["tiff"]}, {"settings": {"image_size": 518}}])
-def test_other_settings_begin_anew(tmp_path, change):
+def test_other_settings_start_from_the_beginning(tmp_path, change):
     source = make_source(tmp_path)
     finish(begin(tmp_path), source)
     assert not is_finished(begin(tmp_path, settings={**SETTINGS, **change}), "a", source)
@@ -121,7 +121,7 @@ def longer(source: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [changed, longer, Path.unlink])
-def test_source_that_changed_or_went_away_is_not_finished(tmp_path, change):
+def test_source_that_changed_or_is_gone_is_not_finished(tmp_path, change):
     source = make_source(tmp_path)
     finish(begin(tmp_path), source)
     change(source)
@@ -145,7 +145,7 @@ def test_other_content_or_another_name_of_a_case_is_not_finished(tmp_path):
 
 
 def test_folders_may_be_moved(tmp_path):
-    """Where images are mounted today is no reason to score them again."""
+    """The path of the images does not matter."""
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
     finish(begin(old), make_source(old))
@@ -192,7 +192,7 @@ def test_series_is_finished_with_all_its_files(tmp_path):
     assert not is_finished(later, "a", paths)
 
 
-def test_frames_of_a_video_are_told_apart(tmp_path):
+def test_frames_of_a_video_are_different_cases(tmp_path):
     path = make_source(tmp_path, "video.mp4")
     sources = [path, *(Frame(str(path), index, 0.0) for index in range(12))]
     keys = [begin(tmp_path).key("a", source, contents(source)) for source in sources]
@@ -214,7 +214,7 @@ def test_case_scored_again_counts_as_it_was_last(tmp_path):
     assert is_finished(begin(tmp_path), "a", source)
 
 
-def test_without_resume_the_file_is_begun_anew(tmp_path):
+def test_without_resume_the_file_is_replaced(tmp_path):
     finish(begin(tmp_path), source := make_source(tmp_path))
     journal = begin(tmp_path, resume=False)
     assert journal.entries == begin(tmp_path).entries == {}
@@ -256,7 +256,7 @@ def test_what_is_noted_after_a_torn_line_is_kept(tmp_path, torn):
     assert set(begin(tmp_path).entries) == {"a", "c"}
 
 
-def test_line_that_is_no_text_costs_only_its_case(tmp_path):
+def test_line_that_is_not_text_costs_only_its_case(tmp_path):
     journal, source = begin(tmp_path), make_source(tmp_path)
     finish(journal, source)
     with journal.path.open("ab") as stream:
@@ -285,7 +285,7 @@ def video(folder: Path, study: str, count: int = 3) -> list[CaseResult]:
 
 
 def resume(out: Path, results: list[CaseResult], **options) -> tuple[ResultWriter, list[str]]:
-    """Return a writer that goes on with an earlier run, and which cases are still to be scored."""
+    """Return a writer that resumes an earlier run, and the cases that must still be scored."""
     writer = ResultWriter(out, **{"write": ["tiff", "video"], "resume": True, **options})
     cases = [{"image": result.source, "case_id": result.case_id, "study": result.study} for result in results]
     return writer, [case["case_id"] for case in writer.pending(cases)]
@@ -323,7 +323,7 @@ def test_run_that_is_finished_is_not_done_again_and_its_tables_are_the_same(tmp_
 
 
 def test_tables_follow_the_cases_of_the_run_at_hand(tmp_path):
-    """Of another selection in another order, with another study, cases are taken as they are asked for."""
+    """The second run has other cases in another order and with another study."""
     out, results = tmp_path / "out", photographs(tmp_path, "abc")
     run(out, results)
     later = [*photographs(tmp_path, "dc"), replace(results[0], study="moved")]
@@ -343,7 +343,7 @@ def test_case_that_failed_is_tried_again_but_a_frame_is_finished_with_its_video(
 
 
 def settings_of(*, window: str = "auto", plane: str = "auto", **overrides):
-    """Return the provenance of a run: how images are seen, and values that change no result."""
+    """Return the provenance of a run: settings of the view, and values that change no result."""
     return {
         "memory_bank": {"sha256": "ab" * 32},
         "settings": {"bundle": "mrad_tf", "view": {"window": window, "plane": plane}, "overrides": overrides},
@@ -362,13 +362,13 @@ def settings_of(*, window: str = "auto", plane: str = "auto", **overrides):
         ({"keep_identifiers": True}, False),
     ],
 )
-def test_settings_that_results_depend_on_begin_anew(tmp_path, options, is_done):
+def test_settings_that_results_depend_on_start_from_the_beginning(tmp_path, options, is_done):
     out, results, before = tmp_path / "out", photographs(tmp_path, "ab"), {"provenance": settings_of(window="lung")}
     run(out, results, **before)
     assert resume(out, results, **{**before, **options})[1] == ([] if is_done else ["a", "b"])
 
 
-def test_other_versions_of_what_numbers_depend_on_begin_anew(tmp_path, monkeypatch):
+def test_other_versions_of_packages_start_from_the_beginning(tmp_path, monkeypatch):
     out, results = tmp_path / "out", photographs(tmp_path, "ab")
     run(out, results)
     monkeypatch.setattr("mrad_med.results.journal.package_versions", lambda: {"torch": "99"})
@@ -377,7 +377,7 @@ def test_other_versions_of_what_numbers_depend_on_begin_anew(tmp_path, monkeypat
 
 def add_page(path: Path) -> None:
     """Replace the last page by another one."""
-    pages = [Image.new("L", (24, 16), shade) for shade in (0, 0, 9)]
+    pages = [Image.new("L", (24, 16), gray) for gray in (0, 0, 9)]
     pages[0].save(path, save_all=True, append_images=pages[1:])
 
 
@@ -396,13 +396,13 @@ def test_frames_of_a_video_are_finished_together_or_not_at_all(tmp_path, change)
     CHANGES[change](tmp_path)
     assert run(out, results) == ["v/0", "v/1", "v/2"]
     assert len(list_frames(out / "videos" / "v.mp4")) == 3
-    assert run(out, results[:-1]) == ["w/0", "w/1"]  # of which one is no longer asked for
+    assert run(out, results[:-1]) == ["w/0", "w/1"]  # the third one was not requested
 
 
 @pytest.mark.parametrize(
     ("stop_at", "pending"), [("v/1", "v/0 v/1 v/2 w/0 b"), ("w/0", "v/0 v/1 v/2 w/0 b"), ("b", "w/0 b")]
 )
-def test_run_that_was_stopped_goes_on_where_its_last_video_began(tmp_path, stop_at, pending):
+def test_run_that_was_stopped_resumes_where_its_last_video_began(tmp_path, stop_at, pending):
     """A video is written as the next one begins or the run ends."""
     out, others = tmp_path / "out", photographs(tmp_path, "ab")
     results = [others[0], *video(tmp_path, "v"), *video(tmp_path, "w", 1), others[1]]
@@ -427,14 +427,14 @@ def test_video_of_other_settings_finishes_nothing(tmp_path):
     assert resume(out, results, **other)[1] == ["v/0", "v/1", "v/2", "a"]
 
 
-def test_output_that_could_not_be_made_is_told_again(tmp_path, monkeypatch):
-    out, results, told = tmp_path / "out", [*photographs(tmp_path, "a"), *video(tmp_path, "v", 2)], []
+def test_output_that_could_not_be_written_is_reported_again(tmp_path, monkeypatch):
+    out, results, reported = tmp_path / "out", [*photographs(tmp_path, "a"), *video(tmp_path, "v", 2)], []
     for function in ("outputs.tifffile.imwrite", "overlay_video.blend_overlay"):
         monkeypatch.setattr(f"mrad_med.results.{function}", lambda *_, **__: 1 / 0)
     for pending in (["a", "v/0", "v/1"], []):
         assert run(out, results) == pending
-        told.append(sorted(item["case_id"] for item in json.loads((out / "run.json").read_text())["not_written"]))
-    assert told == [["a", "v", "v/0", "v/1"]] * 2
+        reported.append(sorted(item["case_id"] for item in json.loads((out / "run.json").read_text())["not_written"]))
+    assert reported == [["a", "v", "v/0", "v/1"]] * 2
 
 
 def test_frames_that_make_no_video_are_finished_one_by_one(tmp_path):

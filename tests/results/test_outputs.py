@@ -1,4 +1,4 @@
-"""Every kind of output as other programs open it: its values, and where they lie in the picture or in the patient."""
+"""Every output as other programs open it: its values, and their position in the image or in the patient."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ from tests.dicom_phantoms import (
 )
 
 AXES = {"axial": AXIAL, "oblique": OBLIQUE, "flipped": FLIPPED, "coronal": CORONAL}
-THRESHOLD = 0.7  # no number of float32, which holds 0.699999988 in its place
+THRESHOLD = 0.7  # not a float32 number; the nearest one is 0.699999988
 TURNED = np.array([[0.0, 0.0, 1.5, -3.0], [0.5, 0.0, 0.0, 2.0], [0.0, -2.5, 0.0, 9.0], [0.0, 0.0, 0.0, 1.0]])
 VOXEL = (17, 6, 3)  # column, row and slice of the one that is marked
-STORED = ImageView(window="stored")  # which is not used by itself but for CT and radiographs
+STORED = ImageView(window="stored")  # the default only for CT and radiographs
 
 
 def settings_for(folder: Path, **changes) -> OutputSettings:
@@ -158,8 +158,8 @@ def test_what_marks_pixels_needs_a_threshold(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["nifti", "nrrd", "montage"])
-def test_what_is_of_volumes_is_not_made_of_an_image(tmp_path, name):
-    with pytest.raises(ValueError, match="this output is of volumes"):
+def test_outputs_of_volumes_are_not_made_of_an_image(tmp_path, name):
+    with pytest.raises(ValueError, match="this output needs a volume"):
         write(name, make_photograph(tmp_path), tmp_path)
 
 
@@ -239,10 +239,10 @@ def test_captures_are_the_nine_frames_of_the_highest_map_over_their_own_pixels(t
 
 
 @pytest.mark.parametrize("make", [write_ultrasound, lambda path: write_series(path.parent)[0]])
-def test_capture_of_a_single_picture_lies_upright_over_it(tmp_path, make):
+def test_capture_of_a_single_image_is_upright(tmp_path, make):
     source = fill([make(tmp_path / "source.dcm")])[0]
     anomaly_map = np.random.RandomState(5).rand(ROWS, COLUMNS).astype(np.float32)
-    (path,) = write("capture", CaseResult("picture", source, 0.5, anomaly_map), tmp_path, view=STORED)
+    (path,) = write("capture", CaseResult("ultrasound", source, 0.5, anomaly_map), tmp_path, view=STORED)
     share = (anomaly_map - anomaly_map.min()) / np.ptp(anomaly_map)
     np.testing.assert_allclose(dcmread(path).pixel_array, under(dcmread(source).pixel_array * 0.255, share), atol=1.5)
 
@@ -260,13 +260,13 @@ def test_captures_of_a_film_without_positions_are_its_own_frames(tmp_path):
     assert len(paths) == SLICES
 
 
-# pictures for people
+# images for people
 
 
 def panels_of(path: Path) -> list[np.ndarray]:
     """Return the dark panels of a figure on white, gray (H, W), in reading order."""
-    with Image.open(path) as picture:
-        gray = np.asarray(picture.convert("L"))
+    with Image.open(path) as image:
+        gray = np.asarray(image.convert("L"))
     regions = ndimage.find_objects(ndimage.label(gray < 70)[0])
     areas = [np.prod([side.stop - side.start for side in region]) for region in regions]
     panels = [region for region, area in zip(regions, areas, strict=True) if area > 0.5 * max(areas)]
@@ -423,7 +423,7 @@ def test_outputs_of_one_case_read_its_source_once(tmp_path, opened):
     assert {path.name: counts[path.name] for path in paths} == {path.name: 2 for path in paths}
 
 
-def test_picture_of_a_case_is_kept_no_longer_than_its_result(tmp_path):
+def test_image_of_a_case_is_kept_no_longer_than_its_result(tmp_path):
     settings, first = settings_for(tmp_path), make_photograph(tmp_path)
     kept = weakref.ref(settings.stored(first))
     assert settings.stored(first) is kept()
@@ -448,10 +448,10 @@ def test_each_kind_has_the_outputs_that_can_be_made_of_it(tmp_path):
         (CaseResult("photograph", make_photograph(tmp_path).source, 0.5, flat), plain),
         (CaseResult("in memory", np.zeros((ROWS, COLUMNS), np.uint8), 0.5, flat), plain),
         (CaseResult("frame", Frame("video.mp4", 0, 0.0), 0.5, flat), plain),
-        (CaseResult("picture", write_ultrasound(tmp_path / "us.dcm"), 0.5, flat), plain + dicom),
+        (CaseResult("ultrasound", write_ultrasound(tmp_path / "us.dcm"), 0.5, flat), plain + dicom),
         (make_volume(tmp_path), volumes),
         (CaseResult("series", write_series(tmp_path / "ct"), 0.5, anomaly_map, np.eye(4)), volumes + dicom),
-        (CaseResult("film", cine, 0.5, anomaly_map, np.eye(4)), volumes + dicom),
+        (CaseResult("cine", cine, 0.5, anomaly_map, np.eye(4)), volumes + dicom),
     ]
     for result, expected in cases:
         assert [name for name, output in OUTPUTS.items() if output.suits(result)] == expected, result.case_id
@@ -465,7 +465,7 @@ def test_outputs_are_checked_before_anything_is_computed():
     check_outputs(["mask"], 0.0)  # a threshold like any other
     with pytest.raises(ValueError, match=r"there is no output jpeg, gif; there are tiff, png, .*, capture, video"):
         check_outputs(["tiff", "jpeg", "gif"], 0.5)
-    with pytest.raises(ValueError, match=r"mask, seg marks what is at or above a threshold; give one \(--threshold\)"):
+    with pytest.raises(ValueError, match=r"mask, seg marks pixels at or above a threshold; give one \(--threshold\)"):
         check_outputs(["mask", "tiff", "seg"], None)
 
 
@@ -477,7 +477,7 @@ def test_outputs_are_checked_before_anything_is_computed():
         ("av", ["video"], ImageFileError, r"mrad-med\[video\]"),
     ],
 )
-def test_missing_package_is_told_before_anything_is_computed(monkeypatch, module, needing, error, message):
+def test_missing_package_is_reported_before_anything_is_computed(monkeypatch, module, needing, error, message):
     original = builtins.__import__
 
     def without(name, *arguments, **keywords):

@@ -1,4 +1,4 @@
-"""Overlay videos as PyAV decodes them: which pictures at which times, under one scale of colors."""
+"""Overlay videos as PyAV decodes them: images, times, and one color scale."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def nothing_stays_open():
 
 
 def write_video(path: Path, times=TIMES, *, rows: int = ROWS, columns: int = COLUMNS, start: float = 0.0) -> Path:
-    """Write gray pictures, the first at a time of its own, as a cut video has it."""
+    """Write gray images; the first has a start time, as in a cut video."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", 25, width=columns, height=rows)
         stream.pix_fmt, stream.codec_context.time_base = "yuv420p", TICK
@@ -82,7 +82,7 @@ def decode(path: Path) -> tuple[list[np.ndarray], list[float]]:
 
 
 def seconds_of(path: Path) -> float:
-    """Return how long a video says that it is; FFmpeg tells the length of its packets in their order of decoding."""
+    """Return the duration in the header; FFmpeg states the durations of packets in decoding order."""
     content = path.read_bytes()
     scale, duration = struct.unpack_from(">II", content, content.index(b"mvhd") + 16)  # ISO/IEC 14496-12, 8.2.2
     return duration / scale
@@ -94,18 +94,18 @@ def under(share: float, gray: float = GRAY) -> np.ndarray:
     return (1 - opacity) * gray + opacity * 255 * np.array(colormaps["inferno"](float(share))[:3])
 
 
-def inner(picture: np.ndarray, block: tuple[slice, slice]) -> np.ndarray:
+def inner(image: np.ndarray, block: tuple[slice, slice]) -> np.ndarray:
     """Return the mean color within a block, without its edge."""
     rows, columns = (slice(side.start + 3, side.stop - 3) for side in block)
-    return picture[rows, columns].reshape(-1, 3).mean(0)
+    return image[rows, columns].reshape(-1, 3).mean(0)
 
 
 @pytest.mark.parametrize(("suffix", "start"), [(".mp4", 0.0), (".mkv", 0.0), (".ts", 3.5)])
 def test_frames_keep_their_number_their_times_and_their_size(tmp_path, suffix, start):
     frames = list_frames(write_video(tmp_path / f"source{suffix}", start=start))
     assert collect(frames, make_maps(len(TIMES))).write(tmp_path / "overlay.mp4") == [tmp_path / "overlay.mp4"]
-    pictures, times = decode(tmp_path / "overlay.mp4")
-    assert [picture.shape for picture in pictures] == [(ROWS, COLUMNS, 3)] * len(TIMES)
+    images, times = decode(tmp_path / "overlay.mp4")
+    assert [image.shape for image in images] == [(ROWS, COLUMNS, 3)] * len(TIMES)
     assert times == pytest.approx(TIMES, abs=0.002)
     assert seconds_of(tmp_path / "overlay.mp4") == pytest.approx(TIMES[-1] + 0.04, abs=0.005)  # the last stays a step
 
@@ -113,15 +113,15 @@ def test_frames_keep_their_number_their_times_and_their_size(tmp_path, suffix, s
 def test_one_scale_of_colors_spans_all_frames(tmp_path):
     frames, maps = list_frames(write_video(tmp_path / "source.mp4")), make_maps(len(TIMES))
     collect(frames, maps).write(tmp_path / "overlay.mp4")
-    pictures, _ = decode(tmp_path / "overlay.mp4")
-    for number, picture in enumerate(pictures):
+    images, _ = decode(tmp_path / "overlay.mp4")
+    for number, image in enumerate(images):
         block = block_of(number, ROWS, COLUMNS)
         background, highest = shares(number, len(TIMES))
-        np.testing.assert_allclose(inner(picture, block), under(highest), atol=CODEC_ERROR)
+        np.testing.assert_allclose(inner(image, block), under(highest), atol=CODEC_ERROR)
         outside = np.ones((ROWS, COLUMNS), bool)
         outside[max(block[0].start - 4, 0) : block[0].stop + 4, max(block[1].start - 4, 0) : block[1].stop + 4] = False
-        np.testing.assert_allclose(picture[outside].mean(0), under(background), atol=CODEC_ERROR)
-    brightest = [picture.max() for picture in pictures]
+        np.testing.assert_allclose(image[outside].mean(0), under(background), atol=CODEC_ERROR)
+    brightest = [image.max() for image in images]
     assert np.argmax(brightest) == np.argmax([anomaly_map.max() for anomaly_map in maps]) == len(TIMES) - 1
 
 
@@ -131,10 +131,10 @@ def test_maps_of_any_size_lie_on_their_frames(tmp_path, rows, columns):
     path = tmp_path / "page.png"
     Image.fromarray(np.full((rows, columns, 3), GRAY, np.uint8)).save(path)
     collect(as_frames([path] * 3, rate=2), make_maps(3, rows, columns)).write(tmp_path / "overlay.mp4")
-    for number, picture in enumerate(decode(tmp_path / "overlay.mp4")[0][1:], start=1):
+    for number, image in enumerate(decode(tmp_path / "overlay.mp4")[0][1:], start=1):
         block = block_of(number, rows, columns)
         between = np.mean([under(share).sum() for share in shares(number, 3)])
-        bright = np.argwhere(picture.astype(int).sum(-1) > between)
+        bright = np.argwhere(image.astype(int).sum(-1) > between)
         middle = [(side.start + side.stop - 1) / 2 for side in block]
         np.testing.assert_allclose(bright.mean(0), middle, atol=max(rows, columns) / 256 + 1)
 
@@ -144,8 +144,8 @@ def test_odd_sizes_become_even_and_large_ones_smaller(tmp_path, rows, columns, e
     path = tmp_path / "page.png"
     Image.fromarray(np.full((rows, columns, 3), GRAY, np.uint8)).save(path)
     collect(as_frames([path], rate=2), make_maps(1, rows, columns)).write(tmp_path / "overlay.mp4")
-    ((picture,), _) = decode(tmp_path / "overlay.mp4")
-    assert picture.shape[:2] == even
+    ((image,), _) = decode(tmp_path / "overlay.mp4")
+    assert image.shape[:2] == even
 
 
 def test_frames_that_were_left_out_leave_no_hole_at_the_start(tmp_path):
@@ -155,7 +155,7 @@ def test_frames_that_were_left_out_leave_no_hole_at_the_start(tmp_path):
 
 
 def pages(count: int = 4) -> list[Image.Image]:
-    """Return pictures that differ, for of equal ones a GIF keeps a single page."""
+    """Return images that differ, because a GIF keeps a single page of equal images."""
     return [Image.fromarray(np.full((ROWS, COLUMNS), GRAY + 20 * number, np.uint8)) for number in range(count)]
 
 
@@ -172,9 +172,9 @@ def test_pages_without_times_are_shown_five_a_second(tmp_path, name, options, ti
     first, *rest = pages()
     first.save(tmp_path / name, save_all=True, append_images=rest, **options)
     collect(list_frames(tmp_path / name), make_maps(4)).write(tmp_path / "overlay.mp4")
-    pictures, shown = decode(tmp_path / "overlay.mp4")
+    images, shown = decode(tmp_path / "overlay.mp4")
     assert shown == pytest.approx(times, abs=0.002)
-    corners = [picture[-5:, :5].reshape(-1, 3).mean(0) for picture in pictures]  # where no map is high
+    corners = [image[-5:, :5].reshape(-1, 3).mean(0) for image in images]  # where no map is high
     expected = [under(shares(number, 4)[0], GRAY + 20 * number) for number in range(4)]
     np.testing.assert_allclose(corners, expected, atol=CODEC_ERROR)  # each page is under its own map
 
@@ -207,11 +207,11 @@ def test_single_frame_is_shown_for_a_fifth_of_a_second(tmp_path):
 def test_maps_of_one_value_are_the_lowest_color(tmp_path):
     frames = list_frames(write_video(tmp_path / "source.mp4"))
     collect(frames, [np.full((ROWS, COLUMNS), 0.5, np.float32)] * len(TIMES)).write(tmp_path / "overlay.mp4")
-    for picture in decode(tmp_path / "overlay.mp4")[0]:
-        np.testing.assert_allclose(picture.reshape(-1, 3).mean(0), under(0), atol=CODEC_ERROR)
+    for image in decode(tmp_path / "overlay.mp4")[0]:
+        np.testing.assert_allclose(image.reshape(-1, 3).mean(0), under(0), atol=CODEC_ERROR)
 
 
-def test_collector_tells_whose_frames_it_holds():
+def test_collector_states_the_video_of_its_frames():
     video = VideoCollector()
     assert video.name == ""
     video.add(CaseResult("1", Frame("v.mp4", 0, 0.0), 0.5, np.zeros((4, 4), np.float32)), "videos/exam.mp4")
@@ -237,7 +237,7 @@ def test_frame_that_cannot_be_read_again_leaves_nothing_half_written(tmp_path, e
     assert [path.read_bytes() for path in folder.iterdir()] == ([] if earlier is None else [earlier])
 
 
-def test_source_that_went_away_is_told(tmp_path):
+def test_source_that_is_gone_is_an_error(tmp_path):
     path = write_video(tmp_path / "source.mp4")
     video = collect(list_frames(path), make_maps(len(TIMES)))
     path.unlink()
@@ -251,9 +251,9 @@ def test_pages_of_other_sizes_are_brought_to_that_of_the_first(tmp_path):
     first.save(tmp_path / "pages.tif", save_all=True, append_images=[second.resize((96, 24))])
     maps = [*make_maps(2)[:1], make_maps(2, 24, 96)[1]]
     collect(list_frames(tmp_path / "pages.tif"), maps).write(tmp_path / "overlay.mp4")
-    pictures, _ = decode(tmp_path / "overlay.mp4")
-    assert [picture.shape for picture in pictures] == [(ROWS, COLUMNS, 3)] * 2
-    block = inner(pictures[1], block_of(1, ROWS, COLUMNS))
+    images, _ = decode(tmp_path / "overlay.mp4")
+    assert [image.shape for image in images] == [(ROWS, COLUMNS, 3)] * 2
+    block = inner(images[1], block_of(1, ROWS, COLUMNS))
     np.testing.assert_allclose(block, under(1, GRAY + 20), atol=CODEC_ERROR)
 
 

@@ -58,13 +58,13 @@ def test_columns_of_a_row_are_those_of_the_table_but_the_reason_of_a_failure():
     assert [*score_row(make_result(), {}), "reason"] == list(SCORE_COLUMNS)
 
 
-@pytest.mark.parametrize(("time", "told"), [(0.0, "0.000"), (61.0404, "61.040"), (None, "")])
-def test_row_of_a_frame_tells_its_time(time, told):
+@pytest.mark.parametrize(("time", "stated"), [(0.0, "0.000"), (61.0404, "61.040"), (None, "")])
+def test_row_of_a_frame_states_its_time(time, stated):
     row = score_row(make_result(Frame("v.mp4", 3, time)), {"video": ["videos/v.mp4"]})
-    assert (row["kind"], row["time_s"], row["map"], row["files"]) == ("frame", told, "", "videos/v.mp4")
+    assert (row["kind"], row["time_s"], row["map"], row["files"]) == ("frame", stated, "", "videos/v.mp4")
 
 
-def test_row_of_a_volume_tells_its_peak_as_stored():
+def test_row_of_a_volume_states_its_peak_as_stored():
     anomaly_map = np.zeros((2, 3, 4), np.float32)
     anomaly_map[1, 0, 2] = 1
     row = score_row(make_result("v.nii.gz", anomaly_map=anomaly_map, affine=np.eye(4)), {})
@@ -87,7 +87,7 @@ def test_map_of_the_table_is_the_most_exact_one_and_others_are_among_the_files(n
     assert row["files"] == (f"{others}/a" if others else "")
 
 
-def test_all_files_of_an_output_are_told_and_none_of_one_that_failed():
+def test_all_files_of_an_output_are_listed_and_none_of_one_that_failed():
     captures = ["dicom/a/overlay_0001.dcm", "dicom/a/overlay_0002.dcm"]
     row = score_row(make_result(), {"tiff": [], "overlay": [], "capture": captures, "seg": ["dicom/a_seg.dcm"]})
     assert (row["map"], row["overlay"]) == ("", "")
@@ -97,7 +97,7 @@ def test_all_files_of_an_output_are_told_and_none_of_one_that_failed():
 # slices
 
 
-# Columns of length 0.8, 0.8 and 2; the first two lie at right angles, the third along their normal (0.6, 0, 0.8).
+# Columns of length 0.8, 0.8 and 2; the first two are at right angles, the third is along their normal (0.6, 0, 0.8).
 TURNED = np.array([[0.64, 0.0, 1.2, -7.0], [0.0, 0.8, 0.0, 5.0], [-0.48, 0.0, 1.6, 10.0], [0, 0, 0, 1.0]])
 
 
@@ -149,7 +149,7 @@ def row_of(case_id: str, study: str, score: str) -> dict[str, str]:
     return {"case_id": case_id, "study": study, "anomaly_score": score}
 
 
-def test_row_of_a_study_tells_its_highest_case_and_how_many_failed():
+def test_row_of_a_study_states_its_highest_case_and_how_many_failed():
     rows = [
         row_of("a", "study_1", "0.25"),
         row_of("b", "study_2", "0.5"),
@@ -170,7 +170,7 @@ def test_highest_score_is_the_highest_number_not_the_last_text():
     assert (row["highest_case"], row["anomaly_score"]) == ("b", "0.1")
 
 
-def test_of_equal_scores_the_first_case_is_told():
+def test_of_equal_scores_the_first_case_is_listed():
     (row,) = study_rows([row_of("a", "s", "0.5"), row_of("b", "s", "0.5")], [])
     assert row["highest_case"] == "a"
 
@@ -179,7 +179,7 @@ def test_cases_of_no_study_make_no_table():
     assert study_rows([row_of("a", "", "0.5")], [FailedCase("b", "empty")]) == []
 
 
-def test_study_of_which_all_cases_failed_is_told():
+def test_study_in_which_all_cases_failed_is_listed():
     table = study_rows([row_of("a", "s", "0.5")], [FailedCase("b", "empty", "t")])
     assert [(row["study"], row["cases"], row["failed"]) for row in table] == [("s", 1, 0), ("t", 0, 1)]
 

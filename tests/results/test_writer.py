@@ -66,12 +66,12 @@ def series(folder: Path, case_id: str = "series") -> CaseResult:
     return CaseResult(case_id, write_series(folder / case_id, axes=OBLIQUE), 0.5, make_map(24, 20, SLICES), affine)
 
 
-def ultrasound(folder: Path, case_id: str = "picture", **changes) -> CaseResult:
+def ultrasound(folder: Path, case_id: str = "ultrasound", **changes) -> CaseResult:
     return CaseResult(case_id, write_ultrasound(folder / f"{case_id}.dcm", **changes), 0.5, make_map(20, 24))
 
 
 def video(folder: Path, study: str = "exam", count: int = 3) -> list[CaseResult]:
-    """Return the results of the pages of a picture, which are the frames of a video."""
+    """Return the results of the pages of an image file, which are the frames of a video."""
     first, *rest = (Image.fromarray(np.full(SIZE, 10 * number, np.uint8)) for number in range(count))
     path = folder / f"{study}.tif"
     first.save(path, save_all=True, append_images=rest)
@@ -180,7 +180,7 @@ def test_frame_of_no_video_is_written_as_it_is_scored_in_python(tmp_path, out):
     assert [row["status"] for row in table(out)] == ["ok"]
 
 
-def test_results_are_saved_with_their_pictures_and_their_failures(tmp_path, out, monkeypatch):
+def test_results_are_saved_with_their_overlays_and_their_failures(tmp_path, out, monkeypatch):
     titles = []
     monkeypatch.setattr(outputs, "draw_overlay", lambda *_, title: titles.append(title) or Figure())
     view, failures = ImageView(plane="coronal"), [FailedCase("broken", "empty")]
@@ -209,7 +209,7 @@ def test_failed_case_counts_in_its_study_without_a_datalist(tmp_path, out):
 
 
 def test_same_run_makes_the_same_files(tmp_path):
-    """Wherever, whenever: but run.json, which tells the time, and NRRD, which does too."""
+    """Except run.json and NRRD, which state the time."""
     cases = [series(tmp_path), ultrasound(tmp_path), photograph(tmp_path), volume(tmp_path), *video(tmp_path)]
     write = [name for name in ALL if name != "nrrd"]
     for name in ("first", "second"):
@@ -269,7 +269,7 @@ def test_video_of_which_a_frame_fails_now_is_made_of_the_others(tmp_path, out):
     assert len(list_frames(out / "videos/exam.mp4")) == 2
 
 
-def test_run_that_was_begun_anew_and_stopped_leaves_no_results_of_the_first(tmp_path, out):
+def test_run_that_was_repeated_and_stopped_leaves_no_results_of_the_first(tmp_path, out):
     run(out, cases := [photograph(tmp_path, name) for name in "abc"], write=["tiff"])
     ResultWriter(out, write=["tiff"]).write(cases[0])
     run(out, cases, [FailedCase("b", "empty")], write=["tiff"], resume=True)
@@ -295,11 +295,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def dicom_cases(folder: Path) -> list[CaseResult]:
-    film = write_multiframe(folder / "film.dcm")
-    return [series(folder), ultrasound(folder), CaseResult("film", film, 0.5, make_map(24, 20, 5), affine_of(OBLIQUE))]
+    cine = write_multiframe(folder / "cine.dcm")
+    return [series(folder), ultrasound(folder), CaseResult("cine", cine, 0.5, make_map(24, 20, 5), affine_of(OBLIQUE))]
 
 
-def test_no_byte_of_any_result_tells_who_the_patient_is(tmp_path, out, caplog):
+def test_no_byte_of_any_result_identifies_the_patient(tmp_path, out, caplog):
     run(out, dicom_cases(tmp_path), write=ALL, threshold=0.5, provenance={"settings": {"window": "auto"}})
     assert len(contents(out)) > 20
     words = ["Olive", "Fingal", "Quill", "Larch", *(value for value in PRIVATE.values() if len(value) > 3)]
@@ -310,9 +310,9 @@ def test_no_byte_of_any_result_tells_who_the_patient_is(tmp_path, out, caplog):
 @pytest.mark.usefixtures("plain_figures")
 def test_identifiers_travel_into_dicom_alone_and_on_request(tmp_path, out):
     run(out, dicom_cases(tmp_path), write=ALL, threshold=0.5, keep_identifiers=True)
-    told = {name for name, content in contents(out).items() if PRIVATE["PatientName"].encode() in content}
-    assert told == {name for name in files_below(out) if name.startswith("dicom/")}
-    assert {str(dcmread(out / name).PatientName) for name in told} == {PRIVATE["PatientName"]}
+    named = {name for name, content in contents(out).items() if PRIVATE["PatientName"].encode() in content}
+    assert named == {name for name in files_below(out) if name.startswith("dicom/")}
+    assert {str(dcmread(out / name).PatientName) for name in named} == {PRIVATE["PatientName"]}
 
 
 @pytest.mark.parametrize(
@@ -338,10 +338,10 @@ def test_texts_burned_into_pixels_are_warned_of_once_where_pixels_are_shown(tmp_
 def test_output_that_a_library_fails_at_costs_only_itself(tmp_path, out, monkeypatch, caplog):
     drawn = outputs.draw_overlay
 
-    def fail(picture, anomaly_map, *, title):
+    def fail(image, anomaly_map, *, title):
         if title.startswith("b"):
             raise RuntimeError("cannot draw Olive")
-        return drawn(picture, anomaly_map, title=title)
+        return drawn(image, anomaly_map, title=title)
 
     monkeypatch.setattr(outputs, "draw_overlay", fail)
     writer = run(out, [photograph(tmp_path, name) for name in "abc"], write=["overlay", "tiff"])
@@ -356,15 +356,15 @@ def test_output_that_a_library_fails_at_costs_only_itself(tmp_path, out, monkeyp
     assert "Olive" not in caplog.text + json.dumps(record(out))
 
 
-def test_output_that_does_not_fit_its_source_is_told_with_the_reason(tmp_path, out):
+def test_output_that_does_not_fit_its_source_is_reported_with_the_reason(tmp_path, out):
     writer = run(out, [ultrasound(tmp_path)], write=["parametric-map", "seg"], threshold=0.5)
     (shortfall,) = writer.shortfalls
-    assert shortfall.case_id == "picture"
+    assert shortfall.case_id == "ultrasound"
     assert shortfall.reason.startswith("no parametric-map could be written: a parametric map needs images with pos")
-    assert written(out) == ["dicom/picture_seg.dcm"]
+    assert written(out) == ["dicom/ultrasound_seg.dcm"]
 
 
-def test_source_that_went_away_meanwhile_costs_only_its_pictures(tmp_path, out):
+def test_source_that_is_gone_costs_only_its_overlays(tmp_path, out):
     photo, frames = photograph(tmp_path), video(tmp_path)
     photo.source.unlink()
     Path(frames[0].source.path).unlink()
@@ -389,7 +389,7 @@ def full_disk() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_full_disk_is_told_and_leaves_no_half_of_a_file(tmp_path, out, name):
+def test_full_disk_is_reported_and_leaves_no_half_of_a_file(tmp_path, out, name):
     result = photograph(tmp_path) if name in ("tiff", "png") else series(tmp_path)
     writer = ResultWriter(out, write=[name], threshold=0.5)
     with full_disk(), pytest.raises(OutputError, match=rf"cannot write the results of {result.case_id} to .*out"):
@@ -521,14 +521,14 @@ def test_video_needs_no_other_folder(tmp_path, out, monkeypatch):
 # cases that change while they are scored
 
 
-def repaint(result: CaseResult, shade: int) -> None:
+def repaint(result: CaseResult, gray: int) -> None:
     """Replace a photograph by another one of the same name, size and time of change."""
     path = Path(getattr(result.source, "path", result.source))
     stat = path.stat()
     if isinstance(result.source, Frame):
-        Image.new("L", (32, 24), shade).save(path, save_all=True, append_images=[Image.new("L", (32, 24))] * 2)
+        Image.new("L", (32, 24), gray).save(path, save_all=True, append_images=[Image.new("L", (32, 24))] * 2)
     else:
-        Image.new("RGB", (32, 24), (shade, 0, 0)).save(path)
+        Image.new("RGB", (32, 24), (gray, 0, 0)).save(path)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
@@ -555,8 +555,8 @@ def cases_of(results: list[CaseResult]) -> list[dict]:
 def test_case_that_changes_twice_is_refused_and_tried_again_by_the_next_run(tmp_path, out):
     results = [photograph(tmp_path, name) for name in "ab"]
     writer = announce(out, results, write=["tiff"])
-    for shade in (9, 10):
-        repaint(results[1], shade)
+    for gray in (9, 10):
+        repaint(results[1], gray)
         writer.write(results[1])
         writer.changed()
     writer.write(results[0])
@@ -637,7 +637,7 @@ def test_results_of_an_older_version_are_not_taken_for_finished_and_that_is_one_
     older(out)
     pending = announce_pending(out, results)
     assert pending == ["a", "b"]
-    assert caplog.messages == [f"{out}: 2 result(s) of an older version of mrad_med are not taken for finished"]
+    assert caplog.messages == [f"{out}: 2 result(s) of an older version of mrad_med are not treated as finished"]
     run(out, results, [FailedCase("b", "empty")], write=["tiff"], resume=True)
     assert written(out) == ["maps/a.tiff"]  # what the older version wrote of a failed case is removed
 
