@@ -161,7 +161,7 @@ def test_folder_of_another_host_is_refused_and_taken_over_on_request(tmp_path, c
     assert main(words) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"mrad-med: {out} is being written to by process 4711 on elsewhere: wait until it has finished, or choose "
-        "another folder; if that process is gone, take the folder over: --take-over, in Python take_over=True"
+        "another folder. If that process has ended, take over the folder: --take-over, in Python take_over=True"
     )
     assert [path.name for path in out.iterdir()] == [LOCK_NAME]
     if command != "train":  # which is long, and whose lock is the same

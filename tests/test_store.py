@@ -283,7 +283,7 @@ def test_without_proc_a_process_that_lives_is_believed_to_be_the_one(tmp_path, s
 def test_lock_of_another_host_or_container_is_replaced_only_on_request(tmp_path, values):
     leave_lock(tmp_path, pid=4711, **values)
     with pytest.raises(
-        OutputError, match=r"process 4711 on \S+: .*; if that process is gone, .*--take-over, in Python"
+        OutputError, match=r"process 4711 on \S+: .*\. If that process has ended, .*--take-over, in Python"
     ):
         FolderLock(tmp_path)
     FolderLock(tmp_path, take_over=True).release()
