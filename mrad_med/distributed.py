@@ -41,7 +41,7 @@ def share_work(work: Callable[[Sequence[Item]], Result], items: Sequence[Item]) 
 
     Raises:
         Exception: ``work`` failed in this process; the error is raised unchanged.
-        RuntimeError: ``work`` failed in another process. All processes then stop; otherwise they would wait for it forever.
+        RuntimeError: ``work`` failed in another process. All processes then stop instead of waiting for it.
     """
     rank, world = rank_and_world()
     if world == 1:

@@ -24,7 +24,7 @@ def build_workflow(options: argparse.Namespace, name: str, **values: Any) -> mra
     root = mrad_med.bundle.find_bundle(options.bundle)
     config = root / "configs" / f"{name}.json"
     if not config.is_file():
-        raise FileNotFoundError(f"{root} has no configs/{name}.json; choose a bundle that has it, such as mrad_ft")
+        raise FileNotFoundError(f"{root} has no configs/{name}.json; choose a bundle with one, such as mrad_ft")
     values |= {"bundle_root": str(root), **options.overrides}
     if options.output_dir:
         values["output_dir"] = options.output_dir
