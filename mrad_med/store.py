@@ -47,7 +47,9 @@ def make_key(*values: Any) -> str:
 
 
 def hash_of_file(path: str | os.PathLike[str]) -> str:
-    """Return the sha256 of a file's bytes; each process hashes an unchanged file only once.
+    """Return the sha256 of a file's bytes.
+
+    Each process hashes an unchanged file only once, unless it was written in the last two seconds.
 
     Raises:
         OSError: the file is missing or cannot be read.

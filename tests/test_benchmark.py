@@ -179,7 +179,7 @@ def test_bundles_of_other_inputs_do_not_share(
     assert sum(encoded) == 2 * 6
 
 
-def test_a_benchmark_that_was_stopped_goes_on(
+def test_a_benchmark_that_was_stopped_resumes(
     tmp_path: Path,
     sets: dict[str, str],
     bundles: dict[str, ConfigParser],

@@ -1,4 +1,4 @@
-"""The public surface of the package: what others may rely on."""
+"""The public names of the package."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def test_each_kind_has_its_outputs_and_a_bad_file_costs_only_itself(study, out, 
     ]
     printed = capfd.readouterr()
     assert "3 of 4 case(s) scored" in printed.out
-    # Progress is counted in pictures: 6 and 5 slices, a photograph, and the damaged file; with the time that is left.
+    # Progress counts images: 6 and 5 slices, a photograph and the damaged file. It shows the remaining time.
     assert re.search(r"pictures: 100%.* 13/13 \[\d\d:\d\d<00:00, .*picture/s\]", printed.err)
     last = printed.err.splitlines()[-1]
     rows = {row["case_id"]: row for row in table(out)}
