@@ -107,12 +107,12 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated photograph": (cut_png, r"the image is damaged or truncated \("),
     "no pixels": (dicom("PixelData"), r"its pixel data cannot be decoded \(AttributeError\)"),
     "no number of samples": (dicom("SamplesPerPixel"), r"its pixel data cannot be decoded \(AttributeError\)"),
-    "no photometric interpretation": (
+    "no kind of tones": (
         dicom("PhotometricInterpretation"),
         "the header does not tell whether its pixels are gray or",
     ),
     "colors of one sample": (dicom(PhotometricInterpretation="RGB"), r"1 sample\(s\) a pixel contradict its kind of"),
-    "unknown photometric interpretation": (
+    "unknown tones": (
         dicom(PhotometricInterpretation="GRAYISH"),
         r"1 sample\(s\) a pixel contradict its kind of",
     ),

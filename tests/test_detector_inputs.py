@@ -1,4 +1,4 @@
-"""One image, one result: from a file, in memory, through MONAI's readers, as DICOM or not; and the effect of profiles."""
+"""One image, one result: from a file, in memory, through MONAI's readers, as DICOM or not; and effects of profiles."""
 
 from __future__ import annotations
 

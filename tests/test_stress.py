@@ -88,7 +88,13 @@ def test_results_that_differ_are_found(
         ("", "SIGTERM", 143, "", ""),
         ('{"complete": true}', "SIGKILL", -9, "", r'run.json has "complete": True after exit status -9'),
         ('{"complete": false}', "SIGKILL", 0, "", r'run.json has "complete": False after exit status 0'),
-        ("", "full disk", 2, "Traceback\nOSError: x\n", "a traceback after the interruption, with the last line: OSError: x"),
+        (
+            "",
+            "full disk",
+            2,
+            "Traceback\nOSError: x\n",
+            "a traceback after the interruption, with the last line: OSError: x",
+        ),
     ],
 )
 def test_an_interruption_that_leaves_a_wrong_record_or_a_traceback_is_found(
