@@ -1,13 +1,13 @@
-"""Print the memory and the time that `mrad-med detect` takes, from large files to results, each in its own process.
+"""Print peak memory and time of `mrad-med detect` for large files; each run has its own process.
 
 Usage:
     python benchmarks/detect.py
     python benchmarks/detect.py --small
 
-The photograph is 4000 x 3000, scored in windows at full resolution; the CT is the chest phantom as a DICOM series of
-512 x 512 x 120, scored slice by slice through a lung window, with the default outputs and with everything that can be
-written of DICOM. Network: MRAD-TF with the embedded backbone. Memory is the largest resident size of the process,
-libraries, weights, images and results included.
+The photograph has 4000 x 3000 pixels. It is scored resized, and in tiles at full resolution. The CT is the chest
+phantom as a DICOM series of 512 x 512 x 120. It is scored slice by slice with a lung window, with the default outputs
+and with all outputs for DICOM. The network is MRAD-TF with the embedded backbone. Memory is the peak resident size of
+the process, including libraries, weights, images and results.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ VOLUME = ("ct", "--profile", "volume", "--window", "lung")
 DICOM_OUTPUTS = ("nifti", "mask", "seg", "parametric-map", "capture", "montage")
 RUNS = {
     "photograph, resized to 518": ("photograph.jpg",),
-    "photograph, windows": ("photograph.jpg", "--profile", "sliding"),
+    "photograph, tiles": ("photograph.jpg", "--profile", "sliding"),
     "CT, default outputs": VOLUME,
     "CT, all outputs for DICOM": (*VOLUME, "--write", *DICOM_OUTPUTS, "--threshold", "0.4"),
 }
 
 
 def write_inputs(folder: Path, *, small: bool) -> None:
-    """Write the photograph, smooth noise, and the CT."""
+    """Write the photograph, which is smooth noise, and the CT."""
     noise = np.random.RandomState(0).randint(0, 256, (150, 200, 3)).astype(np.uint8)
-    picture = Image.fromarray(noise).resize(SMALL_PHOTOGRAPH if small else PHOTOGRAPH, Image.Resampling.BICUBIC)
-    picture.save(folder / "photograph.jpg")
+    photograph = Image.fromarray(noise).resize(SMALL_PHOTOGRAPH if small else PHOTOGRAPH, Image.Resampling.BICUBIC)
+    photograph.save(folder / "photograph.jpg")
     volume, _, affine = make_chest_phantom(SMALL_CT if small else CT)
     write_sample_series(folder / "ct", volume, affine)
 
 
 def measure(folder: Path, source: str, *options: str) -> tuple[float, float]:
-    """Return peak in MiB and seconds of one command; it must succeed."""
+    """Run one command, which must succeed; return its peak memory in MiB and its time in seconds."""
     command = [sys.executable, "-m", "mrad_med", "detect", source, "--bundle", "mrad_tf", *options]
     command += ["--out", f"results_{time.monotonic_ns()}"]
     start = time.perf_counter()
@@ -64,11 +64,11 @@ def measure(folder: Path, source: str, *options: str) -> tuple[float, float]:
 def main() -> None:
     """Write the inputs, and print a row for each command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="a photograph of 1000 x 750 and a CT of six slices")
+    parser.add_argument("--small", action="store_true", help="use a photograph of 1000 x 750 and a CT of six slices")
     arguments = parser.parse_args()
     print_machine()
     with TemporaryDirectory() as name:
-        # In a process of its own: a child counts what its parent holds as its own until it starts its program.
+        # In a separate process, because the peak of a child process includes the memory of its parent before exec.
         writer = get_context("spawn").Process(
             target=write_inputs, args=(Path(name),), kwargs={"small": arguments.small}
         )

@@ -1,13 +1,13 @@
-"""Time MRAD-TF against its formulas written out, and compare features and scores.
+"""Compare speed, features and scores of MRAD-TF with a direct implementation of its formulas.
 
 Usage:
     python benchmarks/encoder.py --embedded
     python benchmarks/encoder.py --layers 2 --images 1 --repeats 1 --precision fp32
 
-"plain" keeps every N x N attention matrix, all rows of the last block, two final projections, three poolings of both
+"plain" computes every N x N attention matrix, all rows of the last block, two final projections, three poolings of both
 patch tensors, the whole softmax over the keys, and upsampling before a Gaussian of the full image. "ours" is this
-package. The ViT-L/14 has random weights, so nothing is downloaded: its times are those of real weights, its agreement
-need not be. The embedded backbone has real ones.
+package. The ViT-L/14 has random weights, so nothing is downloaded. Its times equal those of real weights, but its
+agreement may differ. The embedded backbone has real weights.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ BANK_IMAGES, BANK_SIZE = 64, 112
 
 @dataclass
 class Contender:
-    """One way to compute features and scores, its input, and what was measured."""
+    """One implementation of features and scores, its input, and its measurements."""
 
     name: str
     images: Tensor
     encode: Callable[[Tensor], ImageFeatures]
     score: Callable[[ImageFeatures], Tensor]
-    passes: list[tuple[float, float]] = field(default_factory=list)  # seconds of encoding, of the rest
-    features: list[ImageFeatures] = field(default_factory=list)  # of the last pass, one for each batch
+    passes: list[tuple[float, float]] = field(default_factory=list)  # seconds of encoding, and of the other steps
+    features: list[ImageFeatures] = field(default_factory=list)  # last pass, one item for each batch
     scores: list[Tensor] = field(default_factory=list)
 
     def run(self, batch_size: int) -> None:
@@ -64,7 +64,7 @@ class Contender:
 
 
 def plain_features(tower: VisionTransformer, images: Tensor) -> ImageFeatures:
-    """Return CLIP's class feature and the V-V patch tokens, with every attention matrix materialized."""
+    """Return the class feature of CLIP and the V-V patch tokens; every attention matrix is materialized."""
     side = images.shape[-1] // tower.patch_size[0]
     table = tower.positional_embedding
     grid = table[1:].T.unflatten(-1, tower.grid_size)[None]
@@ -85,7 +85,7 @@ def plain_features(tower: VisionTransformer, images: Tensor) -> ImageFeatures:
 
 
 def plain_block(block: ResidualAttentionBlock, hidden: Tensor, *, with_vv: bool) -> tuple[Tensor, Tensor]:
-    """Return the block's output and the output of the values' attention over themselves."""
+    """Return the output of the block, and the output of the attention of the values over themselves."""
     attention = block.attn
     projected = F.linear(block.ln_1(hidden), attention.in_proj_weight, attention.in_proj_bias)
     query, key, value = (
@@ -102,14 +102,14 @@ def plain_block(block: ResidualAttentionBlock, hidden: Tensor, *, with_vv: bool)
 
 
 def plain_average(patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
-    """Return (B, N, D) patches averaged with their neighbors by three poolings."""
+    """Return patches averaged with their neighbors by three poolings, shape (B, N, D)."""
     grid = patches.mT.unflatten(-1, grid_size)
     pooled = [F.avg_pool2d(grid, kernel, stride=1, padding=kernel // 2) for kernel in (1, 3, 5)]
     return torch.stack(pooled).mean(0).flatten(2).mT
 
 
 def plain_scores(bank: MemoryBank, size: int, features: ImageFeatures) -> Tensor:
-    """Return (B, 1) scores: poolings, softmax over all keys, upsampling, Gaussian, mean of the highest pixels."""
+    """Return scores (B, 1): poolings, softmax over all keys, upsampling, Gaussian, mean of the highest pixels."""
     averaged = [
         plain_average(patches, features.grid_size) for patches in (features.patches, features.projected_patches)
     ]
@@ -125,12 +125,12 @@ def plain_scores(bank: MemoryBank, size: int, features: ImageFeatures) -> Tensor
 
 
 def our_scores(network: MRAD, size: int, features: ImageFeatures) -> Tensor:
-    """Return the (B, 1) scores of this package."""
+    """Return the scores of this package, shape (B, 1)."""
     return fuse_scores(network.image_probability(features), network.anomaly_map(features, (size, size)))
 
 
 def smooth_images(count: int, size: int, card: BackboneCard, *, seed: int) -> dict[str, Tensor]:
-    """Return a normalized batch of several scales of smooth noise; every second image has an off-color square."""
+    """Return a normalized batch of smooth noise at several scales; every second image has a square of another color."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.zeros(count, 3, size, size)
     for cells in (3, 6, 12, 24):
@@ -144,7 +144,7 @@ def smooth_images(count: int, size: int, card: BackboneCard, *, seed: int) -> di
 
 
 def random_clip(layers: int, precision: str) -> CLIP:
-    """Return OpenAI's ViT-L/14@336 with random weights, the same at every call."""
+    """Return OpenAI's ViT-L/14@336 with random weights, which are the same at every call."""
     torch.manual_seed(0)
     config = get_model_config(MODEL)
     vision = CLIPVisionCfg(**config["vision_cfg"] | {"layers": layers})
@@ -155,7 +155,7 @@ def random_clip(layers: int, precision: str) -> CLIP:
 
 
 def build_contenders(build: Callable[[str], CLIP], arguments: argparse.Namespace) -> list[Contender]:
-    """Return plain, then this package at each precision, over one bank of 64 image keys and 96 patch keys."""
+    """Return "plain", then this package at each precision, with one bank of 64 image keys and 96 patch keys."""
     clip, size = build("fp32"), arguments.size
     images = smooth_images(arguments.images, size, clip.card, seed=1)["image"]
     batches = [smooth_images(8, BANK_SIZE, clip.card, seed=100 + index) for index in range(BANK_IMAGES // 8)]
@@ -169,7 +169,7 @@ def build_contenders(build: Callable[[str], CLIP], arguments: argparse.Namespace
 
 
 def print_machine() -> None:
-    """Print what the times depend on."""
+    """Print the processor, its load and its instruction sets, and the version of torch."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
@@ -182,8 +182,8 @@ def print_machine() -> None:
 
 
 def print_table(contenders: Sequence[Contender], count: int) -> None:
-    """Print the best pass of each contender, and its speed, features and scores against those of the first."""
-    titles = ("encoding", "the rest", "images/s", "ratio", "patch min", "mean", "image min", "mean", "score")
+    """Print the best pass of each contender, and compare its speed, features and scores with those of the first."""
+    titles = ("encoding", "other", "images/s", "ratio", "patch min", "mean", "image min", "mean", "score")
     print(" " * 10 + "".join(f"{title:>11}" for title in titles))
     plain = contenders[0]
     expected_scores = torch.cat(plain.scores)
@@ -204,10 +204,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default, text in (
         ("--images", 2, "number of images"),
-        ("--layers", 24, "blocks of the random ViT-L/14"),
-        ("--size", 518, "side in pixels, a multiple of 14"),
-        ("--repeats", 3, "passes of each contender"),
-        ("--batch-size", 1, "images at once"),
+        ("--layers", 24, "number of blocks of the random ViT-L/14"),
+        ("--size", 518, "side length of the images in pixels, a multiple of 14"),
+        ("--repeats", 3, "number of passes of each contender"),
+        ("--batch-size", 1, "number of images in a batch"),
     ):
         parser.add_argument(name, type=int, default=default, help=f"{text} (default: {default})")
     parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16", "fp16"], default=["fp32", "bf16"])
@@ -225,11 +225,11 @@ def main() -> None:
         groups = {title: build_contenders(build, arguments) for title, build in builders.items()}
         contenders = [contender for group in groups.values() for contender in group]
         for _ in range(arguments.repeats):
-            for contender in contenders:  # interleaved, so that a change of load meets all of them
+            for contender in contenders:  # interleaved, because a change of load then affects all
                 contender.run(arguments.batch_size)
     print(f"{arguments.images} image(s) of {arguments.size} x {arguments.size} in batches of {arguments.batch_size}.")
-    print("Seconds per image of encoding and of the rest (retrieval, map, score), contenders interleaved, the best of")
-    print(f"{arguments.repeats} passes; cosine similarity to the features of plain; largest change of a score.")
+    print("Seconds per image of encoding and of other steps (retrieval, map, score): interleaved contenders, best of")
+    print(f"{arguments.repeats} passes. Cosine similarity to the features of plain. Largest difference of a score.")
     for title, group in groups.items():
         print(f"\n{title}")
         print_table(group, arguments.images)

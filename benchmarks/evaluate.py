@@ -1,22 +1,24 @@
-"""Time an evaluation from JPEG files to the table of metrics, the published way and ours, and compare what they give.
+"""Compare time and results of an evaluation, from JPEG files to metrics, with those of the published method.
 
 Usage:
     python benchmarks/evaluate.py
     python benchmarks/evaluate.py --images 4 --layers 4
     python benchmarks/evaluate.py --images 8 --layers 2 --size 224
 
-"published" is the literature's evaluation written out: images one by one through Pillow and the plain encoder of
-`benchmarks/encoder.py` in fp32 (materialized attention, all rows of the last block), the whole softmax over 3000 keys
-at both levels, bilinear upsampling and scipy's Gaussian of the full image, all maps kept, scikit-learn's areas over all
-pixels, and a PRO that labels the regions of every mask anew at each of 200 thresholds. "ours" is `mrad_med.Evaluation`
-of MRAD-TF on the same files; in bf16 too where the CPU has hardware for it. Its time includes what has no published
-counterpart: records on disk, PRO over all thresholds, lesions. Intervals are left out. It counts metrics in a second
-thread while the next batch is encoded: its parts overlap, each includes its waiting for the other, and only the whole
-is wall time. Its CPU time is told too, since other jobs on the machine slow down one way more than the other.
+"published" is the evaluation of the literature. Pillow and the plain encoder of `benchmarks/encoder.py` in fp32 process
+one image at a time (materialized attention, all rows of the last block). The softmax covers all 3000 keys at both
+levels. Maps are upsampled bilinearly, blurred by scipy's Gaussian at full size, and all kept. scikit-learn computes the
+areas over all pixels, and PRO labels the regions of every mask again at each of 200 thresholds.
 
-Images are phantoms of the size of Kvasir-SEG's, every second one without a lesion; the ViT-L/14 and the bank are
-random: times are those of real weights, the metrics mean nothing and are there to be compared. The exit status is 1 if
-fp32 and the published way disagree.
+"ours" is `mrad_med.Evaluation` of MRAD-TF on the same files, and also in bf16 if the CPU supports it. Its time includes
+steps that the published method lacks: records on disk, PRO over all thresholds, lesions. Intervals are not computed.
+Metrics are computed in a second thread while the next batch is encoded. The times of the parts therefore overlap, each
+includes waiting for the other, and only the total is wall time. CPU time is also printed, because other jobs on the
+machine may slow down one method more than the other.
+
+The images are phantoms of the size of Kvasir-SEG's images, every second one without a lesion. The ViT-L/14 and the bank
+are random: times equal those of real weights, and metrics are only used for the comparison. The exit status is 1 if
+fp32 and the published method disagree.
 """
 
 from __future__ import annotations
@@ -51,11 +53,11 @@ from mrad_med import CLIP, Evaluation, ImageFeatures, MemoryBank, build_mrad_tf,
 from mrad_med.evaluation import SetMeasurement
 from mrad_med.types import BackboneCard, BankCard
 
-FILE_SIZE = (529, 622)  # rows and columns, as of many files of Kvasir-SEG
-KEYS = 3000  # at each level; the published bank has 2162 and 3093
+FILE_SIZE = (529, 622)  # rows and columns of many files of Kvasir-SEG
+KEYS = 3000  # number of keys at each level; the published bank has 2162 and 3093
 THRESHOLDS, PRO_LIMIT = 200, 0.3
 PARTS = ("read and resize", "encode", "retrieve", "map and score", "metrics", "records")
-# Of fp32: rounding of maps that span little moves pixels across thresholds.
+# Tolerances for fp32. In maps with a small range, rounding moves pixels across thresholds.
 SCORE_TOLERANCE, METRIC_TOLERANCE = 1e-6, 1e-3
 
 Case = dict[str, Any]
@@ -64,10 +66,10 @@ Floats = NDArray[np.float32]
 
 @dataclass
 class Outcome:
-    """What one way of evaluating took and gave, case by case in the order of the datalist."""
+    """Times and results of one method, case by case in the order of the datalist."""
 
     name: str
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # by part, and the whole
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # by part, and in total
     maps: list[Floats] = field(default_factory=list)  # (H, W)
     masks: list[NDArray[np.bool_]] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -75,14 +77,16 @@ class Outcome:
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Add the time that the block takes."""
+        """Add the time of the block to a part."""
         start, worked = time.perf_counter(), time.process_time()
         yield
         self.seconds[part] += time.perf_counter() - start
-        self.seconds[f"{part}, CPU"] += time.process_time() - worked  # of all threads: told of the whole only
+        self.seconds[f"{part}, CPU"] += (
+            time.process_time() - worked
+        )  # CPU time of all threads, printed only for the total
 
     def timing(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, whose time is added at every call."""
+        """Return a function that adds its time to a part at every call."""
 
         @wraps(function, updated=())
         def call(*values: Any, **options: Any) -> Any:
@@ -93,13 +97,13 @@ class Outcome:
 
 
 def write_images(folder: Path, count: int) -> list[Case]:
-    """Write phantoms and masks as JPEG files and return their datalist; every second one has no lesion and no mask."""
+    """Write phantoms and masks as JPEG files and return their datalist; every second phantom has no lesion."""
     cases = []
     for index in range(count):
         anomalous = index % 2 == 0
-        picture, mask = make_phantom(FILE_SIZE, lesion_radius=0.05 + 0.05 * (index % 5) if anomalous else 0, seed=index)
+        phantom, mask = make_phantom(FILE_SIZE, lesion_radius=0.05 + 0.05 * (index % 5) if anomalous else 0, seed=index)
         paths = {"image": folder / f"{index:04d}.jpg", "mask": folder / f"{index:04d}_mask.jpg"}
-        Image.fromarray(picture).save(paths["image"], quality=95)
+        Image.fromarray(phantom).save(paths["image"], quality=95)
         Image.fromarray(mask).save(paths["mask"], quality=95)
         case = {"image": str(paths["image"]), "mask": str(paths["mask"]) if anomalous else None}
         cases.append({**case, "case_id": f"{index:04d}", "label": int(anomalous), "class": "phantom"})
@@ -107,7 +111,7 @@ def write_images(folder: Path, count: int) -> list[Case]:
 
 
 def random_bank(card: BackboneCard) -> MemoryBank:
-    """Return a bank of 3000 random keys at each level, a third of them anomalous and apart from the others."""
+    """Return a bank of 3000 random keys at each level; a third of them is anomalous and shifted."""
     anomalous = torch.arange(KEYS) % 3 == 0
     levels: list[Tensor] = []
     for seed, width in enumerate((card.embed_dim, card.width)):
@@ -117,7 +121,7 @@ def random_bank(card: BackboneCard) -> MemoryBank:
 
 @torch.inference_mode()
 def evaluate_published(clip: CLIP, bank: MemoryBank, cases: list[Case], size: int) -> Outcome:
-    """Return the outcome of the published way."""
+    """Return the outcome of the published method."""
     outcome = Outcome("published fp32")
     with outcome.timed("whole"):
         for case in cases:
@@ -141,8 +145,8 @@ def evaluate_published(clip: CLIP, bank: MemoryBank, cases: list[Case], size: in
 
 def read_plainly(case: Case, card: BackboneCard, size: int) -> tuple[Tensor, NDArray[np.bool_]]:
     """Return a normalized image (1, 3, size, size) and its mask (size, size)."""
-    picture = Image.open(case["image"]).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+    image = Image.open(case["image"]).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (card.mean, card.std))
     mask = np.zeros((size, size), bool)
     if case["mask"]:
@@ -154,8 +158,8 @@ def read_plainly(case: Case, card: BackboneCard, size: int) -> tuple[Tensor, NDA
 
 
 def retrieve_plainly(features: ImageFeatures, bank: MemoryBank) -> tuple[Tensor, float]:
-    """Return (1, N) probabilities of the patches and that of the image, by the whole softmax over the keys."""
-    # The published code averages both patch tensors, though MRAD-TF reads one.
+    """Return probabilities of the patches (1, N) and of the image, with the softmax over all keys."""
+    # The published code averages both patch tensors, although MRAD-TF uses only one.
     averaged = [
         plain_average(patches, features.grid_size) for patches in (features.patches, features.projected_patches)
     ]
@@ -170,7 +174,7 @@ def retrieve_plainly(features: ImageFeatures, bank: MemoryBank) -> tuple[Tensor,
 
 
 def map_plainly(patches: Tensor, grid_size: tuple[int, int], size: int) -> Floats:
-    """Return the (size, size) map of (1, N) probabilities."""
+    """Return the map (size, size) of patch probabilities (1, N)."""
     grid = patches.unflatten(-1, grid_size)[:, None]
     upsampled = F.interpolate(grid, size=(size, size), mode="bilinear", align_corners=False)
     blurred: Floats = gaussian_filter(upsampled[0, 0].numpy(), sigma=4)
@@ -178,7 +182,7 @@ def map_plainly(patches: Tensor, grid_size: tuple[int, int], size: int) -> Float
 
 
 def measure_plainly(outcome: Outcome, labels: NDArray[np.int64]) -> dict[str, float]:
-    """Return the metrics of the literature's tables."""
+    """Return the metrics of published tables."""
     maps, masks = np.stack(outcome.maps), np.stack(outcome.masks)
     return {
         "image auroc": float(roc_auc_score(labels, outcome.scores)),
@@ -190,7 +194,7 @@ def measure_plainly(outcome: Outcome, labels: NDArray[np.int64]) -> dict[str, fl
 
 
 def pro_plainly(maps: Floats, masks: NDArray[np.bool_]) -> float:
-    """Return the PRO of (B, H, W) maps by 200 thresholds, at each of which all regions are found anew."""
+    """Return the PRO of maps (B, H, W) with 200 thresholds; all regions are labeled again at each threshold."""
     rates, overlaps = [], []
     for threshold in np.arange(maps.min(), maps.max(), (maps.max() - maps.min()) / THRESHOLDS):
         above = maps > threshold
@@ -238,7 +242,7 @@ def evaluate_ours(
         outcome.timed("whole"),
     ):
         summary = evaluation.run()
-    outcome.seconds["metrics"] -= outcome.seconds["map and score"]  # maps are made inside
+    outcome.seconds["metrics"] -= outcome.seconds["map and score"]  # the time of the metrics includes that of the maps
     for _, record in evaluation.records(cases):
         anomaly_map, score = make_map(record)
         outcome.maps.append(anomaly_map[0, 0].numpy())
@@ -250,7 +254,7 @@ def evaluate_ours(
 
 
 def print_times(outcomes: list[Outcome], count: int) -> None:
-    """Print where the time of each goes, and how many times as long the first takes."""
+    """Print the time of each part and method, and the ratio of the first method to the others."""
     print(
         f"\n{'seconds':16}"
         + "".join(f"{outcome.name:>16}" for outcome in outcomes)
@@ -261,14 +265,14 @@ def print_times(outcomes: list[Outcome], count: int) -> None:
         ratios = "".join(f"{seconds[0] / mine:9.2f}" if seconds[0] and mine else f"{'':9}" for mine in seconds[1:])
         print(f"{part:16}" + "".join(f"{value:16.3f}" for value in seconds) + ratios)
     print(f"{'for an image':16}" + "".join(f"{outcome.seconds['whole'] / count:16.3f}" for outcome in outcomes))
-    print("Parts of ours overlap; the whole is wall time, below it processor time of all threads.")
+    print("The parts of ours overlap. The whole is wall time, followed by the CPU time of all threads.")
 
 
 def print_differences(outcomes: list[Outcome]) -> bool:
-    """Print how far each is from the first, and tell whether the second, in fp32, agrees with it."""
+    """Print the differences to the published method, and return whether the second outcome (fp32) agrees with it."""
     published = outcomes[0]
     low, high = (np.array([extreme(item) for item in published.maps]) for extreme in (np.min, np.max))
-    print(f"\nMaps of the published way: {low.min():.6f} to {high.max():.6f}; scores: ", end="")
+    print(f"\nMaps of the published method: {low.min():.6f} to {high.max():.6f}; scores: ", end="")
     print(f"{min(published.scores):.6f} to {max(published.scores):.6f}.")
     print(f"{'':16}{'pixels of masks':>16}{'maps':>11}{'scores':>11}   differ by at most")
     gaps = []
@@ -292,7 +296,7 @@ def print_differences(outcomes: list[Outcome]) -> bool:
 
 
 def has_bf16() -> bool:
-    """Tell whether the CPU multiplies matrices in bf16; without that it is slower than fp32."""
+    """Return whether the CPU multiplies matrices in bf16; otherwise bf16 is slower than fp32."""
     path = Path("/proc/cpuinfo")
     words = set(path.read_text(encoding="utf-8").split()) if path.is_file() else set()
     return bool(words & {"amx_bf16", "avx512_bf16"})
@@ -302,15 +306,15 @@ def main() -> int:
     """Measure and print; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default, text in (
-        ("--images", 100, "number of images, 2 at least"),
-        ("--layers", 24, "blocks of the random ViT-L/14"),
-        ("--size", 518, "side in pixels, a multiple of 14"),
-        ("--batch-size", 4, "images that ours encodes together"),
+        ("--images", 100, "number of images, at least 2"),
+        ("--layers", 24, "number of blocks of the random ViT-L/14"),
+        ("--size", 518, "side length of the input in pixels, a multiple of 14"),
+        ("--batch-size", 4, "number of images that ours encodes together"),
     ):
         parser.add_argument(name, type=int, default=default, help=f"{text} (default: {default})")
     arguments = parser.parse_args()
     if arguments.images < 2:
-        parser.error("--images must be at least 2: metrics need an image of each kind")
+        parser.error("--images must be at least 2: metrics need a normal and an anomalous image")
     logging.disable(logging.WARNING)
     print_machine()
     print(
@@ -323,7 +327,7 @@ def main() -> int:
         cases = write_images(folder, arguments.images)
         clip = random_clip(arguments.layers, "fp32")
         bank = random_bank(clip.card)
-        with torch.inference_mode():  # so that loading the libraries' kernels is in nobody's time
+        with torch.inference_mode():  # loads the kernels of the libraries before the measurement
             plain_features(clip.image_encoder.tower, torch.zeros(1, 3, arguments.size, arguments.size))
         outcomes = [
             evaluate_published(clip, bank, cases, arguments.size),
@@ -333,11 +337,11 @@ def main() -> int:
             clip = random_clip(arguments.layers, "bf16")
             outcomes.append(evaluate_ours(clip, bank, cases, folder / "bf16", arguments))
         else:
-            print("bf16 is left out: this CPU has no hardware for it.")
+            print("bf16 is not measured: this CPU has no hardware for it.")
     print_times(outcomes, arguments.images)
     agree = print_differences(outcomes)
     bounds = f"{SCORE_TOLERANCE:.0e} in scores and {METRIC_TOLERANCE:.0e} in metrics"
-    print(f"\nfp32 and the published way {'agree' if agree else 'DO NOT agree'}: masks the same, within {bounds}.")
+    print(f"\nfp32 and the published method {'agree' if agree else 'DO NOT agree'}: equal masks, within {bounds}.")
     return 0 if agree else 1
 
 

@@ -1,10 +1,10 @@
-"""Print how long a journal of many finished cases takes to be written and opened, and to find what is unfinished.
+"""Time writing and opening a journal of many finished cases, and finding the unfinished cases.
 
 Usage:
     python benchmarks/journal.py
     python benchmarks/journal.py --cases 100000 --slices 30
 
-Each case has a file of 16 bytes and a result. ``pending`` is what a resumed run does before its first case: it looks at
+Each case has a file of 16 bytes and a result. ``pending`` is the work of a resumed run before its first case: it checks
 all results, hashes all files and compares all keys.
 """
 
@@ -25,17 +25,15 @@ from mrad_med.store import hash_of_file
 
 
 def timed(name: str, work: Callable[[], Any]) -> Any:
-    """Print how long a function takes by the clock and in the processor, and return what it returns."""
+    """Call a function, print its wall time and CPU time, and return its result."""
     start, worked = time.perf_counter(), time.process_time()
     result = work()
-    print(
-        f"{name}: {time.perf_counter() - start:.2f} s, of which {time.process_time() - worked:.2f} s in the processor"
-    )
+    print(f"{name}: {time.perf_counter() - start:.2f} s of wall time, {time.process_time() - worked:.2f} s of CPU time")
     return result
 
 
 def make_cases(folder: Path, count: int) -> list[dict[str, Any]]:
-    """Write a file and a result of each case, a thousand in a folder."""
+    """Write a file and a result for each case, a thousand in each folder."""
     cases = []
     for index in range(count):
         name = f"{index // 1000:03}/{index:06}"
@@ -47,7 +45,7 @@ def make_cases(folder: Path, count: int) -> list[dict[str, Any]]:
 
 
 def finish(journal: Journal, cases: list[dict[str, Any]], slices: int) -> None:
-    """Note that all cases are finished."""
+    """Record all cases as finished."""
     rows = [{"slice": index, "position_mm": 1.5 * index, "score": 0.5, "peak": "1 2 3"} for index in range(slices)]
     for case in cases:
         name = case["case_id"]
@@ -57,10 +55,12 @@ def finish(journal: Journal, cases: list[dict[str, Any]], slices: int) -> None:
 
 
 def main() -> None:
-    """Measure with the number of cases of the command line."""
+    """Measure with the number of cases given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=100_000, help="default: %(default)s")
-    parser.add_argument("--slices", type=int, default=0, help="rows of slices of each case (default: %(default)s)")
+    parser.add_argument("--cases", type=int, default=100_000, help="number of cases (default: %(default)s)")
+    parser.add_argument(
+        "--slices", type=int, default=0, help="number of slice rows of each case (default: %(default)s)"
+    )
     options = parser.parse_args()
     print_machine()
     with TemporaryDirectory() as name:
@@ -68,9 +68,9 @@ def main() -> None:
         cases = make_cases(Path(name), options.cases)
         settings = {**what_matters({}), "write": ["tiff"], "threshold": None, "keep_identifiers": False}
         journal = Journal(out / "finished.jsonl", settings, resume=True)
-        timed("note all cases", lambda: finish(journal, cases, options.slices))
+        timed("record all cases", lambda: finish(journal, cases, options.slices))
         print(f"size: {journal.path.stat().st_size / 1e6:.0f} MB")
-        time.sleep(2)  # files that were just written are not remembered
+        time.sleep(2)  # hashes of files that were just written are not cached
         timed("open the journal", lambda: Journal(journal.path, settings, resume=True))
         writer = timed("open the folder", lambda: ResultWriter(out, write=["tiff"], resume=True))
         pending = timed("pending", lambda: writer.pending(cases))

@@ -1,13 +1,13 @@
-"""Time how fast cases are loaded with and without processes that read ahead.
+"""Measure how fast cases are loaded with and without processes that load in advance.
 
 Usage:
     python benchmarks/loading.py
     python benchmarks/loading.py --count 40 --repeats 1
 
-The photographs are JPEG files of 2000 x 1500, the slices those of the chest phantom as DICOM files of 512 x 512, each a
-case of its own. They are loaded and prepared for a network of 518 x 518, and no network runs. The shortest of the
-repeats is printed, and the ratio of the time without processes to that with them. Every case must be the same with
-and without.
+The photographs are JPEG files of 2000 x 1500. The slices are those of the chest phantom as DICOM files of 512 x 512;
+each slice is a case. Cases are loaded and prepared for an input of 518 x 518; no network runs. The shortest time of the
+repeats is printed, and the ratio of the time without processes to the time with processes. Every case must be equal
+with and without processes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def write_photographs(folder: Path, count: int) -> None:
 
 
 def load_all(folder: Path, num_workers: int) -> tuple[float, str]:
-    """Return the seconds that loading the files of a folder takes, and the hash of what was loaded."""
+    """Load the files of a folder; return the time in seconds and the hash of the loaded cases."""
     cases = [{"case_id": path.name, "image": str(path)} for path in sorted(folder.iterdir())]
     loader = CaseLoader(CaseDataset(cases, build_preprocessing(CARD)), num_workers=num_workers, progress=False)
     seconds, digest = 0.0, hashlib.sha256()
@@ -59,12 +59,14 @@ def load_all(folder: Path, num_workers: int) -> tuple[float, str]:
 
 
 def main() -> None:
-    """Write the inputs, and print a row for each kind and number of processes."""
+    """Write the inputs, and print a row for each type of file and number of processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=200, help="files of each kind (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, nargs="+", default=[2], help="numbers of processes (default: 2)")
-    parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--threads", type=int, help="of torch in the process that does without others")
+    parser.add_argument(
+        "--count", type=int, default=200, help="number of photographs and of slices (default: %(default)s)"
+    )
+    parser.add_argument("--jobs", type=int, nargs="+", default=[2], help="numbers of processes to compare (default: 2)")
+    parser.add_argument("--repeats", type=int, default=3, help="number of repeats (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="number of threads of torch in the main process (default: torch's)")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -85,7 +87,7 @@ def main() -> None:
             for jobs, seconds in best.items():
                 print(f"{kind:16}{jobs:6}{seconds:10.1f}{best[0] / seconds:8.2f}", flush=True)
             if len(hashes) > 1:
-                raise RuntimeError(f"{kind} differ with and without processes that read ahead")
+                raise RuntimeError(f"{kind} differ with and without processes that load in advance")
 
 
 if __name__ == "__main__":

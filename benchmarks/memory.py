@@ -1,14 +1,14 @@
-"""Print the largest memory that inference and training with ViT-L/14@336 take, with a bank of the published size.
+"""Print the peak memory of inference and training with ViT-L/14@336 and a bank of the published size.
 
 Usage:
     python benchmarks/memory.py
     python benchmarks/memory.py --device cuda --precision fp32 bf16
     python benchmarks/memory.py --blocks 2 --image-size 224 --cases tf stage2
 
-Every row is measured in a process of its own, because a peak of memory cannot be taken back. On the CPU it is the
-largest resident size of the process, libraries and weights included; on a GPU what torch allocated there. Weights and
-bank are random. "features" is what fills a cache; both stages then train on cached features, with the backbone loaded,
-as `train.json` of the bundles does.
+Every row is measured in a separate process, because a peak cannot be reset. On the CPU it is the peak resident size of
+the process, including libraries and weights. On a GPU it is the peak memory that torch allocated. Weights and bank are
+random. "features" is the computation of features for the cache. Both stages then train on cached features while the
+backbone is loaded, as in `train.json` of the bundles.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from mrad_med import (
 from mrad_med.training import FeatureDataset
 from mrad_med.types import BankCard
 
-IMAGE_KEYS, PATCH_KEYS = 2162, 3093  # of the published bank of VisA
-STEPS = 2  # of training: the optimizer's memory is there from the second on
+IMAGE_KEYS, PATCH_KEYS = 2162, 3093  # numbers of keys of the published bank of VisA
+STEPS = 2  # steps of training: the optimizer allocates its memory at the end of the first
 GIBIBYTE = 2**30
 
 
 class RandomFeatures(FeatureDataset):
-    """Random features in the place of cached ones."""
+    """Random features that replace cached features."""
 
     def __init__(self, clip: CLIP, *, count: int, image_size: int) -> None:
         side = image_size // clip.card.patch_size
@@ -60,7 +60,7 @@ class RandomFeatures(FeatureDataset):
         self.widths, self.image_size = (clip.card.embed_dim, clip.card.width), image_size
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return an item as `FeatureDataset` does."""
+        """Return an item in the format of `FeatureDataset`."""
         embed_dim, width = self.widths
         patches = torch.randn(self.grid_size[0] * self.grid_size[1], width)
         features = ImageFeatures(torch.randn(embed_dim), patches, patches[:, :0], self.grid_size)
@@ -91,24 +91,24 @@ def encode(clip: CLIP, arguments: argparse.Namespace) -> None:
 
 
 def random_images(arguments: argparse.Namespace) -> Tensor:
-    """Return a batch."""
+    """Return a batch of random images."""
     return torch.randn(arguments.batch_size, 3, arguments.image_size, arguments.image_size, device=arguments.device)
 
 
 def fine_tune(clip: CLIP, arguments: argparse.Namespace) -> None:
-    """Take steps of stage 1."""
+    """Run steps of stage 1."""
     network = build_mrad_ft(clip, random_bank(clip)).head
     FineTuneTrainer(**trainer_arguments(network, clip, arguments)).run()
 
 
 def learn_prompts(clip: CLIP, arguments: argparse.Namespace) -> None:
-    """Take steps of stage 2."""
+    """Run steps of stage 2."""
     network = build_mrad_clip(clip, random_bank(clip)).head
     PromptTrainer(**trainer_arguments(network, clip, arguments), image_encoder=clip.image_encoder).run()
 
 
 def trainer_arguments(head: nn.Module, clip: CLIP, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what both trainers are built of."""
+    """Return the arguments that both trainers share."""
     dataset = RandomFeatures(clip, count=STEPS * arguments.batch_size, image_size=arguments.image_size)
     learned = [weight for weight in head.parameters() if weight.requires_grad]
     return {
@@ -132,8 +132,8 @@ CASES: dict[str, tuple[str, Callable[[CLIP, argparse.Namespace], None]]] = {
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Print the peak in bytes of one case in this process, and the seconds it took."""
-    logging.disable(logging.INFO)  # of the trainers
+    """Run one case in this process; print its peak memory in bytes and its time in seconds."""
+    logging.disable(logging.INFO)  # hides the messages of the trainers
     torch.manual_seed(0)
     clip = random_backbone(arguments.blocks, arguments.precision[0])
     for tower in (clip.image_encoder, clip.text_encoder):
@@ -146,7 +146,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Measure every case at every precision in a process of its own, and print the table."""
+    """Measure every case at every precision in a separate process, and print the table."""
     print_machine()
     size = f"{arguments.image_size} x {arguments.image_size}"
     print(f"ViT-L/14@336, {arguments.blocks} blocks; batches of {arguments.batch_size}, {size}, on {arguments.device};")
@@ -164,18 +164,26 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Measure in this process if a case is given, otherwise all of them in processes of their own."""
+    """Measure one case in this process if it is given, otherwise all cases in separate processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default, text in (
-        ("--blocks", 24, "blocks of the image tower"),
-        ("--image-size", 518, "side in pixels, a multiple of 14"),
-        ("--batch-size", 8, "images in a batch"),
+        ("--blocks", 24, "number of blocks of the image tower"),
+        ("--image-size", 518, "side length of the input in pixels, a multiple of 14"),
+        ("--batch-size", 8, "number of images in a batch"),
     ):
         parser.add_argument(name, type=int, default=default, help=f"{text} (default: {default})")
-    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16", "fp16"], default=["fp32"])
-    parser.add_argument("--device", default="cpu", help="where to run (default: %(default)s)")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="what to measure")
-    parser.add_argument("--case", choices=CASES, help="measure this alone, in this process")
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        choices=["fp32", "bf16", "fp16"],
+        default=["fp32"],
+        help="number formats of the backbone (default: fp32)",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument(
+        "--cases", nargs="+", choices=CASES, default=list(CASES), help="cases to measure (default: all)"
+    )
+    parser.add_argument("--case", choices=CASES, help="measure only this case, in this process")
     arguments = parser.parse_args()
     if arguments.case:
         measure(arguments)

@@ -1,15 +1,19 @@
-"""Time the pixel metrics of many anomaly maps against scikit-learn and the usual PRO loop, and compare the values.
+"""Compare time and values of the pixel metrics with those of scikit-learn and of the usual PRO loop.
 
 Usage:
     python benchmarks/metrics.py
     python benchmarks/metrics.py --images 200 --subset 10 --exact 1
 
-"ours" is `PixelMetrics`: all metrics in one pass over all maps, made on the fly and never kept. The others look at the
-first maps only, and the time of each map is compared: scikit-learn's two areas; PRO with 200 thresholds, whose regions
-are found anew at each of them, as the literature computes it; and PRO with a threshold for each distinct score, on few
-maps. Maps are blurred grids of random patches, between 0.36 and 0.37 as retrieval gives them, and between 0 and 1. Each
-range is measured in a process of its own, because a peak of memory cannot be taken back; the memory is the peak of a
-pass that counts beyond that of a pass that only makes maps.
+"ours" is `PixelMetrics`: all metrics in one pass over all maps. Maps are generated during the pass and not kept. The
+other methods use only the first maps, and the time for one map is compared:
+
+- the two areas of scikit-learn,
+- PRO with 200 thresholds, with regions labeled again at each threshold, as in published code,
+- PRO with a threshold for each distinct score, on few maps.
+
+Maps are blurred grids of random patches, with values between 0.36 and 0.37, as retrieval returns them, and between 0
+and 1. Each range is measured in a separate process, because a peak cannot be reset. The memory is the difference of the
+peaks of a pass with metrics and of a pass that only generates maps.
 """
 
 from __future__ import annotations
@@ -43,7 +47,7 @@ Case = tuple[Tensor, Tensor]
 
 
 def make_cases(count: int, size: int, scores: tuple[float, float]) -> Iterator[Case]:
-    """Yield maps and masks (1, 1, size, size) with one to three ellipses, higher inside than outside on average."""
+    """Yield maps and masks (1, 1, size, size) of one to three ellipses; maps are higher inside on average."""
     generator, random = torch.Generator().manual_seed(0), np.random.default_rng(0)
     rows, columns = np.mgrid[:size, :size]
     side = size // PATCH
@@ -65,16 +69,16 @@ def take(arguments: argparse.Namespace, count: int) -> Iterator[Case]:
 
 
 def count_peak(action: Callable[[], None]) -> int:
-    """Return the largest resident size while something is done."""
+    """Call a function and return the peak resident size in bytes."""
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
-        clear.write_text("5", encoding="ascii")  # Linux: the peak starts again at the present size
+        clear.write_text("5", encoding="ascii")  # Linux: resets the peak to the current size
     action()
     return resident_peak()
 
 
 def measure_ours(arguments: argparse.Namespace) -> tuple[float, int, dict[str, float]]:
-    """Return the seconds of counting and computing, the bytes beyond those of making maps, and the metrics."""
+    """Return the time of our metrics in seconds, their additional memory in bytes, and their values."""
     metrics, seconds, values = PixelMetrics(), 0.0, {}
 
     def only_make() -> None:
@@ -96,7 +100,7 @@ def measure_ours(arguments: argparse.Namespace) -> tuple[float, int, dict[str, f
 
 
 def regions_of(masks: NDArray[np.bool_]) -> list[tuple[int, NDArray[np.bool_]]]:
-    """Return the image and the pixels of each region."""
+    """Return the index of the image and the pixels of each region."""
     regions = []
     for index, mask in enumerate(masks):
         numbers, count = label_regions(mask, EIGHT_CONNECTED)
@@ -105,7 +109,7 @@ def regions_of(masks: NDArray[np.bool_]) -> list[tuple[int, NDArray[np.bool_]]]:
 
 
 def pro_by_relabeling(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> float:
-    """Return the PRO of 200 equally spaced thresholds, with the regions found at each of them."""
+    """Return the PRO of 200 equally spaced thresholds; regions are labeled again at each threshold."""
     low, high = maps.min(), maps.max()
     rates, overlaps = [], []
     for threshold in np.arange(low, high, (high - low) / THRESHOLDS):
@@ -141,7 +145,7 @@ OTHERS: dict[str, tuple[str, Callable[[NDArray[np.float32], NDArray[np.bool_]], 
 
 
 def measure_others(arguments: argparse.Namespace) -> list[tuple[str, int, float, float, float]]:
-    """Return of each other way its name, number of maps, seconds for each, its value, and ours of the same maps."""
+    """Return name, number of maps, seconds for each map, value, and our value of each other method."""
     rows = []
     for name, (metric, compute) in OTHERS.items():
         count = arguments.exact if metric == "pro" else arguments.subset
@@ -156,13 +160,13 @@ def measure_others(arguments: argparse.Namespace) -> list[tuple[str, int, float,
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Print what was measured of one range as JSON."""
+    """Print the measurements of one range as JSON."""
     seconds, peak, values = measure_ours(arguments)
     print(json.dumps({"seconds": seconds, "peak": peak, "values": values, "others": measure_others(arguments)}))
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Measure each range in a process of its own and print the tables."""
+    """Measure each range in a separate process, and print the tables."""
     print_machine()
     options = {"--images": arguments.images, "--size": arguments.size, "--subset": arguments.subset}
     options |= {"--exact": arguments.exact}
@@ -172,25 +176,32 @@ def compare(arguments: argparse.Namespace) -> None:
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         each = found["seconds"] / arguments.images
         print(f"\n{arguments.images} maps of {arguments.size} x {arguments.size}, scores between {low:g} and {high:g}")
-        print(f"ours: {found['seconds']:.1f} s, {1000 * each:.1f} ms a map, {found['peak'] / MEBIBYTE:.0f} MiB")
+        print(f"ours: {found['seconds']:.1f} s, {1000 * each:.1f} ms per map, {found['peak'] / MEBIBYTE:.0f} MiB")
         print("   " + ", ".join(f"{metric} {value:.6g}" for metric, value in found["values"].items()))
-        print(f"{'':34}{'maps':>5}{'ms a map':>11}{'ours x':>9}{'value':>11}{'ours':>11}{'difference':>12}")
+        print(f"{'':34}{'maps':>5}{'ms per map':>11}{'ours x':>9}{'value':>11}{'ours':>11}{'difference':>12}")
         total = 0.0
         for row, count, seconds, value, ours in found["others"]:
             total += seconds if row != "PRO, every distinct score" else 0.0
             line = f"{row:34}{count:5d}{1000 * seconds:11.1f}{seconds / each:9.1f}{value:11.6f}{ours:11.6f}"
             print(f"{line}{abs(value - ours):12.1e}")
-        print(f"the first three together take {total / each:.0f} times as long a map as all metrics of ours")
+        print(f"the first three together take {total / each:.0f} times as long for a map as all of our metrics")
 
 
 def main() -> None:
-    """Measure one range in this process if it is given, otherwise both in processes of their own."""
+    """Measure one range in this process if it is given, otherwise both in separate processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1000, help="maps for ours (default: %(default)s)")
-    parser.add_argument("--subset", type=int, default=20, help="maps for scikit-learn and 200 thresholds")
-    parser.add_argument("--exact", type=int, default=2, help="maps for a threshold at each distinct score")
-    parser.add_argument("--size", type=int, default=518, help="pixels a side (default: %(default)s)")
-    parser.add_argument("--range", choices=RANGES, help="measure this one alone, and print JSON")
+    parser.add_argument("--images", type=int, default=1000, help="number of maps for ours (default: %(default)s)")
+    parser.add_argument(
+        "--subset",
+        type=int,
+        default=20,
+        help="number of maps for scikit-learn and for PRO with 200 thresholds (default: 20)",
+    )
+    parser.add_argument(
+        "--exact", type=int, default=2, help="number of maps for PRO with every distinct score (default: 2)"
+    )
+    parser.add_argument("--size", type=int, default=518, help="side length of a map in pixels (default: %(default)s)")
+    parser.add_argument("--range", choices=RANGES, help="measure only this range, and print JSON")
     arguments = parser.parse_args()
     torch.set_grad_enabled(False)
     if arguments.range:

@@ -1,11 +1,12 @@
-"""Time retrieval from large memories and measure the memory it takes beyond keys and queries.
+"""Measure time and additional memory of retrieval from large memory banks.
 
 Usage:
     python benchmarks/retrieval.py
     python benchmarks/retrieval.py --keys 3000 20000 --width 384 --temperature 0.07
 
-"streamed" is `mrad_med.retrieval.retrieve`; "plain" is ``softmax(q k^T) @ onehot(labels)`` with its whole matrix. Every
-row is measured in a process of its own, because a peak of memory cannot be taken back.
+"streamed" is `mrad_med.networks.retrieval.retrieve`. "plain" is ``softmax(q k^T) @ onehot(labels)`` with the whole
+matrix of scores. Every row is measured in a separate process, because a peak cannot be reset. The memory is that beyond
+keys and queries.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ STATUS = Path("/proc/self/status")
 
 
 def plain(queries: Tensor, keys: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
-    """Return what `retrieve` returns, by the matrix of all scores."""
+    """Return the result of `retrieve`, computed with the matrix of all scores."""
     return (torch.softmax(queries @ keys.T / temperature, dim=-1) @ F.one_hot(labels, 2).float())[:, 1]
 
 
@@ -38,9 +39,9 @@ METHODS = {"streamed": retrieve, "plain": plain}
 
 
 def make_features(count: int, width: int, *, anomalous: Tensor, seed: int) -> Tensor:
-    """Return (count, width) unit vectors that share a direction, as features of one encoder do.
+    """Return unit vectors (count, width) with a common direction, like features of one encoder.
 
-    They are filled in by chunks, so that nothing but the result takes memory in proportion to ``count``.
+    They are computed in chunks, because only the result may take memory in proportion to ``count``.
     """
     generator = torch.Generator().manual_seed(seed)
     features = torch.empty(count, width)
@@ -53,7 +54,7 @@ def make_features(count: int, width: int, *, anomalous: Tensor, seed: int) -> Te
 
 
 def resident_peak() -> int:
-    """Return the largest resident size of this process so far, in bytes; 0 where the system does not tell."""
+    """Return the peak resident size of this process in bytes, or 0 if the system does not report it."""
     if STATUS.is_file():
         lines = [line for line in STATUS.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM")]
         if lines:
@@ -67,16 +68,18 @@ def resident_peak() -> int:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Measure one method on one number of keys: print seconds and bytes, and save the probabilities."""
+    """Measure one method with one number of keys: print seconds and bytes, and save the probabilities."""
     method = METHODS[arguments.method]
     labels = torch.arange(arguments.keys[0]) % 3 == 0
     keys = make_features(len(labels), arguments.width, anomalous=labels, seed=0)
     queries = make_features(arguments.queries, arguments.width, anomalous=torch.arange(arguments.queries) % 2, seed=1)
     labels = labels.long()
-    method(queries[:8], keys[:64], labels[:64], temperature=arguments.temperature)  # libraries load at their first use
+    method(
+        queries[:8], keys[:64], labels[:64], temperature=arguments.temperature
+    )  # loads the libraries before the measurement
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
-        clear.write_text("5", encoding="ascii")  # Linux: the peak starts again at the present size
+        clear.write_text("5", encoding="ascii")  # Linux: resets the peak to the current size
     before, seconds = resident_peak(), []
     for _ in range(arguments.repeats):
         start = time.perf_counter()
@@ -106,12 +109,12 @@ def measure_apart(arguments: argparse.Namespace, method: str, count: int) -> tup
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Measure every number of keys and print the table."""
+    """Measure every number of keys, and print the table."""
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     print(f"{machine}{load}; torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"{arguments.queries} queries of width {arguments.width}, temperature {arguments.temperature:g};")
-    print(f"the best of {arguments.repeats} passes; memory beyond keys and queries\n")
+    print(f"best of {arguments.repeats} passes; memory beyond keys and queries\n")
     print(f"{'keys':>9}{'size of keys':>14}  {'method':10}{'seconds':>9}{'peak memory':>13}{'largest difference':>20}")
     for count in arguments.keys:
         found: dict[str, Tensor] = {}
@@ -129,15 +132,23 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Measure in this process if a method is given, otherwise all of them in processes of their own."""
+    """Measure one method in this process if it is given, otherwise all methods in separate processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keys", type=int, nargs="+", default=[3_000, 100_000, 1_000_000], help="numbers of keys")
-    parser.add_argument("--width", type=int, default=1024, help="of keys and queries (default: %(default)s)")
-    parser.add_argument("--queries", type=int, default=1369, help="their number (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the softmax (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="passes of each method (default: %(default)s)")
-    parser.add_argument("--plain-up-to", type=int, default=100_000, help="no plain above it (default: %(default)s)")
-    parser.add_argument("--method", choices=METHODS, help="measure this alone, in this process, for one number of keys")
+    parser.add_argument(
+        "--keys", type=int, nargs="+", default=[3_000, 100_000, 1_000_000], help="numbers of keys to compare"
+    )
+    parser.add_argument("--width", type=int, default=1024, help="width of keys and queries (default: %(default)s)")
+    parser.add_argument("--queries", type=int, default=1369, help="number of queries (default: %(default)s)")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="temperature of the softmax (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="number of passes of each method (default: %(default)s)")
+    parser.add_argument(
+        "--plain-up-to", type=int, default=100_000, help="largest number of keys for plain (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--method", choices=METHODS, help="measure only this method, in this process, with one number of keys"
+    )
     parser.add_argument("--output", type=Path, default=os.devnull, help="with --method: file for the probabilities")
     arguments = parser.parse_args()
     with torch.inference_mode():

@@ -1,11 +1,11 @@
-"""Print how long commands take before they do any work, and whether they load torch or MONAI.
+"""Print the startup time of commands, and whether they load torch or MONAI.
 
 Usage:
     python benchmarks/startup.py
     python benchmarks/startup.py --repeats 5
 
-Each command runs in its own process; the table has the median of the repeats. The dry run on one photograph must read
-the bundle's config, which needs MONAI: it is set against `import monai.bundle` alone, measured in turns with it.
+Each command runs in its own process; the table contains the median of the repeats. The dry run on one photograph reads
+the bundle's config, which needs MONAI. It is therefore compared with `import monai.bundle` alone.
 """
 
 from __future__ import annotations
@@ -34,24 +34,26 @@ COMMANDS = {
 
 
 def seconds(words: tuple[str, ...], folder: Path) -> float:
-    """Return how long one process takes; it must succeed."""
+    """Return the time of one process in seconds; it must succeed."""
     start = time.perf_counter()
     subprocess.run([sys.executable, *words], cwd=folder, check=True, capture_output=True)
     return time.perf_counter() - start
 
 
 def loaded(words: tuple[str, ...], folder: Path) -> list[str]:
-    """Return which of torch and MONAI a process loads."""
+    """Return the names of torch and MONAI, if a process loads them."""
     command = [sys.executable, "-X", "importtime", *words]
-    report = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stderr
-    modules = {line.rpartition("|")[2].strip() for line in report.splitlines()}
+    imports = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stderr
+    modules = {line.rpartition("|")[2].strip() for line in imports.splitlines()}
     return [name for name in ("torch", "monai") if name in modules]
 
 
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="processes for each command (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="number of processes for each command (default: %(default)s)"
+    )
     repeats = parser.parse_args().repeats
     print_machine()
     with TemporaryDirectory() as name:
@@ -68,7 +70,7 @@ def main() -> None:
     for command, values in times.items():
         print(f"| {command} | {median(values):.2f} |")
     beyond = median(times["mrad-med detect PHOTO --dry-run"]) - median(times["import monai.bundle"])
-    print(f"\nThe dry run takes {beyond:.2f} s beyond `import monai.bundle`.")
+    print(f"\nThe dry run takes {beyond:.2f} s more than `import monai.bundle`.")
 
 
 if __name__ == "__main__":

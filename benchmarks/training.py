@@ -1,16 +1,19 @@
-"""Time a whole training of MRAD-CLIP the published way and on cached features, and compare the losses of each step.
+"""Compare time and losses of a training of MRAD-CLIP on cached features with those of the published method.
 
 Usage:
     python benchmarks/training.py
     python benchmarks/training.py --images 32
     python benchmarks/training.py --images 8 --blocks 2 --image-size 224
 
-"published" is the method as its formulas read: the plain encoder of `benchmarks/encoder.py` over all images twice for
-the memory bank and once in each of the six epochs, keys projected and thresholds found by `torch.quantile` at each
-step, prompts of 77 tokens. "ours" is this package: features are encoded once into a cache that bank and both stages
-read. Both see the same images in the same order and start from the same weights. The backbone has random weights and,
-by default, a quarter of ViT-L's blocks: with all of them the encoder weighs more, and the ratio is larger. Time is in
-proportion to the images; `--images 32` halves it. The exit status is 1 if losses differ by more than fp16 rounds.
+"published" is a direct implementation of the formulas. The plain encoder of `benchmarks/encoder.py` encodes all images
+twice for the memory bank and once in each of the six epochs. Each step projects the keys and computes thresholds with
+`torch.quantile`. Prompts have 77 tokens. "ours" is this package: images are encoded once, and the bank and both stages
+read the cached features.
+
+Both methods use the same images in the same order, and start from the same weights. The backbone has random weights
+and, by default, a quarter of the blocks of ViT-L. With all blocks the encoder takes a larger part of the time, and the
+ratio is larger. Time is proportional to the number of images; `--images 32` halves it. The exit status is 1 if losses
+differ by more than the rounding of fp16.
 """
 
 from __future__ import annotations
@@ -61,8 +64,8 @@ from mrad_med.training import FeatureDataset
 EPOCHS = {"stage 1": 1, "stage 2": 5}
 LEARNING_RATE, BETAS = 4e-4, (0.5, 0.999)
 PATCH_QUANTILE, IMAGE_QUANTILE, TEMPERATURE, CONTEXT_LENGTH = 0.8, 0.95, 0.07, 12
-PARTS = ("reading", "forward", "loss", "backward", "update")  # of a step of ours
-TOLERANCE = 2**-11  # half a step of fp16 at 1: what a cache in fp16 may round
+PARTS = ("reading", "forward", "loss", "backward", "update")  # parts of a step of ours
+TOLERANCE = 2**-11  # half a step of fp16 at 1: the largest rounding of a cache in fp16
 
 Seconds = defaultdict[tuple[str, str], float]  # by phase and part
 Weights = dict[str, Tensor]
@@ -70,21 +73,21 @@ Weights = dict[str, Tensor]
 
 @dataclass
 class Record:
-    """What one way of training took and gave."""
+    """Times and losses of one method."""
 
     seconds: Seconds = field(default_factory=lambda: defaultdict(float))
     losses: dict[str, list[float]] = field(default_factory=lambda: {stage: [] for stage in EPOCHS})
 
     @contextmanager
     def timed(self, phase: str, part: str = "all") -> Iterator[None]:
-        """Add the time that the block takes."""
+        """Add the time of the block to a phase and part."""
         start = time.perf_counter()
         yield
         self.seconds[phase, part] += time.perf_counter() - start
 
 
 def random_backbone(blocks: int, precision: str) -> CLIP:
-    """Return OpenAI's ViT-L/14@336 with both towers, random weights and some of the image tower's blocks."""
+    """Return OpenAI's ViT-L/14@336 with random weights and the given number of image blocks."""
     clip = random_clip(blocks, precision)
     config = get_model_config(MODEL)
     text = _build_text_tower(config["embed_dim"], CLIPTextCfg(**config["text_cfg"]), config["quick_gelu"])
@@ -92,13 +95,13 @@ def random_backbone(blocks: int, precision: str) -> CLIP:
 
 
 class PublishedTraining:
-    """The published way, written out.
+    """Direct implementation of the published method.
 
     Args:
-        clip: the backbone, in float32.
+        clip: backbone in float32.
         cases: preprocessed images with masks and labels.
-        weights: initial, by their names in a `PromptedHead`.
-        batch_size: images in a batch.
+        weights: initial weights by their names in a `PromptedHead`.
+        batch_size: number of images in a batch.
     """
 
     def __init__(self, clip: CLIP, cases: CaseDataset, weights: Weights, batch_size: int) -> None:
@@ -115,7 +118,7 @@ class PublishedTraining:
             self.patch_keys, self.patch_labels = self.patch_level(in_order)
 
     def encoded(self, phase: str, order: Sequence[Sequence[int]]) -> Iterator[tuple[ImageFeatures, Tensor, Tensor]]:
-        """Yield features, masks and labels of each batch, read and encoded now."""
+        """Read and encode each batch; yield features, masks and labels."""
         for indices in order:
             cases = [self.cases[int(index)] for index in indices]
             images = torch.stack([case["image"].as_tensor() for case in cases])
@@ -125,13 +128,13 @@ class PublishedTraining:
             yield features, (masks > 0.5).float(), torch.tensor([case["label"] for case in cases])
 
     def image_level(self, order: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Return keys and labels of the image level, by a pass of its own."""
+        """Return keys and labels of the image level, computed in a separate pass."""
         batches = [(features.image, labels) for features, _, labels in self.encoded("memory bank", order)]
         keys, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         return F.normalize(keys, dim=-1), labels
 
     def patch_level(self, order: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Return keys and labels of the patch level, by a second pass."""
+        """Return keys and labels of the patch level, computed in a second pass."""
         keys, labels = [], []
         for features, masks, _ in self.encoded("memory bank", order):
             patches = plain_average(features.patches, features.grid_size)
@@ -177,12 +180,12 @@ class PublishedTraining:
         return total + plain_dice(maps[:, :1], 1 - masks)
 
     def patch_probabilities(self, features: ImageFeatures) -> Tensor:
-        """Return (B, N, 2) retrieval probabilities of the patches."""
+        """Return the retrieval probabilities of the patches, shape (B, N, 2)."""
         queries = F.normalize(plain_average(features.patches, features.grid_size), dim=-1)
         return self.retrieve("patch", queries, self.patch_keys, self.patch_labels, PATCH_QUANTILE)
 
     def retrieve(self, level: str, queries: Tensor, keys: Tensor, labels: Tensor, quantile: float) -> Tensor:
-        """Return (B, N, 2) probabilities; the keys that are nearest to a query by their raw cosine are left out."""
+        """Return probabilities (B, N, 2); the keys with the highest raw cosine to a query are excluded."""
         cosines = queries @ keys.T
         thresholds = torch.quantile(cosines, quantile, dim=-1, keepdim=True)
         query, key = (
@@ -192,7 +195,7 @@ class PublishedTraining:
         return torch.softmax(scores, dim=-1) @ F.one_hot(labels, 2).float()
 
     def text_features(self, projected: Tensor, anomalous: Tensor) -> Tensor:
-        """Return (B, 2, E) text features of prompts of 77 tokens, biased by the two regions of each image."""
+        """Return text features (B, 2, E) of prompts of 77 tokens, biased by the two regions of each image."""
         tower, batch = self.clip.text_encoder.tower, len(projected)
         contexts = []
         for state, region in (("normal", ~anomalous), ("anomaly", anomalous)):
@@ -216,13 +219,13 @@ class PublishedTraining:
 
 
 def upsample(probabilities: Tensor, grid_size: tuple[int, int], masks: Tensor) -> Tensor:
-    """Return (B, 2, H, W) maps of (B, N, 2) probabilities."""
+    """Return maps (B, 2, H, W) of patch probabilities (B, N, 2)."""
     grid = probabilities.mT.unflatten(-1, grid_size)
     return F.interpolate(grid, size=masks.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def plain_focal(maps: Tensor, masks: Tensor) -> Tensor:
-    """Return the focal loss of (B, 2, H, W) probabilities."""
+    """Return the focal loss of probabilities (B, 2, H, W)."""
     target = F.one_hot(masks[:, 0].long(), 2).permute(0, 3, 1, 2).float().clamp(1e-5, 1 - 1e-5)
     likelihood = (target * maps).sum(1) + 1e-5
     return (-((1 - likelihood) ** 2) * likelihood.log()).mean()
@@ -235,13 +238,13 @@ def plain_dice(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 class StepRecorder:
-    """Note time, loss and images of each step of a trainer."""
+    """Record time, loss and images of each step of a trainer."""
 
     def __init__(self, record: Record, stage: str, order: list[list[int]]) -> None:
         self.record, self.stage, self.order, self.last = record, stage, order, 0.0
 
     def attach(self, engine: Trainer) -> None:
-        """Listen to the trainer."""
+        """Register the handlers of the trainer."""
         events = (
             Events.GET_BATCH_COMPLETED,
             IterationEvents.FORWARD_COMPLETED,
@@ -255,17 +258,17 @@ class StepRecorder:
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.note)
 
     def start(self, _: Engine) -> None:
-        """Begin a step."""
+        """Start the time of a step."""
         self.last = time.perf_counter()
 
     def mark(self, _: Engine, part: str) -> None:
-        """Add the time since the last mark."""
+        """Add the time since the last mark to a part."""
         now = time.perf_counter()
         self.record.seconds[self.stage, part] += now - self.last
         self.last = now
 
     def note(self, engine: Engine) -> None:
-        """Keep the loss and which images it is of."""
+        """Record the loss and the images of the batch."""
         self.record.losses[self.stage].append(engine.state.output["loss"].item())
         self.order.append(engine.state.batch["index"].tolist())
 
@@ -273,7 +276,7 @@ class StepRecorder:
 def train_ours(
     clip: CLIP, cases: list[dict[str, Any]], folder: str, arguments: argparse.Namespace
 ) -> tuple[Record, Weights, dict[str, list[list[int]]]]:
-    """Train as the bundle does; return what it took and gave, the initial weights, and the order of the images."""
+    """Train as the bundle does; return times and losses, the initial weights, and the order of the images."""
     record, order = Record(), {stage: list[list[int]]() for stage in EPOCHS}
     cache = FeatureCache(clip, folder, image_size=arguments.image_size, dtype=arguments.cache_dtype)
     time_encoder(clip.image_encoder, record)
@@ -308,7 +311,7 @@ def train_ours(
 
 
 def time_encoder(encoder: nn.Module, record: Record) -> None:
-    """Note from now on how long the encoder takes."""
+    """Replace the encoder's forward method by one that records its time."""
     forward = encoder.forward
 
     def timed(images: Tensor) -> ImageFeatures:
@@ -319,9 +322,9 @@ def time_encoder(encoder: nn.Module, record: Record) -> None:
 
 
 def print_times(published: Record, ours: Record) -> None:
-    """Print what each phase took, of it the encoding, and what the steps of ours are made of."""
+    """Print the time of each phase and of its encoding, and the parts of our steps."""
     phases = ("features", "memory bank", *EPOCHS)
-    names = ("published", "encoding", "the rest", "ours", "encoding", "the rest")
+    names = ("published", "encoding", "other", "ours", "encoding", "other")
     print(f"\n{'seconds':14}" + "".join(f"{name:>11}" for name in names))
     for phase in (*phases, "whole"):
         row = f"{phase:14}"
@@ -331,7 +334,7 @@ def print_times(published: Record, ours: Record) -> None:
             row += f"{whole:11.2f}{encoding:11.2f}{whole - encoding:11.2f}"
         print(row)
     whole = [sum(record.seconds[phase, "all"] for phase in phases) for record in (published, ours)]
-    print(f"\npublished / ours: {whole[0] / whole[1]:.2f} in wall time. Steps of ours:")
+    print(f"\npublished / ours: {whole[0] / whole[1]:.2f} in wall time. Our steps:")
     print(f"{'seconds':14}" + "".join(f"{part:>11}" for part in (*PARTS, "between")))
     for stage in EPOCHS:
         parts = [ours.seconds[stage, part] for part in PARTS]
@@ -340,7 +343,7 @@ def print_times(published: Record, ours: Record) -> None:
 
 
 def print_losses(published: Record, ours: Record) -> float:
-    """Print how far the losses of the steps are apart, and return the largest difference."""
+    """Print the differences of the losses, and return the largest difference."""
     print(f"\n{'losses':14}{'steps':>6}{'first':>11}{'last':>11}{'largest difference':>20}{'of the first step':>19}")
     largest = []
     for stage in EPOCHS:
@@ -356,17 +359,20 @@ def main() -> int:
     """Measure and print; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default, text in (
-        ("--images", 64, "number of images, half of them with a defect; a multiple of 16 from 16 on"),
-        ("--blocks", 6, "blocks of the random ViT-L/14, which has 24"),
-        ("--image-size", 518, "side in pixels, a multiple of 14"),
-        ("--batch-size", 8, "images in a batch"),
+        ("--images", 64, "number of images, half of them with a defect; above 16 a multiple of 16"),
+        ("--blocks", 6, "number of blocks of the random ViT-L/14, at most 24"),
+        ("--image-size", 518, "side length of the input in pixels, a multiple of 14"),
+        ("--batch-size", 8, "number of images in a batch"),
     ):
         parser.add_argument(name, type=int, default=default, help=f"{text} (default: {default})")
     parser.add_argument(
-        "--cache-dtype", choices=["fp16", "fp32"], default="fp16", help="of our cache (default: %(default)s)"
+        "--cache-dtype",
+        choices=["fp16", "fp32"],
+        default="fp16",
+        help="number format of our cache (default: %(default)s)",
     )
     arguments = parser.parse_args()
-    logging.disable(logging.INFO)  # of the trainers
+    logging.disable(logging.INFO)  # hides the messages of the trainers
     print_machine()
     with tempfile.TemporaryDirectory() as folder:
         surfaces = list(SURFACES)[: max(1, arguments.images // 2)]

@@ -1,10 +1,10 @@
 """mrad_med: zero-shot anomaly detection for medical images, on MONAI.
 
 MRAD (Memory-Retrieval Anomaly Detection, arXiv 2602.00522) keeps features of labeled industrial images in a memory
-bank and scores medical images nobody labeled by retrieving from it.
+bank. It scores unlabeled medical images by retrieval from this bank.
 
-Names are imported when they are first used, so that importing the package loads neither torch nor MONAI. The names here
-are those that most programs need; each room (`mrad_med.io`, `mrad_med.networks`, ...) has the others.
+Names are imported when they are first used: importing the package loads neither torch nor MONAI. This module has the
+names that most programs need; the subpackages (`mrad_med.io`, `mrad_med.networks`, ...) have the others.
 """
 
 from importlib.metadata import version
@@ -16,7 +16,7 @@ _lazy_getattr, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 __version__ = version("mrad-med")
 
-# Names that were here in version 0.1, by their new place. To be removed with version 0.3.
+# Names of this module in version 0.1, by the module that has them now. To be removed in version 0.3.
 _MOVED = {
     "bundle": "find_bundle",
     "data": (
@@ -52,7 +52,7 @@ _MOVED = {
 }
 
 
-# Names of version 0.1 that are spelled in another way now, with their new place. To be removed with version 0.3.
+# Names of version 0.1 that were renamed, with their new names. To be removed in version 0.3.
 _RENAMED = {
     "AnomalyMapMetric": "metrics.PixelMonaiMetric",
     "AnomalyScoreMetric": "metrics.ImageMonaiMetric",
@@ -65,9 +65,9 @@ _RENAMED = {
 
 def __getattr__(name: str) -> Any:
     if name in _RENAMED:
-        raise ImportError(f"mrad_med.{name} is now mrad_med.{_RENAMED[name]}; write the new name")
+        raise ImportError(f"mrad_med.{name} is now mrad_med.{_RENAMED[name]}; use the new name")
     for place, names in _MOVED.items():
         if name in names.split():
-            # Not an AttributeError: `from mrad_med import name` and MONAI's configs would lose its message.
-            raise ImportError(f"mrad_med.{name} has moved to mrad_med.{place}.{name}; write the new name")
+            # Not an AttributeError, because `from mrad_med import name` and MONAI's configs would hide its message.
+            raise ImportError(f"mrad_med.{name} has moved to mrad_med.{place}.{name}; use the new name")
     return _lazy_getattr(name)

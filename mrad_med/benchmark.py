@@ -1,4 +1,7 @@
-"""Several bundles on several sets: one table for each metric, networks that saw medical images kept apart."""
+"""Evaluation of several bundles on several datasets, with one table for each metric.
+
+Bundles that were trained on medical images have separate tables.
+"""
 
 from __future__ import annotations
 
@@ -40,37 +43,36 @@ def run_benchmark(
     progress: bool = True,
     **overrides: Any,
 ) -> dict[str, dict[str, dict[str, Summary]]]:
-    """Evaluate bundles on sets; bundles that share a backbone encode each image once.
+    """Evaluate bundles on datasets, and return the summaries by protocol, bundle and dataset.
 
-    Writes ``benchmark.md``, ``.tex`` and ``.json``, and in ``<set>/<bundle>/`` what `Evaluation` writes. A
-    benchmark that was interrupted goes on where it stopped.
+    Bundles that share a backbone encode each image once. The function writes ``benchmark.md``, ``.tex`` and ``.json``,
+    and the files of `Evaluation` in ``<dataset>/<bundle>/``. An interrupted benchmark resumes when it is run again.
 
     Args:
-        bundles: directories, or names of the project's bundles.
-        datasets: names of the catalog to where they are unpacked.
-        output_dir: made if absent.
-        medical: names of the bundles that saw medical images in training, where their cards do not tell. A bundle whose
-            bank or head is of a medical set of the catalog counts as one of them anyway.
-        strict_dataset: whether problems of a set are errors.
-        resamples: as in `Evaluation`.
-        seed: as in `Evaluation`.
+        bundles: bundle directories, or names of the project's bundles.
+        datasets: folder of each dataset by its name in the catalog.
+        output_dir: folder for tables and results, created if absent.
+        medical: names of bundles that were trained on medical images although their cards do not state it. A bundle
+            whose bank or head was made from a medical dataset of the catalog is always counted as medical.
+        strict_dataset: whether problems of a dataset are errors; otherwise they are warnings.
+        resamples: number of bootstrap resamples, see `Evaluation`.
+        seed: seed of the bootstrap, see `Evaluation`.
         progress: whether to show progress bars.
         **overrides: values of every bundle's ``configs/evaluate.json`` and ``configs/inference.json``.
 
-    Returns:
-        Protocol, bundle and set to the summary.
-
     Raises:
-        ValueError: there is no bundle or no set, two bundles have the same name, or ``medical`` names another one.
-        FailedCasesError: some cases failed; everything else is done.
+        ValueError: no bundle or no dataset is given, two bundles have the same name, or ``medical`` names a bundle
+            that is not given.
+        FailedCasesError: some cases failed; the others are evaluated and the tables are written.
+        OutputError: the tables cannot be written.
     """
     if not bundles or not datasets:
-        raise ValueError("a benchmark needs at least one bundle and one set")
+        raise ValueError("a benchmark needs at least one bundle and one dataset")
     directories = {Path(bundle).resolve().name: bundle for bundle in bundles}
     if len(directories) != len(bundles):
         raise ValueError("two bundles have the same name: rename one of the directories")
     if unknown := set(medical) - set(directories):
-        raise ValueError(f"no bundle is named {', '.join(sorted(unknown))}; there are {', '.join(directories)}")
+        raise ValueError(f"no bundle is named {', '.join(sorted(unknown))}; the bundles are {', '.join(directories)}")
     cases = {name: load_datalist(name, root, strict=strict_dataset) for name, root in datasets.items()}
     values = {"resamples": resamples, "seed": seed, "progress": progress, **overrides}
     configs = _read(directories, values)
@@ -98,7 +100,7 @@ def run_benchmark(
 
 
 def _read(directories: Mapping[str, str | os.PathLike[str]], values: Mapping[str, Any]) -> dict[str, ConfigParser]:
-    """Return the config of each bundle for evaluations; bundles that declare the same backbone share its object."""
+    """Return the evaluation config of each bundle; bundles that declare the same backbone share one object."""
     configs: dict[str, ConfigParser] = {}
     backbones: dict[str, CLIP] = {}
     for name, bundle in directories.items():
@@ -109,15 +111,15 @@ def _read(directories: Mapping[str, str | os.PathLike[str]], values: Mapping[str
             if declared in backbones:
                 config["clip"] = backbones[declared]
             backbones[declared] = config.get_parsed_content("clip")
-            # Each change of a config forgets what was made of it; these parts are made once.
+            # Every change of a config discards its instantiated objects. These parts are instantiated only once.
             config.update({part: config.get_parsed_content(part) for part in ("clip", "bank", "network_def")})
         configs[name] = config
     return configs
 
 
 def _evaluation(config: ConfigParser, dataset: str, cases: Datalist, output_dir: Path) -> Evaluation:
-    """Return the evaluation that a bundle declares, on the cases of a set."""
-    # Objects and no strings or lists, in which MONAI would evaluate what begins with "$" or "@".
+    """Return the evaluation that a bundle declares, for the cases of a dataset."""
+    # A tuple and a Path, because MONAI evaluates strings that begin with "$" or "@", also those in lists.
     config.update({"dataset_name": dataset, "cases": tuple(cases), "output_dir": output_dir})
     with plain_errors():
         evaluation: Evaluation = config.get_parsed_content("evaluation")
@@ -125,7 +127,7 @@ def _evaluation(config: ConfigParser, dataset: str, cases: Datalist, output_dir:
 
 
 def _sharing_an_encoder(evaluations: Mapping[str, Evaluation]) -> list[list[str]]:
-    """Return the names of evaluations in groups with the same encoder and input."""
+    """Return groups of names of evaluations; a group has the same encoder and the same input."""
     groups: list[list[str]] = []
     for name, evaluation in evaluations.items():
         group = next((group for group in groups if evaluations[group[0]].shared == evaluation.shared), None)
@@ -137,7 +139,7 @@ def _sharing_an_encoder(evaluations: Mapping[str, Evaluation]) -> list[list[str]
 
 
 def _is_medical(config: ConfigParser) -> bool:
-    """Return whether the cards name a medical set of the catalog, or state themselves that a source is medical."""
+    """Return whether a card names a medical dataset of the catalog, or states that a source is medical."""
     entries = [item for item in DATASETS.values() if item.domain == "medical"]
     names = {name.lower() for item in entries for name in (item.name, item.title)}
     sources = list(config.get_parsed_content("bank").card.sources)
@@ -148,9 +150,9 @@ def _is_medical(config: ConfigParser) -> bool:
 
 def _write(output_dir: Path, results: Mapping[str, Mapping[str, Mapping[str, Summary]]]) -> None:
     head = (
-        "Percent; of sets with several classes the mean of their classes. Intervals, counts and hashes are in "
-        "`<set>/<bundle>/metrics.json`. The PRO by 200 thresholds is the one of the literature's tables; it changes "
-        "when scores are rescaled."
+        "Values are percentages. A dataset with several classes has the mean of its classes. Intervals, counts and "
+        "hashes are in `<dataset>/<bundle>/metrics.json`. The PRO of 200 thresholds is the one of published tables; it "
+        "changes when scores are rescaled."
     )
     pages = [f"## Protocol: {protocol}\n\n{benchmark_tables(tables)}" for protocol, tables in results.items()]
     sources = [f"% Protocol: {protocol}\n{latex_tables(tables)}" for protocol, tables in results.items()]

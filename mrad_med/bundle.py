@@ -1,4 +1,4 @@
-"""MONAI's bundle workflow that also takes a bundle directory, and where the project's bundles are."""
+"""Bundle directories: how they are found, read, checked and run."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ def find_bundle(name: str | os.PathLike[str]) -> Path:
     """Return the directory of a bundle.
 
     Args:
-        name: a directory with ``configs/``, or the name of one of the project's bundles such as ``"mrad_tf"``.
+        name: directory with ``configs/``, or name of one of the project's bundles such as ``"mrad_tf"``.
 
     Raises:
-        FileNotFoundError: there is no such bundle; lists the project's.
+        FileNotFoundError: there is no such bundle; the message lists the project's bundles.
     """
     package = Path(__file__).parent
-    # Installed packages carry the bundles inside; in a checkout they lie beside the package.
+    # An installed package contains the bundles; in a checkout they are beside the package.
     folders = (Path(), package / "bundles", package.parent / "bundles")
     for folder in folders:
         if (folder / name / "configs").is_dir():
             return folder / name
     known = sorted({path.parent.name for folder in folders[1:] for path in folder.glob("*/configs")})
-    raise FileNotFoundError(f"{name} is no bundle directory (it has no configs/); the project's are {', '.join(known)}")
+    raise FileNotFoundError(
+        f"{name} is not a bundle directory (it has no configs/); included bundles are {', '.join(known)}"
+    )
 
 
-# Keys of configs up to version 0.1 and what they are now: each had two meanings, or repeated what the view says.
+# Keys of configs up to version 0.1 with their new names. Each had two meanings, or repeated a value of the view.
 RENAMED = {
     "strict": "strict_geometry (the slices of a series) or strict_dataset (the problems of a labeled set)",
     "options": "view",
@@ -48,14 +50,14 @@ RENAMED_IN_EVALUATION = {"dataset": "dataset_name", "threshold": "dice_threshold
 
 
 def config_files(root: Path, profiles: Sequence[str] = ()) -> list[Path]:
-    """Return the config files of a bundle for inference: the common one, and one for each kind of images.
+    """Return the config files of a bundle for inference: ``inference.json``, and the file of each profile.
 
     Args:
         root: directory of the bundle.
-        profiles: names of its ``configs/inference_<name>.json``.
+        profiles: names ``<name>`` of its files ``configs/inference_<name>.json``.
 
     Raises:
-        FileNotFoundError: the bundle has no such profile; lists those it has.
+        FileNotFoundError: the bundle has no such profile; the message lists its profiles.
     """
     folder = root / "configs"
     files = [folder / f"inference_{name}.json" for name in profiles]
@@ -73,18 +75,18 @@ def read_bundle(
     config: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> ConfigParser:
-    """Return the config of a bundle, of which nothing is instantiated yet.
+    """Return the config of a bundle; nothing is instantiated yet.
 
     Args:
-        bundle: see `find_bundle`.
-        profiles: see `config_files`; later ones take precedence over earlier ones.
-        config: name of a further config that is read on top of that for inference, such as ``"evaluate"``.
-        overrides: values that take precedence over all of them.
+        bundle: bundle directory or name, see `find_bundle`.
+        profiles: names of profiles, see `config_files`; later ones take precedence over earlier ones.
+        config: name of a further config that extends ``inference.json``, such as ``"evaluate"``.
+        overrides: values that take precedence over all configs.
 
     Raises:
         FileNotFoundError: there is no such bundle, profile or config.
-        KeyError: an override that the bundle does not know.
-        ValueError: the config is of an older version.
+        KeyError: the config has no value with the name of an override.
+        ValueError: the config was written for an older version.
     """
     root = find_bundle(bundle)
     files = config_files(root, profiles)
@@ -100,14 +102,14 @@ def read_bundle(
 
 
 def check_values(config: Mapping[str, Any], values: Iterable[str]) -> None:
-    """Refuse values that a config does not know, and a config of an older version.
+    """Raise an error if a config lacks a value that is to be set, or was written for an older version.
 
     Args:
         config: content of the config.
-        values: names of the values to be set; ``a#b``, ``a::b``, ``+a`` and ``~a`` as in MONAI.
+        values: names of the values to set, in MONAI's syntax: ``a#b``, ``a::b``, ``+a`` and ``~a``.
 
     Raises:
-        KeyError: the config has no such value; names the new one where it was renamed.
+        KeyError: the config has no such value; if the value was renamed, the message states the new name.
         ValueError: the config has a key of an older version.
     """
     old = [name for name in RENAMED if name in config] + ["dataset"] * isinstance(config.get("dataset"), str)
@@ -125,22 +127,22 @@ def check_values(config: Mapping[str, Any], values: Iterable[str]) -> None:
 
 
 def recorded(config: Mapping[str, Any], profiles: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run records of how it was called, for a config that has a place for it.
+    """Return the values ``profiles`` and ``overrides``, which record how a run was called, if the config has them.
 
     Args:
         config: content of the config.
         profiles: names of the profiles in use.
-        overrides: values that were given.
+        overrides: values that were given by the caller.
     """
     given = {name: str(value) for name, value in overrides.items() if name not in _PLACES}
-    # A mapping that is not a dict: MONAI would evaluate the strings in it.
+    # A mapping that is not a dict, because MONAI evaluates strings in dicts.
     values = {"profiles": tuple(profiles), "overrides": MappingProxyType(given)}
     return {name: value for name, value in values.items() if name in config}
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Raise what a component of a config raised, instead of MONAI's message that instantiating it failed."""
+    """Raise the original error of a config's component instead of MONAI's error that its instantiation failed."""
     try:
         yield
     except RuntimeError as error:
@@ -157,7 +159,7 @@ def plain_errors() -> Iterator[None]:
 
 @contextmanager
 def _without_notice(is_wanted: bool) -> Iterator[None]:
-    """Keep MONAI from a warning that no logging file is read, where none is wanted."""
+    """Suppress MONAI's warning that no logging file is read, if none is wanted."""
     notices = logging.getLogger("monai.bundle.workflows")
     level = notices.level
     if is_wanted:
@@ -171,19 +173,19 @@ def _without_notice(is_wanted: bool) -> Iterator[None]:
 class BundleWorkflow(ConfigWorkflow):
     """A `monai.bundle.ConfigWorkflow` whose ``config_file`` may be a bundle directory.
 
-    A directory is run by its ``configs/inference.json``. The ``bundle_root`` is the directory that the config is in,
-    unless one is given, so that a copied bundle uses its own files.
+    For a directory, its ``configs/inference.json`` is run. By default, ``bundle_root`` is the bundle directory that has
+    the config. A copied bundle therefore uses its own files.
 
     Args:
-        config_file: a bundle directory, a config file, or several config files.
-        workflow_type: as in MONAI; inference by default.
-        profiles: see `config_files`; only for a bundle directory.
+        config_file: bundle directory or name, config file, or several config files.
+        workflow_type: type of the workflow in MONAI, such as ``"infer"`` or ``"train"``.
+        profiles: names of profiles, see `config_files`; only used for a bundle directory.
         **keywords: arguments of `ConfigWorkflow`, and values that take precedence over those of the config.
 
     Raises:
         FileNotFoundError: there is no such directory, profile or file.
-        KeyError: an override that the config does not know.
-        ValueError: the config is of an older version.
+        KeyError: the config has no value with the name of an override.
+        ValueError: the config was written for an older version.
     """
 
     def __init__(
@@ -209,11 +211,11 @@ class BundleWorkflow(ConfigWorkflow):
             )
 
     def initialize(self) -> Any:
-        """Initialize as in MONAI, with plain errors."""
+        """Initialize as in MONAI; errors are those of the component that failed."""
         with plain_errors():
             return super().initialize()
 
     def run(self) -> Any:
-        """Run as in MONAI, with plain errors."""
+        """Run as in MONAI; errors are those of the component that failed."""
         with plain_errors():
             return super().run()

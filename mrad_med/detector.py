@@ -1,4 +1,4 @@
-"""A path in, results out: the whole toolkit behind one class."""
+"""Detection of anomalies below a path or in memory: the whole toolkit behind one class."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from mrad_med.types import AnomalyKeys, FailedCase
 
 __all__ = ["AnomalyDetector", "Results"]
 
-LOCAL_SHARE = 0.2  # a few local cases count as a fifth of the memory: enough to be seen, not to drown the rest
-# Values of a writer that `Results.save` sets, or that are of one run.
+LOCAL_SHARE = 0.2  # local cases make up at least a fifth of the patch entries, so few cases have a visible effect
+# Values of a writer that `Results.save` sets, or that belong to one run.
 _NOT_OF_RESULTS = ("_target_", "output_dir", "provenance", "resume", "take_over", "view")
 
 
@@ -41,11 +41,11 @@ class Results:
     """The results of a detection, in the order of the cases.
 
     Attributes:
-        cases: one `CaseResult` for each case that could be scored.
-        failures: one `FailedCase` for each case that could not.
+        cases: one `CaseResult` for each case that was scored.
+        failures: one `FailedCase` for each case that could not be scored.
         provenance: cards, hashes and settings of the run.
-        view: how images are seen.
-        writing: arguments of `ResultWriter` that `save` uses unless others are given.
+        view: input size, window, plane and further settings of how images are prepared.
+        writing: default arguments of `ResultWriter` for `save`.
     """
 
     cases: list[CaseResult] = field(default_factory=list)
@@ -55,23 +55,23 @@ class Results:
     writing: dict[str, Any] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[CaseResult]:
-        """Iterate over the cases that could be scored."""
+        """Iterate over the results of the scored cases."""
         return iter(self.cases)
 
     def __len__(self) -> int:
-        """Return the number of cases that could be scored."""
+        """Return the number of scored cases."""
         return len(self.cases)
 
     @property
     def scores(self) -> dict[str, float]:
-        """Anomaly score by case name."""
+        """Anomaly score by case id."""
         return {case.case_id: case.anomaly_score for case in self.cases}
 
     def save(self, output_dir: str | os.PathLike[str], **options: Any) -> None:
         """Write files, tables and ``run.json``.
 
         Args:
-            output_dir: folder, made if absent.
+            output_dir: folder for the files, created if absent.
             **options: arguments of `ResultWriter`, such as ``write`` and ``threshold``.
 
         Raises:
@@ -84,30 +84,30 @@ class Results:
                 writer.write(case)
             writer.finish(self.failures)
         finally:
-            close_frames()  # outputs show the frames of videos
+            close_frames()  # overlays have opened the videos
 
 
 class AnomalyDetector:
-    """Find what does not belong in the images below a path, or in memory.
+    """Detect anomalies in the images below a path, or in images in memory.
 
     Args:
-        clip: the backbone.
-        bank: the memory bank that the network retrieves from.
-        network: any variant of MRAD, built from the two.
-        view: how images are seen; `ImageView` with its defaults if None.
-        preprocessing: transforms from a case to the network; those of the view if None.
-        inferer: how images and volumes pass through the network; `SliceAnomalyInferer` if None.
+        clip: backbone.
+        bank: memory bank that the network retrieves from.
+        network: variant of MRAD, built from the backbone and the memory bank.
+        view: input size, window, plane and further settings of how images are prepared; `ImageView()` if None.
+        preprocessing: transforms from a case to the input of the network; those of the view if None.
+        inferer: inferer that passes images and volumes through the network; `SliceAnomalyInferer()` if None.
         postprocessing: transforms from the output of the inferer to the grid of the file; if None, they invert the
             preprocessing.
         batch_size: number of images that are encoded together.
-        num_workers: number of workers that read ahead; 0 reads in this process.
+        num_workers: number of processes that load cases in advance; 0 loads them in this process.
         search: arguments of `find_cases`.
-        writing: arguments of `ResultWriter`, for the results that are saved.
+        writing: default arguments of `ResultWriter` for results that are saved.
         settings: further values to record in results.
         training_set: sources that the head was trained on, as in its card.
 
     Attributes:
-        bank: the memory bank in use; `extend_bank` gives a detector with a larger one.
+        bank: memory bank in use; `extend_bank` returns a detector with a larger one.
     """
 
     def __init__(
@@ -148,16 +148,16 @@ class AnomalyDetector:
         """Return the detector that a bundle declares in its ``configs/inference.json``.
 
         Args:
-            bundle: a bundle directory, or the name of one of the project's bundles.
-            profiles: names of configs for kinds of images: ``"endoscopy"``, ``"volume"`` and ``"sliding"`` are the
-                bundle's ``configs/inference_<name>.json``; later ones take precedence over earlier ones.
+            bundle: bundle directory, or name of one of the project's bundles.
+            profiles: names of profiles: ``"endoscopy"``, ``"volume"`` and ``"sliding"`` are the bundle's
+                ``configs/inference_<name>.json``; later ones take precedence over earlier ones.
             **overrides: values of the config, for example ``backbone``, ``memory_bank``, ``checkpoint``, ``device``,
                 ``precision``, ``batch_size``.
 
         Raises:
             FileNotFoundError: there is no such bundle or profile.
-            KeyError: an override that the bundle does not know.
-            ValueError: the config is of an older version.
+            KeyError: the config has no value with the name of an override.
+            ValueError: the config was written for an older version.
         """
         parser = read_bundle(bundle, profiles=profiles, overrides=overrides)
         value = parser.get_parsed_content
@@ -176,7 +176,7 @@ class AnomalyDetector:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What results record of this detector: cards, hashes and settings."""
+        """Cards, hashes and settings of this detector, as results record them."""
         parts = {
             "head": self.network.get_submodule("head"),
             "preprocessing": self.preprocessing,
@@ -192,19 +192,19 @@ class AnomalyDetector:
         progress: bool = True,
         **search: Any,
     ) -> Results:
-        """Score a file, everything below a folder, or images in memory, and return all results at once.
+        """Score a file, all images below a folder, or images in memory, and return all results at once.
 
-        The maps of large sets may not fit in memory: `stream` hands them on one by one.
+        The maps of many cases may not fit in memory; use `stream` to receive them one by one.
 
         Args:
-            source: a path, see `find_cases`; or an image in memory as `read_image` takes it (an array, a Pillow image,
-                a MetaTensor), or several of anything that `read_image` takes, by name.
+            source: path of a file or folder, see `find_cases`; or an image in memory (array, Pillow image, MetaTensor);
+                or a mapping of names to anything that `read_image` accepts.
             progress: whether to show a progress bar.
-            **search: arguments of `find_cases` that take precedence over the detector's own, such as
-                ``frames_per_second``.
+            **search: arguments of `find_cases`, such as ``frames_per_second``; they take precedence over those of the
+                detector.
 
         Raises:
-            DatasetError: the path does not exist, or no image is below it.
+            DatasetError: the path does not exist, or there is no image below it.
         """
         if isinstance(source, (str, os.PathLike)):
             cases = find_cases(source, **{**self.search, **search})
@@ -222,15 +222,12 @@ class AnomalyDetector:
         *,
         progress: bool = True,
     ) -> list[FailedCase]:
-        """Score cases and hand each result on as it comes.
+        """Score cases, pass each result to a function, and return the cases that could not be scored.
 
         Args:
-            cases: a datalist, ``{"image": source, "case_id": name}`` each, as `find_cases` makes it.
-            receive: called with each result.
+            cases: datalist of ``{"image": source, "case_id": name}``, as `find_cases` returns it.
+            receive: function that is called with each result.
             progress: whether to show a progress bar.
-
-        Returns:
-            The cases that could not be scored.
         """
         dataset = CaseDataset(cases, self.preprocessing)
         loader = CaseLoader(dataset, batch_size=self.batch_size, num_workers=self.num_workers, progress=progress)
@@ -245,25 +242,29 @@ class AnomalyDetector:
         try:
             evaluator.run()
         finally:
-            close_frames()  # a video that was scored can now be moved or deleted
+            close_frames()  # scored videos can then be moved or deleted
         return list(loader.failures)
 
     def extend_bank(
         self, cases: Sequence[Mapping[str, Any]], *, share: float = LOCAL_SHARE, source: str = "local cases"
     ) -> AnomalyDetector:
-        """Return a detector that also remembers these labeled cases. Nothing is trained; this one is unchanged.
+        """Return a detector whose memory bank also has these labeled cases; nothing is trained.
+
+        This detector is not changed.
 
         Args:
-            cases: ``{"image": path, "label": 0 or 1, "mask": path or None}`` each; the mask marks what is anomalous.
-            share: smallest share of the memory that is theirs, in [0, 1); see `MemoryBank.extend`.
-            source: their name in the bank's card.
+            cases: mappings ``{"image": path, "label": 0 or 1, "mask": path or None}``; masks mark anomalous pixels.
+            share: smallest fraction of the patch entries that come from these cases, in [0, 1); see
+                `MemoryBank.extend`.
+            source: name of these cases in the card of the bank.
 
         Raises:
             FailedCasesError: an image or mask cannot be used.
+            ValueError: no case is given, or ``share`` is not in [0, 1).
         """
         if not cases:
-            raise ValueError("give at least one case to remember")
-        view = replace(self.view, remove=(), keep_size=False)  # a mask goes with an image that is resized whole
+            raise ValueError("give at least one case to add to the memory bank")
+        view = replace(self.view, remove=(), keep_size=False)  # a mask fits the whole, resized image only
         steps = build_preprocessing(self.clip.card, view, with_mask=True)
         data = [{"case_id": str(case["image"]), "mask": None, **case} for case in cases]
         loader = CaseLoader(CaseDataset(data, steps), batch_size=self.batch_size, progress=False)
@@ -275,10 +276,10 @@ class AnomalyDetector:
         return self.with_bank(bank)
 
     def with_bank(self, bank: MemoryBank) -> AnomalyDetector:
-        """Return the same detector over another memory bank.
+        """Return the same detector with another memory bank.
 
         Raises:
-            MemoryBankError: another backbone made the bank.
+            MemoryBankError: the bank was made with another backbone.
         """
         bank.check(self.clip.card)
         other = copy.copy(self)

@@ -1,4 +1,4 @@
-"""Work that is shared among the processes of torch.distributed; a run of one process needs no case of its own."""
+"""Work that is split among the processes of torch.distributed; all functions also work with a single process."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Result = TypeVar("Result")
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Return the number of this process from 0, and how many processes there are: (0, 1) where there is only one."""
+    """Return the rank of this process, counted from 0, and the number of processes; (0, 1) without distribution."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def gather_parts(part: Any) -> list[Any]:
-    """Return what every process has, in the order of the processes.
+    """Return the parts of all processes, in the order of their ranks.
 
     Args:
-        part: what this process has; any object that can be pickled.
+        part: object of this process; it must be picklable.
     """
     if not dist.is_initialized():
         return [part]
@@ -33,15 +33,15 @@ def gather_parts(part: Any) -> list[Any]:
 
 
 def share_work(work: Callable[[Sequence[Item]], Result], items: Sequence[Item]) -> list[Result]:
-    """Do the share of this process and return the results of all processes, in the order of the processes.
+    """Process the items of this process, and return the results of all processes in the order of their ranks.
 
     Args:
-        work: called once with the items of this process.
-        items: all items; every process gives the same ones in the same order.
+        work: function that is called once with the items of this process.
+        items: all items, the same in the same order for every process.
 
     Raises:
-        Exception: the error of this process as it was raised.
-        RuntimeError: another process failed. All processes stop, so that none waits for one that has ended.
+        Exception: ``work`` failed in this process; the error is raised unchanged.
+        RuntimeError: ``work`` failed in another process. All processes then stop instead of waiting for it.
     """
     rank, world = rank_and_world()
     if world == 1:

@@ -1,9 +1,9 @@
-"""All errors that the package raises on its own account.
+"""Errors that the package defines.
 
 ValueError
 |-- ImageFileError        an image file cannot be used
 |   `-- NotAnImageError   a DICOM object is not an image
-|-- DatasetError          a folder or table does not hold what is expected
+|-- DatasetError          a folder or table does not contain what is expected
 |-- BackboneError         a backbone cannot be found, downloaded or read
 |-- MemoryBankError       a memory bank is damaged or belongs to another backbone
 |-- HeadError             a head is damaged or belongs to another backbone or bank
@@ -13,7 +13,7 @@ RuntimeError
 `-- TrainingError         a training cannot start or continue
 OSError
 `-- OutputError           results cannot be written to a folder
-    `-- UnfitSourceError  one kind of result cannot be made of a source
+    `-- UnfitSourceError  one output cannot be made from a source
 """
 
 from __future__ import annotations
@@ -34,44 +34,44 @@ __all__ = [
 
 
 class ImageFileError(ValueError):
-    """An image file that cannot be used. The message says why and what to do, and never quotes the file's content."""
+    """An image file cannot be used. The message states why and what to do, and never quotes the file's content."""
 
 
 class NotAnImageError(ImageFileError):
-    """A DICOM object of another kind: a report, a plan, a segmentation, ..."""
+    """A DICOM object is not an image but, for example, a structured report, a plan or a segmentation."""
 
 
 class DatasetError(ValueError):
-    """A folder that does not hold what is expected of it."""
+    """A folder or table does not contain what is expected."""
 
 
 class FailedCasesError(RuntimeError):
-    """Some cases of a finished run failed; everything else is done."""
+    """Some cases of a finished run failed; the others are complete."""
 
 
 class BackboneError(ValueError):
-    """A backbone that cannot be found, downloaded, or read."""
+    """A backbone cannot be found, downloaded or read."""
 
 
 class MemoryBankError(ValueError):
-    """A memory bank that is damaged, empty, or does not belong to the backbone at hand."""
+    """A memory bank is damaged or empty, or belongs to another backbone."""
 
 
 class HeadError(ValueError):
-    """A file of a head that is damaged, or does not belong to the backbone or memory bank at hand."""
+    """The file of a head is damaged, or the head belongs to another backbone or memory bank."""
 
 
 class TrainingError(RuntimeError):
-    """A training that cannot start or go on; nothing that was saved before is touched."""
+    """A training cannot start or continue; files that were saved before are not changed."""
 
 
 class ExportError(ValueError):
-    """A network that cannot be exported, or whose file does not give what the network gives."""
+    """A network cannot be exported, or the output of its file differs from that of the network."""
 
 
 class OutputError(OSError):
-    """Results cannot be written where they should be."""
+    """Results cannot be written to a folder or file."""
 
 
 class UnfitSourceError(OutputError):
-    """Results of this kind cannot be made of this source; others can."""
+    """One output cannot be made from this source; other outputs can."""

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, their hashes, and why results cannot be written."""
+"""Atomic writing, hashes of files, and checks that results can be written."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ __all__ = [
 ]
 
 _PARTIAL = re.compile(r"\.partial-(\d+)-")
-_NEEDED_BYTES = 2**16  # a full disk may still have room for a few bytes beside the names of files
+_NEEDED_BYTES = 2**16  # a full disk may still accept a file of a few bytes
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to; it takes the name ``path`` only when the block ends without an error.
+    """Yield a temporary path beside ``path``; it is renamed to ``path`` only if the block ends without an error.
 
-    The temporary name ends like the final one, so that writers which go by suffix choose the same format. Missing
-    parent folders are made.
+    The temporary name has the suffix of the final name, because some writers choose the format by the suffix. Missing
+    parent folders are created.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    # Of a long name only the end, for the system allows 255 bytes, which letters of any script may fill four by four.
+    # Only the end of a long name is kept: file systems allow 255 bytes, and a character may take four of them.
     partial = final.with_name(f".partial-{os.getpid()}-{final.name[-40:]}")
     try:
         yield partial
@@ -45,20 +45,20 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove_partial(path: Path) -> None:
-    """Remove a file that a process began to write and left half-written, because it was killed.
+    """Remove a temporary file of `atomic_path` whose process was killed before the file was complete.
 
     Args:
-        path: any file. One with another name than `atomic_path` yields, or of a process that runs, is left alone.
+        path: path of any file. Files with other names, and files of running processes, are not removed.
     """
     found = _PARTIAL.match(path.name)
-    if found is None or os.name != "posix":  # elsewhere signal 0 is not a question
+    if found is None or os.name != "posix":  # on Windows, signal 0 is Ctrl-C
         return
     try:
         os.kill(int(found[1]), 0)
     except ProcessLookupError:
         with suppress(OSError):
             path.unlink()
-    except (OSError, OverflowError):  # it belongs to somebody else, or is no number of a process
+    except (OSError, OverflowError):  # the process of another user, or not a process id
         return
 
 
@@ -72,10 +72,10 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 
 
 def prepare_output(output_dir: str | os.PathLike[str]) -> Path:
-    """Make a folder for results; refuse it before hours of computing, not after.
+    """Create a folder for results, and check that files can be written to it before the computation starts.
 
     Raises:
-        OutputError: the folder cannot be made or written to.
+        OutputError: the folder cannot be created or written to.
     """
     folder = Path(output_dir)
     try:
@@ -88,16 +88,16 @@ def prepare_output(output_dir: str | os.PathLike[str]) -> Path:
 
 
 def prepare_output_file(path: str | os.PathLike[str]) -> Path:
-    """Make the folder of a file for results; refuse the file before hours of computing, not after.
+    """Create the folder of a result file, and check that it can be written to before the computation starts.
 
-    A file that exists is not changed. What a process that was killed left of it is removed.
+    An existing file is not changed. Temporary files that killed processes left of it are removed.
 
     Raises:
-        OutputError: the path is a folder, or its folder cannot be made or written to.
+        OutputError: the path is a folder, or its folder cannot be created or written to.
     """
     file = Path(path)
-    if os.path.isdir(file):  # noqa: PTH112 - unlike Path's, false where it cannot be known
-        raise OutputError(f"cannot write the file {file}: there is a folder of this name; name a file")
+    if os.path.isdir(file):  # noqa: PTH112 - unlike Path.is_dir, it returns False on errors
+        raise OutputError(f"cannot write the file {file}: a folder has this name; choose another name")
     prepare_output(file.parent)
     for partial in file.parent.glob(f".partial-*-{glob.escape(file.name[-40:])}"):
         remove_partial(partial)
@@ -105,12 +105,12 @@ def prepare_output_file(path: str | os.PathLike[str]) -> Path:
 
 
 def safe_relative_path(case_id: str) -> str:
-    """Return the path below the output folder that a name stands for.
+    """Return the path of a case below the output folder.
 
     Raises:
-        ValueError: it would lead out of it.
+        ValueError: the path would be outside of the output folder.
     """
     path = PurePosixPath(case_id)
     if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in case_id:
-        raise ValueError(f"case name {case_id!r} cannot become a file below the output folder; rename the case")
+        raise ValueError(f"case id {case_id!r} cannot become a file below the output folder; rename the case")
     return str(path)

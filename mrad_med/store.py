@@ -1,7 +1,7 @@
-"""Finished work, and when it may be trusted: keys made of contents and settings, and one process a folder.
+"""Reuse of finished work: keys computed from contents and settings, and locks for one process per folder.
 
-What is kept of a case (features, a record, a result) is found again by a key. The key covers the bytes of the case's
-files and everything else that the work depends on, and never a time, a count, or the order of a listing.
+Stored work on a case (features, a record, a result) is found by a key. The key depends on the bytes of the case's files
+and on everything else that affects the result. It never depends on a time, a count, or the order of a listing.
 """
 
 from __future__ import annotations
@@ -28,26 +28,28 @@ from mrad_med.types import AnomalyKeys, FailedCase
 __all__ = ["LOCK_NAME", "FolderLock", "Snapshot", "content_key", "contents_of", "hash_of_file", "make_key", "paths_of"]
 
 LOCK_NAME = ".mrad-med.lock"
-_FORMAT = 2  # part of every key; another number makes all finished work unknown
-_REMEMBERED = 2**18  # hashes of files that are kept in memory
-_SETTLED_NS = 2_000_000_000  # the coarsest step of file times (FAT): a younger file can change and keep its times
+_FORMAT = 2  # part of every key; a new number invalidates all finished work
+_REMEMBERED = 2**18  # number of file hashes that are kept in memory
+_SETTLED_NS = 2_000_000_000  # coarsest step of file times (FAT): a newer file can change without a change of its times
 
-State = tuple[str, int, int, int, int, int]  # path, device, inode, size, time of content, time of inode
+State = tuple[str, int, int, int, int, int]  # path, device, inode, size, mtime and ctime in ns
 
 
 def make_key(*values: Any) -> str:
-    """Return the key of plain values: 64 hexadecimal digits, the same in every process and on every machine.
+    """Return the key of plain values: 64 hexadecimal digits that are the same in every process and on every machine.
 
     Args:
-        *values: numbers, texts, None, paths, and sequences and mappings of these. The order of the items of a mapping
-            does not matter. Other objects enter the key as their text.
+        *values: numbers, strings, None, paths, and sequences and mappings of these. The order of a mapping's items
+            does not matter. Other objects are converted with ``str``.
     """
     text = json.dumps([_FORMAT, *values], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def hash_of_file(path: str | os.PathLike[str]) -> str:
-    """Return the sha256 of a file's bytes; a file that has not changed is hashed once in a process.
+    """Return the sha256 of a file's bytes.
+
+    Each process hashes an unchanged file only once, unless it was written in the last two seconds.
 
     Raises:
         OSError: the file is missing or cannot be read.
@@ -62,18 +64,18 @@ def _hash_of(state: State) -> str:
 
 
 def _state_of(path: str | os.PathLike[str]) -> State:
-    stat = os.stat(path)  # noqa: PTH116 - called for every slice of an archive
+    stat = os.stat(path)  # noqa: PTH116 - faster than Path.stat, and called for every slice
     return os.fspath(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _is_settled(state: State) -> bool:
-    # Any program can set the time of the content. POSIX sets that of the inode itself; elsewhere it is another time.
+    # Programs can set mtime, but not ctime. On Windows, ctime is the time of creation: the latest time counts there.
     changed = state[5] if os.name == "posix" else max(state[4:])
     return time.time_ns() - changed > _SETTLED_NS
 
 
 def content_key(path: str | os.PathLike[str]) -> str:
-    """Return the key of a file's content; of one that cannot be read, a key that no other file has."""
+    """Return the hash of a file's content, or a key that no other file has if the file cannot be read."""
     try:
         return hash_of_file(path)
     except OSError:
@@ -84,13 +86,13 @@ def content_key(path: str | os.PathLike[str]) -> str:
 
 
 class Snapshot:
-    """Files as they are before they are read, to be compared with what they are afterwards.
+    """State of files before they are read, to detect changes afterwards.
 
-    Taking one costs a look at each file, and reads only what was written in the last two seconds: such a file could
-    change once more without a trace in its times.
+    A snapshot takes the size and times of each file. It also hashes files that were written in the last two seconds,
+    because they could change again without a change of their times.
 
     Args:
-        paths: files; those that are missing make a snapshot whose `contents` is None.
+        paths: paths of the files; if one is missing, `contents` returns None.
     """
 
     def __init__(self, paths: Iterable[str | os.PathLike[str]]) -> None:
@@ -105,11 +107,11 @@ class Snapshot:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all files were there when the snapshot was taken."""
+        """Whether all files existed when the snapshot was taken."""
         return self._states is not None
 
     def contents(self) -> tuple[str, ...] | None:
-        """Return the hashes of the files; None if one is gone or has changed since the snapshot was taken."""
+        """Return the hashes of the files, or None if a file is missing or has changed since the snapshot was taken."""
         if self._states is None:
             return None
         try:
@@ -122,12 +124,12 @@ class Snapshot:
 
 
 def contents_of(cases: Iterable[Mapping[str, Any]]) -> tuple[dict[str, str], list[FailedCase]]:
-    """Return a key of what each labeled case is, by its name, and the cases whose image or mask cannot be read.
+    """Return a key of the content of each labeled case by its case id, and the cases that cannot be read.
 
-    The key covers image, mask, label, and the threshold of the mask; neither name nor place of the files.
+    The key depends on image, mask, label and mask threshold. It does not depend on names or paths of the files.
 
     Args:
-        cases: a datalist; each case has ``image``, ``label``, ``case_id`` and may have ``mask``, ``mask_threshold``.
+        cases: datalist; each case has ``image``, ``label``, ``case_id`` and may have ``mask``, ``mask_threshold``.
     """
     contents, failures = {}, []
     for case in cases:
@@ -147,24 +149,23 @@ def contents_of(cases: Iterable[Mapping[str, Any]]) -> tuple[dict[str, str], lis
 
 
 class FolderLock:
-    """One process writes to a folder: a file in it names the process that does.
+    """Lock that lets only one process write to a folder: a file in the folder names the process.
 
-    A lock that its process left behind is replaced if the process is known to be gone; files that such processes left
-    half-written are removed. Other objects of the same
-    process share its lock. Of the processes of torch.distributed only the first takes it.
+    The lock of a process that has ended is replaced, and the incomplete files of such processes are removed. All locks
+    of one process on a folder share the lock file. With torch.distributed, only the process of rank 0 takes the lock.
 
     Args:
-        folder: an existing folder.
-        take_over: replace the lock of another host, whose processes cannot be seen from here.
+        folder: existing folder.
+        take_over: whether to replace a lock of another host. Whether its process still runs cannot be checked.
 
     Attributes:
-        is_held: whether it has not been released.
+        is_held: whether the lock has not been released.
 
     Raises:
         OutputError: another process holds the lock, or the lock cannot be written.
     """
 
-    _holders: ClassVar[Counter[Path]] = Counter()  # how many objects of this process share the lock of a folder
+    _holders: ClassVar[Counter[Path]] = Counter()  # number of locks of this process by folder
 
     def __init__(self, folder: str | os.PathLike[str], *, take_over: bool = False) -> None:
         self._finalizer: weakref.finalize[[Path, int], FolderLock] | None = None
@@ -185,14 +186,14 @@ class FolderLock:
         self._finalizer = weakref.finalize(self, FolderLock._release, resolved, os.getpid())
 
     def release(self) -> None:
-        """Give the folder back; the file goes with the last object of this process that holds it."""
+        """Release the lock; the lock file is removed when the last lock of this process is released."""
         self.is_held = False
         if self._finalizer is not None:
             self._finalizer()
 
     @staticmethod
     def _release(folder: Path, process: int) -> None:
-        if os.getpid() != process:  # a forked child does not own what its parent holds
+        if os.getpid() != process:  # a forked child does not own the locks of its parent
             return
         FolderLock._holders[folder] -= 1
         if FolderLock._holders[folder] <= 0:
@@ -202,16 +203,16 @@ class FolderLock:
                     (folder / LOCK_NAME).unlink()
 
     def __enter__(self) -> FolderLock:
-        """Return the lock, which is held already."""
+        """Return the lock, which is already held."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the folder back."""
+        """Release the lock."""
         self.release()
 
 
 def _remove_partials(folder: Path) -> None:
-    """Remove what killed processes left half-written, except in folders below that have a lock of their own."""
+    """Remove incomplete files of killed processes, except in subfolders that have their own lock."""
     for place, folders, files in os.walk(folder):
         if Path(place) != folder and LOCK_NAME in files:
             folders.clear()
@@ -222,7 +223,7 @@ def _remove_partials(folder: Path) -> None:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Let one process of this host at a time look at the lock and replace it, where the file system can."""
+    """Let only one process of this host at a time read and replace the lock, if the file system supports it."""
     try:
         import fcntl
     except ImportError:  # not on Windows
@@ -263,12 +264,12 @@ def _refusal(folder: Path, holder: Mapping[str, Any], *, is_here: bool) -> str:
     who = f"process {holder['pid']} on {holder['host']}" if holder else "another process (its lock cannot be read)"
     advice = "wait until it has finished, or choose another folder"
     if not is_here:
-        advice += "; if that process is gone, take the folder over: --take-over, in Python take_over=True"
+        advice += ". If that process has ended, take over the folder: --take-over, in Python take_over=True"
     return f"{folder} is being written to by {who}: {advice}"
 
 
 def _read_lock(path: Path) -> dict[str, Any] | None:
-    """Return what a lock states; None where there is none, and nothing where it cannot be read."""
+    """Return the values of a lock; None if there is no lock, and an empty dict if it cannot be read."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         known = {"host": str(values["host"]), "pid": int(values["pid"])}
@@ -281,7 +282,7 @@ def _read_lock(path: Path) -> dict[str, Any] | None:
 
 def _this_process() -> dict[str, Any]:
     try:
-        namespace = str(Path("/proc/self/ns/pid").readlink())  # containers may share a name and not their processes
+        namespace = str(Path("/proc/self/ns/pid").readlink())  # containers may share a host name but not process ids
     except OSError:
         namespace = ""
     return {
@@ -293,10 +294,10 @@ def _this_process() -> dict[str, Any]:
 
 
 def _start_of(pid: int) -> str | None:
-    """Return when a process of this host was started, as the boot and the clock ticks after it.
+    """Return the start of a process of this host: the boot id and the clock ticks after boot.
 
     Returns:
-        None for a process that has ended; an empty text where the system does not state it.
+        The start; None for a process that has ended, and an empty string if the system does not report it.
     """
     try:
         words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
@@ -310,11 +311,11 @@ def _is_running(holder: Mapping[str, Any]) -> bool:
     pid, recorded = holder["pid"], holder["started"]
     if pid < 1:
         return False
-    if os.name == "posix":  # elsewhere signal 0 is not a question
+    if os.name == "posix":  # on Windows, signal 0 is Ctrl-C
         try:
             os.kill(pid, 0)
         except OSError as error:
-            if error.errno != errno.EPERM:  # it exists and belongs to somebody else
+            if error.errno != errno.EPERM:  # EPERM: it exists and belongs to another user
                 return False
     started = _start_of(pid)
     if started is None:
@@ -323,7 +324,7 @@ def _is_running(holder: Mapping[str, Any]) -> bool:
 
 
 def paths_of(source: Any) -> Sequence[str | os.PathLike[str]]:
-    """Return the files of a path or of a list of paths; none for anything else, such as an image in memory."""
+    """Return the paths of a source: one path or a list of paths; empty for other sources, such as arrays."""
     if isinstance(source, (str, os.PathLike)):
         return [source]
     return list(source) if isinstance(source, (list, tuple)) else []

@@ -1,4 +1,4 @@
-"""What every room shares: dictionary keys, image features, cards of backbones, banks and heads, and constants."""
+"""Types that all subpackages share: dictionary keys, image features, cards, failed cases, and constants."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # cards and keys are also needed where importing torch would take longer than the work
+if TYPE_CHECKING:  # modules that only need cards and keys should not import torch
     from torch import Tensor
 
 __all__ = [
@@ -21,12 +21,12 @@ __all__ = [
     "ImageFeatures",
 ]
 
-IMAGE_SIZE = 518  # side of the network's input as published: 37 patches of 14 pixels
-MASK_THRESHOLD = 127  # JPEG compression leaves small values beside a mask's 0 and 255
+IMAGE_SIZE = 518  # side length of the network's input in pixels, as published: 37 patches of 14 pixels
+MASK_THRESHOLD = 127  # not 0, because JPEG compression changes the values 0 and 255 of a mask
 
 
 class AnomalyKeys(str, Enum):
-    """Keys of the dictionaries that travel through datalists, transforms, inferers and results."""
+    """Keys of the dictionaries that datalists, transforms, inferers and results use."""
 
     IMAGE = "image"
     MASK = "mask"
@@ -39,18 +39,18 @@ class AnomalyKeys(str, Enum):
     STUDY = "study"
 
     def __str__(self) -> str:
-        """Return the key itself, so that it reads the same in messages and names."""
+        """Return the value of the key, which messages and file names use."""
         return str(self.value)
 
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What the image encoder says about a batch: encode once, ask many times.
+    """Output of the image encoder for a batch; all variants of MRAD can use it without encoding again.
 
     Attributes:
-        image: (B, E) class feature, not normalized.
-        patches: (B, N, D) tokens after the last layer norm, not normalized, before the neighbor average.
-        projected_patches: (B, N, E) the same tokens in the joint image-text space.
+        image: class feature, shape (B, E), not normalized.
+        patches: patch tokens after the last layer norm, shape (B, N, D), not normalized, before the neighbor average.
+        projected_patches: the same tokens in the joint image-text space, shape (B, N, E).
         grid_size: rows and columns of the patch grid; ``N = rows * columns``, row by row.
     """
 
@@ -62,18 +62,18 @@ class ImageFeatures:
 
 @dataclass(frozen=True)
 class BackboneCard:
-    """Identity of an image encoder: what a memory bank, a head or a report must agree with.
+    """Identity of an image encoder, which memory banks, heads and results must match.
 
     Attributes:
-        name: for people, for example ``"ViT-L-14-336-quickgelu:openai"``.
-        sha256: hash of the image tower's weights as float32, the same whatever file they came in.
-        width: D, width of the patch tokens.
-        embed_dim: E, width of the joint image-text space.
-        patch_size: side of a patch in pixels.
-        native_size: side in pixels of the square image the position table was made for.
-        mean: mean per RGB channel that the input is normalized with, for values in [0, 1].
-        std: standard deviation per RGB channel, for values in [0, 1].
-        patch_source: where the patch tokens come from, as in `CLIPImageEncoder`; a part of the hash.
+        name: name for display, for example ``"ViT-L-14-336-quickgelu:openai"``.
+        sha256: hash of the image tower's weights as float32; it does not depend on the file format.
+        width: width D of the patch tokens.
+        embed_dim: width E of the joint image-text space.
+        patch_size: side length of a patch in pixels.
+        native_size: side length in pixels of the square image that the positional embedding was trained for.
+        mean: mean of each RGB channel for the normalization of the input, for values in [0, 1].
+        std: standard deviation of each RGB channel, for values in [0, 1].
+        patch_source: branch that the patch tokens come from, as in `CLIPImageEncoder`; it is part of the hash.
     """
 
     name: str
@@ -89,18 +89,18 @@ class BackboneCard:
 
 @dataclass(frozen=True)
 class BankCard:
-    """Where the entries of a memory bank come from.
+    """Origin of the entries of a memory bank.
 
     Attributes:
-        backbone: name of the backbone that made the keys.
-        backbone_sha256: its hash (`BackboneCard.sha256`), or None where a published file does not tell.
-        image_size: (height, width) in pixels of the encoded images, or None where unknown or mixed.
-        sources: one mapping per source set: its name, license, and whatever else should travel with the bank.
-        counts: entries per level and label: image_normal, image_anomalous, patch_normal, patch_anomalous.
-        created: ISO date.
-        version: version of mrad_med that wrote it.
-        notes: free text values, such as measured results and how they were measured.
-        includes: hashes of the banks whose entries this one contains, for what was trained with one of them.
+        backbone: name of the backbone that computed the keys.
+        backbone_sha256: hash of the backbone (`BackboneCard.sha256`), or None if a published file does not state it.
+        image_size: height and width of the encoded images in pixels, or None if unknown or mixed.
+        sources: one mapping for each source dataset, with its name, license and further values.
+        counts: number of entries by level and label: image_normal, image_anomalous, patch_normal, patch_anomalous.
+        created: date of creation in ISO format.
+        version: version of mrad_med that wrote the bank.
+        notes: further values, such as measured results and how they were measured.
+        includes: hashes of the banks whose entries this bank contains. Heads trained with one of them fit this bank.
     """
 
     backbone: str
@@ -114,19 +114,19 @@ class BankCard:
     includes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the card as plain values, ready for JSON."""
+        """Return the card as plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BankCard:
-        """Return the card described by ``values``; keys of a newer version are ignored.
+        """Return the card with the given values; unknown keys of newer versions are ignored.
 
         Raises:
             ValueError: a required key is missing.
         """
         missing = {"backbone", "backbone_sha256", "image_size"} - values.keys()
         if missing:
-            raise ValueError(f"the card of this memory bank lacks {sorted(missing)}; was it written by mrad_med?")
+            raise ValueError(f"the card of this memory bank lacks {sorted(missing)}; use a bank that mrad_med wrote")
         known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
         size = known["image_size"]
         known["image_size"] = None if size is None else (int(size[0]), int(size[1]))
@@ -137,20 +137,20 @@ class BankCard:
 
 @dataclass(frozen=True)
 class HeadCard:
-    """Where the weights of a trained head come from, and what they belong to.
+    """Origin of the weights of a trained head, and the backbone and bank that they belong to.
 
     Attributes:
         variant: ``"MRAD-FT"`` or ``"MRAD-CLIP"``.
-        backbone: name of the backbone whose features it was trained on.
-        backbone_sha256: its hash.
-        bank_sha256: hash of the memory bank it was trained with.
-        training_set: one mapping per source set: name, license, counts.
-        configuration: everything that shaped the training, and the head (context length, depth, ...).
-        metrics: measured results, and on what.
+        backbone: name of the backbone whose features the head was trained on.
+        backbone_sha256: hash of the backbone.
+        bank_sha256: hash of the memory bank that the head was trained with.
+        training_set: one mapping for each source dataset, with name, license and counts.
+        configuration: settings of the training and of the head (context length, depth, ...).
+        metrics: measured results, with the datasets they were measured on.
         weights_sha256: hash of the weights file beside the card.
-        text_sha256: of MRAD-CLIP, hash of the text tower that its prompts were learned for.
-        created: ISO date.
-        version: version of mrad_med that wrote it.
+        text_sha256: hash of the text tower that the prompts were trained for; None except for MRAD-CLIP.
+        created: date of creation in ISO format.
+        version: version of mrad_med that wrote the card.
     """
 
     variant: str
@@ -168,12 +168,12 @@ class HeadCard:
 
 @dataclass(frozen=True)
 class FailedCase:
-    """A case that was left out, and why.
+    """A case that could not be processed, and the reason.
 
     Attributes:
-        case_id: its name.
-        reason: what is wrong and what to do; never quotes the file's content.
-        study: that it belongs to; empty where nothing is known.
+        case_id: name of the case.
+        reason: problem and advice; never quotes the file's content.
+        study: study that the case belongs to; empty if unknown.
     """
 
     case_id: str

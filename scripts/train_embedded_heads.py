@@ -1,15 +1,16 @@
-"""Make the memory bank and the trained heads of the embedded backbone, and measure them on held-out industrial classes.
+"""Build the memory bank and train the heads of the embedded backbone, and measure them on held-out industrial classes.
 
 Usage:
     python scripts/train_embedded_heads.py INDUSTRIAL_FOLDER --cache CACHE_FOLDER --held-out-tower TOWER.safetensors
     python scripts/train_embedded_heads.py INDUSTRIAL_FOLDER --cache CACHE_FOLDER --only-measure --set prompt_epochs=2
 
-INDUSTRIAL_FOLDER holds ``magnetic_tile`` and ``deep_pcb``, each with ``normal/``, ``defect/`` and ``mask/``; the third
-set, ``procedural``, is written there if absent (`mrad_med.write_surface_dataset`). A seeded sample of each class is
-encoded once. Then some classes in turn are held out: bank and heads of the others score them. What is shipped is
-trained with the same settings on all classes; its cards hold the held-out table. The second command measures other
-settings and writes nothing. No medical image takes part. TOWER is what ``train_embedded_text_tower.py --trial-file``
-wrote: a text tower that has not seen leather and marble, for the fold that holds them out.
+INDUSTRIAL_FOLDER contains ``magnetic_tile`` and ``deep_pcb``, each with ``normal/``, ``defect/`` and ``mask/``. The
+third dataset, ``procedural``, is written there if absent (`mrad_med.write_surface_dataset`). A seeded sample of each
+class is encoded once. In each fold some classes are held out, and bank and heads of the other classes score them. The
+shipped bank and heads are trained with the same settings on all classes; their cards contain the table of the held-out
+results. The second command measures other settings and writes nothing. No medical image is used. TOWER is the file of
+``train_embedded_text_tower.py --trial-file``: a text tower that was trained without leather and marble, for the fold
+that holds them out.
 """
 
 from __future__ import annotations
@@ -50,24 +51,28 @@ SOURCES = {
         "license": "Apache-2.0",
     },
 }
-PER_LABEL = {"magnetic_tile": 100, "deep_pcb": 100, "procedural": 25}  # images of a class: procedural has eight
+PER_LABEL = {
+    "magnetic_tile": 100,
+    "deep_pcb": 100,
+    "procedural": 25,
+}  # images of each class and label; procedural has eight classes
 PROCEDURAL = tuple(f"procedural/{name}" for name in mrad_med.data.SURFACES)
 FOLDS = {
     "magnetic_tile": ("magnetic_tile",),
     "deep_pcb": ("deep_pcb",),
     "leather, marble": ("procedural/leather", "procedural/marble"),
 }
-STRIDE = 4  # rows and columns of the maps that are measured, which are blurred with a sigma of 4 pixels
+STRIDE = 4  # every fourth row and column is measured; maps are blurred with a sigma of 4 pixels
 
 logger = logging.getLogger("train_embedded_heads")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that was chosen on held-out industrial sets."""
+    """Settings that were chosen on held-out industrial datasets."""
 
-    temperature: float = 0.3  # of MRAD-TF
-    start_temperature: float | None = 0.07  # of MRAD-FT; None starts from random weights
+    temperature: float = 0.3  # temperature of MRAD-TF
+    start_temperature: float | None = 0.07  # initial temperature of MRAD-FT; None starts from random weights
     fine_tune_epochs: int = 1
     fine_tune_rate: float = 4e-4
     prompt_epochs: int = 5
@@ -80,7 +85,7 @@ class Settings:
 def load_features(
     clip: mrad_med.CLIP, folder: Path, cache: Path, *, image_size: int, seed: int
 ) -> mrad_med.training.FeatureDataset:
-    """Return the features of a seeded sample of each class, encoded where the cache does not have them."""
+    """Return the features of a seeded sample of each class; those that the cache lacks are encoded."""
     if not (folder / "procedural").is_dir():
         mrad_med.write_surface_dataset(folder / "procedural", count=40, seed=0)
     everything = mrad_med.load_labeled_folder(folder)
@@ -97,7 +102,7 @@ def load_features(
 
 
 def set_of(class_name: str) -> str:
-    """Return the name of the set that a class is of."""
+    """Return the name of the dataset that a class belongs to."""
     return class_name.split("/")[0]
 
 
@@ -110,7 +115,7 @@ def with_text_tower(clip: mrad_med.CLIP, path: Path) -> mrad_med.CLIP:
 
 
 def build_bank(clip: mrad_med.CLIP, dataset: mrad_med.training.FeatureDataset) -> mrad_med.MemoryBank:
-    """Return the bank of a dataset."""
+    """Return the memory bank of a dataset."""
     sources = [{**SOURCES[set_of(source["name"])], **source} for source in dataset.sources]
     return mrad_med.build_memory_bank(clip, mrad_med.feature_loader(dataset), sources=sources, progress=False)
 
@@ -139,7 +144,7 @@ def learn_prompts(
     fine_tuned: nn.Module,
     settings: Settings,
 ) -> mrad_med.MRAD:
-    """Return MRAD-CLIP after stage 2, on top of a head of stage 1."""
+    """Return MRAD-CLIP after stage 2, with a head of stage 1."""
     set_determinism(settings.seed)
     network = mrad_med.build_mrad_clip(clip, bank, depth=settings.depth)
     learned = [weight for weight in network.head.parameters() if weight.requires_grad]
@@ -158,7 +163,7 @@ def learn_prompts(
 
 @torch.no_grad()
 def measure(clip: mrad_med.CLIP, network: mrad_med.MRAD, dataset: mrad_med.training.FeatureDataset) -> dict[str, float]:
-    """Return the metrics of a network on a held-out set."""
+    """Return the metrics of a network on a held-out dataset."""
     prepare, infer = mrad_med.PrepareFeatures(clip.image_encoder), mrad_med.FeatureInferer()
     pixels, scores, labels = mrad_med.PixelMetrics(), [], []
     for batch in mrad_med.feature_loader(dataset):
@@ -180,7 +185,7 @@ def measure(clip: mrad_med.CLIP, network: mrad_med.MRAD, dataset: mrad_med.train
 def hold_out(
     clips: Mapping[str, mrad_med.CLIP], features: mrad_med.training.FeatureDataset, settings: Settings
 ) -> Iterator[dict[str, Any]]:
-    """Yield the metrics of each variant on held-out classes, with bank and heads of the others, by fold's backbone."""
+    """Yield the metrics of each variant on the held-out classes, with bank and heads of the other classes."""
     for name, classes in FOLDS.items():
         clip = clips[name]
         others, held_out = features.split(classes)
@@ -241,7 +246,7 @@ def save_all(
 
 
 def markdown(table: Sequence[dict[str, Any]]) -> str:
-    """Return the table for documents, in percent."""
+    """Return the table in Markdown, in percent."""
     lines = [
         "| held out | images | variant | pixel AUROC | pixel AP | PRO | image AUROC |",
         "|---|---|---|---|---|---|---|",
@@ -253,17 +258,36 @@ def markdown(table: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Encode, measure on held-out sets, train, save."""
+    """Encode the images, measure on held-out classes, train on all classes, and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="folder with the industrial datasets")
     parser.add_argument("--cache", type=Path, required=True, help="folder for cached features")
-    parser.add_argument("--held-out-tower", type=Path, required=True, help="text tower without leather and marble")
-    parser.add_argument("--image-size", type=int, default=518)
-    parser.add_argument("--precision", default="fp32", help="of the image tower: fp32, or bf16 where it is fast")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bundles", type=Path, default=ROOT / "bundles")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings to change")
-    parser.add_argument("--only-measure", action="store_true", help="write nothing")
+    parser.add_argument(
+        "--held-out-tower",
+        type=Path,
+        required=True,
+        help="file of a text tower that was trained without leather and marble",
+    )
+    parser.add_argument(
+        "--image-size", type=int, default=518, help="side length of the input in pixels (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        help="number format of the image tower: fp32, or bf16 if the hardware supports it (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of sample and training (default: %(default)s)")
+    parser.add_argument(
+        "--bundles", type=Path, default=ROOT / "bundles", help="folder for bank and heads (default: bundles/)"
+    )
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="NAME=VALUE",
+        help="fields of Settings to change, with values in JSON (default: none)",
+    )
+    parser.add_argument("--only-measure", action="store_true", help="measure on held-out classes, and write nothing")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     started = time.time()

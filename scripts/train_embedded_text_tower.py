@@ -1,13 +1,13 @@
-"""Train the text tower of the embedded backbone against its frozen image tower (locked-image tuning).
+"""Train the text tower of the embedded backbone with its frozen image tower (locked-image tuning).
 
 Usage:
     python scripts/train_embedded_text_tower.py --cache CACHE_FOLDER
 
-Procedural surfaces (`mrad_med.write_surface_dataset`) are captioned from what they were made of: surface, color,
-defect. Captions meet the patches of the region they speak of, in the space where MRAD-CLIP compares patches with text.
-First two surfaces are held out, for the numbers on the card (``--trial-file`` keeps that tower, for heads that are
-measured on these surfaces); then the tower that ships is trained on all. No medical
-image and no real industrial image takes part, so that sets of both stay held out for what is built on the tower.
+Procedural surfaces (`mrad_med.write_surface_dataset`) get captions from their known surface, color and defect. A
+contrastive loss compares each caption with the patches of its region, in the space in which MRAD-CLIP compares patches
+with text. A first tower is trained without two surfaces, for the numbers on the card. ``--trial-file`` saves this tower
+for heads that are measured on these surfaces. The shipped tower is then trained on all surfaces. No medical image and
+no real industrial image is used: datasets of both stay held out for all models that use the tower.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from mrad_med.networks.retrieval import average_neighbors
 
 TEXT_CONFIG = {"context_length": 77, "vocab_size": 49408, "width": 192, "heads": 3, "layers": 6}
 HELD_OUT = ("leather", "marble")
-PATCHES = 96  # kept of each region, drawn at random
+PATCHES = 96  # largest number of patches of a region, drawn at random
 BATCH, LEARNING_RATE, WEIGHT_DECAY = 128, 1e-3, 0.01
 COLORS = ("red", "orange", "yellow", "green", "turquoise", "blue", "purple", "pink")
 STATES = {
@@ -59,7 +59,7 @@ logger = logging.getLogger("train_embedded_text_tower")
 
 @dataclass
 class Region:
-    """Patches of one region of one image, and what can be said about it."""
+    """Patches of one region of one image, and the words that describe it."""
 
     patches: Tensor  # (at most PATCHES, E), averaged with their neighbors, L2-normalized
     surface: str
@@ -67,16 +67,17 @@ class Region:
     defect: str | None
 
 
-def color_name(picture: np.ndarray) -> str:
-    """Return the color that a picture has on average."""
-    hue, saturation, value = colorsys.rgb_to_hsv(*(picture.reshape(-1, 3).mean(0) / 255))
+def color_name(pixels: np.ndarray) -> str:
+    """Return the name of the mean color of an image; pixels are (H, W, 3), uint8."""
+    hue, saturation, value = colorsys.rgb_to_hsv(*(pixels.reshape(-1, 3).mean(0) / 255))
     if saturation < 0.15:
-        return "grey" if value < 0.75 else "white"
+        # The spelling is data: the shipped tower was trained on captions with this word.
+        return "grey" if value < 0.75 else "white"  # codespell:ignore grey
     return COLORS[int(((hue + 1 / 32) % 1) * len(COLORS))]
 
 
 def load_regions(clip: mrad_med.CLIP, folder: Path, cache: Path, seed: int) -> list[Region]:
-    """Return the regions of all surfaces: whole ones, and defects and their surroundings."""
+    """Return the regions of all images: the patches without a defect, and those of a defect."""
     dataset = mrad_med.FeatureCache(clip, cache).fill(mrad_med.load_labeled_folder(folder))
     generator = torch.Generator().manual_seed(seed)
     regions = []
@@ -86,8 +87,8 @@ def load_regions(clip: mrad_med.CLIP, folder: Path, cache: Path, seed: int) -> l
         projected = clip.image_encoder.project(features.patches)[None]
         patches = F.normalize(average_neighbors(projected, features.grid_size), dim=-1)[0]
         share = F.interpolate(item["mask"][None], size=features.grid_size, mode="bilinear").flatten()
-        with Image.open(case["image"]) as picture:
-            color = color_name(np.asarray(picture))
+        with Image.open(case["image"]) as image:
+            color = color_name(np.asarray(image))
         defect = Path(case["image"]).stem.split("_")[0]
         for name, inside in ((None, share == 0), (defect, share > 0.5)):
             chosen = inside.nonzero().flatten()
@@ -108,7 +109,7 @@ def caption(region: Region, random: np.random.RandomState) -> str:
 
 
 class TextTower(nn.Module):
-    """open_clip's text transformer and a learned temperature, which only the training needs."""
+    """Text transformer of open_clip, and a learned temperature that only the training needs."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -117,14 +118,14 @@ class TextTower(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(20.0).log())
 
     def encode(self, texts: list[str]) -> Tensor:
-        """Return (T, E) L2-normalized features."""
+        """Return L2-normalized features, shape (T, E)."""
         tokens = tokenize(texts)
         ends = tokens.argmax(-1)  # the end token has the highest number
         return self.encoder(self.encoder.embed(tokens[:, : int(ends.max()) + 1]), ends)
 
 
 def train(regions: list[Region], embed_dim: int, *, steps: int, seed: int) -> TextTower:
-    """Return a tower trained so that captions and the patches they speak of have a high cosine."""
+    """Return a tower that is trained for a high cosine similarity of captions and the patches of their regions."""
     torch.manual_seed(seed)
     random = np.random.RandomState(seed)
     model = TextTower(embed_dim)
@@ -135,7 +136,7 @@ def train(regions: list[Region], embed_dim: int, *, steps: int, seed: int) -> Te
     for step in tqdm(range(steps), desc="steps"):
         batch = [pool[random.randint(len(pool))] for pool in (normal, anomalous) for _ in range(BATCH // 2)]
         texts = [caption(region, random) for region in batch]
-        # One patch, some, or the whole region: MRAD-CLIP asks about single patches.
+        # One patch, eight, or up to all of a region, because MRAD-CLIP compares single patches.
         counts = [int(random.choice([1, 8, PATCHES])) for _ in batch]
         images = F.normalize(
             torch.stack(
@@ -163,7 +164,7 @@ def train(regions: list[Region], embed_dim: int, *, steps: int, seed: int) -> Te
 
 @torch.no_grad()
 def measure(model: TextTower, regions: list[Region]) -> dict[str, float]:
-    """Return how well regions are told apart by words alone."""
+    """Return the AUROC of regions with and without a defect, scored with text only."""
     state = model.encode(["intact object.", "damaged object."])
     means = F.normalize(torch.stack([region.patches.mean(0) for region in regions]), dim=-1)
     scores = means @ (state[1] - state[0])
@@ -175,17 +176,30 @@ def measure(model: TextTower, regions: list[Region]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Make the surfaces, train, measure, write."""
+    """Write the surfaces, train and measure both towers, and save the shipped one."""
     default = Path(__file__).resolve().parents[1] / "mrad_med" / "networks" / "weights"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="folder for cached features")
-    parser.add_argument("--surfaces", type=Path, help="a folder that write_surface_dataset has filled; made if absent")
-    parser.add_argument("--count", type=int, default=40, help="images of each label and surface")
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--precision", default="fp32", help="of the image tower: fp32, or bf16 where it is fast")
-    parser.add_argument("--trial-file", type=Path, help="safetensors file for the tower that has not seen all surfaces")
-    parser.add_argument("--output-directory", type=Path, default=default, help="default: mrad_med/networks/weights")
+    parser.add_argument(
+        "--surfaces", type=Path, help="folder of write_surface_dataset, filled if empty (default: a temporary one)"
+    )
+    parser.add_argument("--count", type=int, default=40, help="images of each label and surface (default: 40)")
+    parser.add_argument("--steps", type=int, default=500, help="steps of each training (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of surfaces and training (default: %(default)s)")
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        help="number format of the image tower: fp32, or bf16 if the hardware supports it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--trial-file", type=Path, help="safetensors file for the tower of the first training (default: none)"
+    )
+    parser.add_argument(
+        "--output-directory",
+        type=Path,
+        default=default,
+        help="folder for tower and card (default: mrad_med/networks/weights)",
+    )
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     started = time.time()
@@ -231,9 +245,9 @@ def main() -> None:
 
 
 def serialize(model: TextTower) -> bytes:
-    """Return the bytes of a safetensors file of the tower."""
+    """Return the tower as the bytes of a safetensors file."""
     state = {f"text.{name}": tensor.detach() for name, tensor in model.encoder.tower.state_dict().items()}
-    # Words no caption has are still as they were drawn: zeros say so, and make the file small when compressed.
+    # Embeddings of tokens outside the vocabulary were not trained. Zeros make the compressed file small.
     used = torch.zeros(TEXT_CONFIG["vocab_size"], dtype=torch.bool)
     used[vocabulary()] = True
     state["text.token_embedding.weight"] = state["text.token_embedding.weight"] * used[:, None]
@@ -242,8 +256,10 @@ def serialize(model: TextTower) -> bytes:
 
 
 def vocabulary() -> Tensor:
-    """Return the tokens that captions are made of, and those of the prompts of MRAD-CLIP."""
-    sentences = ["a photo of a close-up of a surface object with . X damaged object.", *COLORS, "grey white"]
+    """Return the tokens of all captions, and those of the prompts of MRAD-CLIP."""
+    # The spelling is data of the shipped tower, as in color_name.
+    sentences = ["a photo of a close-up of a surface object with . X damaged object.", *COLORS]
+    sentences.append("grey white")  # codespell:ignore grey
     sentences += [" ".join(words) for group in (STATES, WORDS) for words in group.values()]
     sentences += [name.replace("_", " ") for name in mrad_med.data.SURFACES]
     return tokenize(sentences).flatten().unique()

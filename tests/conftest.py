@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: each worker, and what it starts, has one core
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: each worker and its children use one core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -37,7 +37,7 @@ def make_tiny_clip(seed: int = 0, **keywords) -> CLIP:
     tower = VisionTransformer(
         image_size=TINY_SIZE, patch_size=14, width=32, layers=3, heads=2, mlp_ratio=2.0, output_dim=24
     )
-    for parameter in tower.parameters():  # open_clip starts some at zero, which would hide mistakes
+    for parameter in tower.parameters():  # open_clip initializes some with zeros, which would hide mistakes
         torch.nn.init.normal_(parameter, std=0.2)
     card = BackboneCard(
         name=f"tiny {seed}",
@@ -74,9 +74,9 @@ def make_labeled_batches(count: int = 6, batch_size: int = 2, size: int = TINY_S
 
 
 def run_in_two_processes(function: Callable[..., None], *arguments: Any) -> None:
-    """Run ``function(rank, *arguments)`` in two processes with what `torchrun` tells each of them.
+    """Run ``function(rank, *arguments)`` in two processes with the environment that `torchrun` sets.
 
-    Both are forked from a third, which stays: importing MONAI takes most of the time of such a test.
+    Both are forked from a third process, because importing MONAI takes most of the time of such a test.
     """
     context = torch.multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mrad_med.detector", "tests.training_runs", "sklearn.metrics"])
@@ -99,13 +99,13 @@ def _one_of_two(rank: int, port: int, function: Callable[..., None], arguments: 
 
 @pytest.fixture(scope="session")
 def embedded() -> CLIP:
-    """Return the backbone that ships, loaded once for all tests: they leave it as it is."""
+    """Return the embedded backbone, loaded once for all tests, which must not change it."""
     return load_clip("embedded")
 
 
 @pytest.fixture
 def embedded_is_loaded(embedded: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let bundles and commands take the embedded backbone that is there instead of loading it again."""
+    """Let bundles and commands use the loaded embedded backbone."""
 
     def take(source: str = "embedded", *, device: Any = "cpu", precision: str = "fp32", **keywords: Any) -> CLIP:
         if (source, str(device), precision, keywords) == ("embedded", "cpu", "fp32", {}):
@@ -123,7 +123,7 @@ def golden() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> CLIP:
-    """Return the backbone of the golden numbers, out of a file as OpenAI's are: it takes seconds to make."""
+    """Return the backbone of the golden numbers, loaded from a file in OpenAI's format."""
     path = tmp_path_factory.mktemp("weights") / "clip.pt"
     torch.save({name: tensor.half() for name, tensor in openai_state_dict().items()}, path)
     clip = load_clip(path)
@@ -166,7 +166,7 @@ def tiny_bank(tiny_clip: CLIP) -> MemoryBank:
 
 @pytest.fixture
 def plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw figures small and unarranged, for tests of which files are written: arranging takes most of their time."""
+    """Draw small figures without a layout, whose computation takes most of the time."""
 
     def plain(**_: Any) -> Figure:
         return Figure(figsize=(2, 1))
@@ -176,7 +176,7 @@ def plain_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    """Three photographs, not square, each with one corner of its own color, so that a wrong axis shows."""
+    """Write three photographs that are not square; one corner has another color, which reveals a wrong axis."""
     folder = tmp_path / "images"
     folder.mkdir()
     random = np.random.RandomState(0)

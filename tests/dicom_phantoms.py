@@ -17,7 +17,7 @@ from pydicom.uid import (
 
 SLICES, ROWS, COLUMNS = 5, 20, 24
 
-# All that tells who the patient is, of any kind: no value of these may travel.
+# Everything that identifies the patient: no value may appear in results.
 PRIVATE = {
     "PatientName": "Fingal^Olive",
     "PatientID": "PID-73519",
@@ -90,7 +90,7 @@ def positions(axes: np.ndarray, step: float = 2.5, shear: float = 0.0) -> np.nda
 
 
 def write_series(folder: Path, *, axes: np.ndarray = AXIAL, origins: np.ndarray | None = None, **changes) -> list[Path]:
-    """Write a CT series; a change of None takes the attribute away."""
+    """Write a CT series; a change of None removes the attribute."""
     paths = []
     for index, origin in enumerate(positions(axes) if origins is None else origins):
         header = _header(CTImageStorage, "CT", f"{index}", None)
@@ -110,7 +110,7 @@ def write_series(folder: Path, *, axes: np.ndarray = AXIAL, origins: np.ndarray 
 
 
 def write_multiframe(path: Path, *, axes: np.ndarray = OBLIQUE, own_measures: bool = False) -> Path:
-    """Write an enhanced MR whose functional groups also hold dates; measures shared, or of each frame."""
+    """Write an enhanced MR whose functional groups contain dates; pixel measures are shared or per frame."""
     header = _header(EnhancedMRImageStorage, "MR", "enhanced", None)
     header.FrameOfReferenceUID = generate_uid(entropy_srcs=["space"])
     header.NumberOfFrames = SLICES
@@ -134,7 +134,7 @@ def write_multiframe(path: Path, *, axes: np.ndarray = OBLIQUE, own_measures: bo
 
 
 def write_ultrasound(path: Path, **changes) -> Path:
-    """Write a single picture without a place in space."""
+    """Write a single image without a position in space."""
     header = _header(UltrasoundImageStorage, "US", "picture", None)
     for keyword, value in changes.items():
         setattr(header, keyword, value)

@@ -1,4 +1,4 @@
-"""The public archives with a handful of tiny images each, laid out and littered as they come from their homes."""
+"""The public archives with a few tiny images each, with the layout and the additional files of the originals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DTD += " Woven_001 Woven_068 Woven_104 Woven_125 Woven_127"
 
 
 def picture(path: Path, *, spot: int = 0) -> Path:
-    """Write a 16 x 20 picture, black with a spot of a value: an image, or a mask with or without anomalous pixels."""
+    """Write a black 16 x 20 image with a spot of a value; it serves as an image or as a mask."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.zeros((16, 20), np.uint8)
     pixels[4:10, 5:15] = spot
@@ -27,7 +27,7 @@ def picture(path: Path, *, spot: int = 0) -> Path:
 
 
 def pictures(root: Path, names: str, *, spot: int = 0) -> None:
-    """Write pictures of names that are separated by spaces; ``~`` stands for a space in a name."""
+    """Write images with names that are separated by spaces; ``~`` stands for a space in a name."""
     for name in names.split():
         picture(root / name.replace("~", " "), spot=spot)
 
@@ -38,7 +38,7 @@ def text(path: Path, content: str = "") -> None:
 
 
 def litter(folder: Path) -> None:
-    """Leave what macOS and Windows leave in folders and archives."""
+    """Write the hidden files of macOS and Windows."""
     for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
         text(folder / name)
     picture(folder / "._hidden.png")
@@ -101,7 +101,7 @@ def make_ksdd2(root: Path) -> None:
 
 
 def make_kvasir(root: Path) -> None:
-    """Masks are JPEG, whose black is not quite black."""
+    """Masks are JPEG files, in which black is not exactly 0."""
     pictures(root / "images", "cju0qkwl35piu0993l0dewei2.jpg cju0qoxqj9q6s0835b43399p4.jpg")
     pictures(root / "masks", "cju0qoxqj9q6s0835b43399p4.jpg cju0qkwl35piu0993l0dewei2.jpg", spot=255)
     text(root / "kavsir_bboxes.json", "{}")
@@ -165,7 +165,7 @@ def make_bmad_without_masks(root: Path) -> None:
     pictures(root, "train/good/1.png valid/good/2.png valid/Ungood/3.png test/good/1.png test/Ungood/1.jpeg")
 
 
-MAKERS: dict[str, tuple[str, Callable[[Path], None]]] = {  # the archive's own folder, and what fills it
+MAKERS: dict[str, tuple[str, Callable[[Path], None]]] = {  # folder of the archive, and function that fills it
     "mvtec-ad": ("mvtec_anomaly_detection", make_mvtec),
     "visa": ("VisA_20220922", make_visa),
     "btad": ("BTech_Dataset_transformed", make_btad),
@@ -200,7 +200,7 @@ MAKERS: dict[str, tuple[str, Callable[[Path], None]]] = {  # the archive's own f
 
 
 def make_archive(name: str, parent: Path) -> Path:
-    """Make a set in the folder that its archive unpacks to, with what macOS adds beside, and return the folder."""
+    """Write a dataset in the folder of its archive, with a folder of macOS beside it, and return the folder."""
     folder, maker = MAKERS[name]
     root = parent / folder
     maker(root)

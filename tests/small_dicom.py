@@ -1,4 +1,4 @@
-"""Small DICOM files written with pydicom, for the tests of what reads them."""
+"""Small DICOM files written with pydicom, for the tests of the readers."""
 
 from __future__ import annotations
 

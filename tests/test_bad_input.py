@@ -1,4 +1,4 @@
-"""Bad files among good ones, end to end: what each is read as, or why it is refused; and images in memory."""
+"""Bad files among good ones, end to end: how each is read or why it is refused; and images in memory."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def gray(seed: int = 0) -> np.ndarray:
 
 
 def dicom(without: str | None = None, **tags) -> Callable[[Path], None]:
-    """Write a picture with a place in the patient, less one tag, or with others."""
+    """Write an image with a position, without one tag, or with other tags."""
 
     def write(folder: Path) -> None:
         dataset = make_image(gray(), **{"Modality": "CT", **PLACE})
@@ -101,15 +101,21 @@ def cut_png(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-60])
 
 
-# what makes the file or files, and how the reason begins with which it is refused
+# function that writes the files, and beginning of the reason of the refusal
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated pixels": (cut_dicom, r"its pixel data cannot be decoded \(ValueError\): damaged, truncated"),
     "truncated photograph": (cut_png, r"the image is damaged or truncated \("),
     "no pixels": (dicom("PixelData"), r"its pixel data cannot be decoded \(AttributeError\)"),
     "no number of samples": (dicom("SamplesPerPixel"), r"its pixel data cannot be decoded \(AttributeError\)"),
-    "no kind of tones": (dicom("PhotometricInterpretation"), "the header does not tell whether its pixels are gray or"),
+    "no kind of tones": (
+        dicom("PhotometricInterpretation"),
+        "the header does not tell whether its pixels are gray or",
+    ),
     "colors of one sample": (dicom(PhotometricInterpretation="RGB"), r"1 sample\(s\) a pixel contradict its kind of"),
-    "unknown tones": (dicom(PhotometricInterpretation="GRAYISH"), r"1 sample\(s\) a pixel contradict its kind of"),
+    "unknown tones": (
+        dicom(PhotometricInterpretation="GRAYISH"),
+        r"1 sample\(s\) a pixel contradict its kind of",
+    ),
     "more rows than pixels": (dicom(Rows=ROWS + 1), r"its pixel data cannot be decoded \(ValueError\): damaged"),
     "spacing of zero": (
         dicom(PixelSpacing=[0, 0.5]),
@@ -127,11 +133,11 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "affine of zeros": (nifti(np.zeros((20, 20, 3), np.int16), np.diag([0, 0, 0, 1])), NOWHERE),
     "affine of a plane": (nifti(np.zeros((20, 20, 3), np.int16), np.diag([1, 1, 0, 1])), NOWHERE),
     "affine of NaN": (nifti(np.zeros((20, 20, 3), np.int16), np.full((4, 4), np.nan)), NOWHERE),
-    "tiny picture": (
+    "tiny image": (
         lambda folder: Image.new("L", (15, 90)).save(folder / "bad.png"),
         "15 x 90 pixels are too few; at",
     ),
-    "text": (lambda folder: (folder / "bad.png").write_text("no picture") and None, "not an image in any known format"),
+    "text": (lambda folder: (folder / "bad.png").write_text("no image") and None, "not an image in any known format"),
     "nothing": (lambda folder: (folder / "bad.dcm").touch(), r"the file is empty \(0 bytes\); copy or export it again"),
     "noise": (lambda folder: (folder / "bad.nii.gz").write_bytes(b"\x1f\x8b" * 99) and None, "the file cannot be read"),
 }
@@ -181,7 +187,7 @@ def archive(folder: Path) -> None:
 PICTURE = (3, TINY_SIZE, TINY_SIZE)
 THREE_PICTURES = {"slice000": PICTURE, "slice001": PICTURE, "slice002": PICTURE}
 
-# what makes the file or files, and the size of each case that is read of it
+# function that writes the files, and size of each case
 READ: dict[str, tuple[Callable[[Path], None], dict[str, tuple[int, ...]]]] = {
     "no position": (dicom("ImagePositionPatient"), {"bad": PICTURE}),
     "no directions": (dicom("ImageOrientationPatient"), {"bad": PICTURE}),
@@ -201,7 +207,7 @@ READ: dict[str, tuple[Callable[[Path], None], dict[str, tuple[int, ...]]]] = {
     "spaces": (named(" a  b .png"), {" a  b ": PICTURE}),
     "quotes": (named("a'b\"c`d.png"), {"a'b\"c`d": PICTURE}),
     "line break": (named("a\nb\rc.png"), {"a_b_c": PICTURE}),
-    "letters": (named("Größe_病例_علی.png"), {"Größe_病例_علی": PICTURE}),
+    "other scripts": (named("Größe_病例_علی.png"), {"Größe_病例_علی": PICTURE}),
     "shell": (named("-rf $(a); *.png"), {"-rf $(a); *": PICTURE}),
     "no unicode": (named(os.fsdecode(b"gr\xfc\xdfe.png")), {"gr??e": PICTURE}),
 }
@@ -266,29 +272,29 @@ def test_folder_of_all_of_them_loses_only_the_bad_ones(tmp_path, detector, caplo
     assert set(reasons) == {f"{name}/bad" for name in REFUSED}
     assert all(re.match(REFUSED[case_id.split("/")[0]][1], reason) for case_id, reason in reasons.items())
     out, err = capfd.readouterr()
-    told = (caplog.text + out + err + str(reasons)).lower()
-    assert "truncated pixels/bad: left out: its pixel data cannot be decoded" in told
-    assert not [word for word in SECRETS if word in told]
+    printed = (caplog.text + out + err + str(reasons)).lower()
+    assert "truncated pixels/bad: left out: its pixel data cannot be decoded" in printed
+    assert not [word for word in SECRETS if word in printed]
 
 
 def test_values_that_are_not_finite_are_seen_as_the_ends_of_the_scale(tmp_path):
     some_are_not_finite(tmp_path)
-    picture = ImageView().show(tmp_path / "bad.nii")[..., 0]
-    x = picture[::-1, ::-1].transpose(1, 0, 2)  # as stored, of slices seen upright
+    shown = ImageView().show(tmp_path / "bad.nii")[..., 0]
+    x = shown[::-1, ::-1].transpose(1, 0, 2)  # as stored, of slices seen upright
     assert np.unique(x[:3]).tolist() == [0]
     assert np.unique(x[3:6]).tolist() == [255]
     assert np.unique(x[6:9]).tolist() == [0]
     assert len(np.unique(x[9:])) > 200
 
 
-def test_pictures_without_a_place_are_read_with_the_spacing_that_is_known(tmp_path):
+def test_images_without_a_position_are_read_with_the_known_spacing(tmp_path):
     dicom("ImagePositionPatient")(tmp_path)
     np.testing.assert_array_equal(read_image(tmp_path / "bad.dcm").affine, np.diag([-0.75, -0.5, 1, 1]))
     dicom("ImagePositionPatient", PixelSpacing=[0, 0])(tmp_path)
     np.testing.assert_array_equal(read_image(tmp_path / "bad.dcm").affine, np.diag([-1.0, -1, 1, 1]))
 
 
-def test_picture_of_nothing_but_padding_is_black(tmp_path):
+def test_image_of_padding_alone_is_black(tmp_path):
     READ["nothing but padding"][0](tmp_path)
     assert not ImageView().show(tmp_path / "bad.dcm").any()
 
@@ -314,7 +320,7 @@ def colors() -> np.ndarray:
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_array_of_colors_is_an_upright_picture(order):
+def test_array_of_colors_is_an_upright_image(order):
     pixels = np.asarray(colors(), order=order)
     image = read_image(pixels)
     assert image.dtype == torch.uint8
@@ -343,27 +349,27 @@ def test_array_of_three_axes_is_a_volume():
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"])
 def test_pillow_image_of_any_mode_equals_its_array(mode):
-    picture = Image.fromarray(colors()).convert("L" if mode in ("I;16", "PA", "LA") else "RGB")
-    picture = picture.convert("P").convert(mode) if mode == "PA" else picture.convert(mode)
-    image = read_image(picture)
-    shown = picture.convert("F" if mode in ("I", "F", "I;16") else "L" if mode in ("1", "L") else "RGB")
+    pillow = Image.fromarray(colors()).convert("L" if mode in ("I;16", "PA", "LA") else "RGB")
+    pillow = pillow.convert("P").convert(mode) if mode == "PA" else pillow.convert(mode)
+    image = read_image(pillow)
+    shown = pillow.convert("F" if mode in ("I", "F", "I;16") else "L" if mode in ("1", "L") else "RGB")
     expected = np.asarray(shown)
     np.testing.assert_array_equal(image.numpy(), np.atleast_3d(expected).transpose(2, 1, 0))
     assert image.dtype == (torch.float32 if mode in ("I", "F", "I;16") else torch.uint8)
 
 
 def test_transparency_of_a_pillow_image_is_black():
-    picture = Image.fromarray(np.dstack([colors(), np.full((20, 30), 0, np.uint8)]))
-    assert not read_image(picture).any()
+    pillow = Image.fromarray(np.dstack([colors(), np.full((20, 30), 0, np.uint8)]))
+    assert not read_image(pillow).any()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pillow_image_is_turned_as_its_exif_tells(orientation):
-    picture = Image.fromarray(colors())
-    picture.getexif()[0x0112] = orientation
-    shown = np.asarray(ImageOps.exif_transpose(picture))
-    np.testing.assert_array_equal(read_image(picture).numpy(), shown.transpose(2, 1, 0))
-    np.testing.assert_array_equal(np.asarray(picture), colors())
+def test_pillow_image_is_turned_by_its_exif_orientation(orientation):
+    pillow = Image.fromarray(colors())
+    pillow.getexif()[0x0112] = orientation
+    shown = np.asarray(ImageOps.exif_transpose(pillow))
+    np.testing.assert_array_equal(read_image(pillow).numpy(), shown.transpose(2, 1, 0))
+    np.testing.assert_array_equal(np.asarray(pillow), colors())
 
 
 @pytest.mark.parametrize("shape", [(1, 20, 24), (3, 20, 24), (1, 20, 24, 5), (3, 20, 24, 5)])
@@ -455,7 +461,7 @@ def test_deflated_dicom_is_read_unless_it_would_fill_the_memory(tmp_path, monkey
         MetaTensor(torch.zeros(1, 20, 30)),
         MetaTensor(torch.zeros(1, 20, 30, 5)),
     ],
-    ids=["picture", "volume", "Pillow", "MetaTensor", "MetaTensor of a volume"],
+    ids=["image", "volume", "Pillow", "MetaTensor", "MetaTensor of a volume"],
 )
 def test_limit_of_pixels_holds_in_memory(source):
     assert read_image(source, max_pixels=600).numel() >= 600
@@ -463,11 +469,11 @@ def test_limit_of_pixels_holds_in_memory(source):
         read_image(source, max_pixels=599)
 
 
-def test_picture_of_a_cut_file_that_was_opened_lazily_is_refused(tmp_path):
+def test_image_of_a_cut_file_that_was_opened_lazily_is_refused(tmp_path):
     Image.fromarray(np.random.RandomState(0).randint(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:5000])
-    with Image.open(tmp_path / "cut.png") as picture, pytest.raises(ImageFileError, match="cannot be decoded"):
-        read_image(picture)
+    with Image.open(tmp_path / "cut.png") as pillow, pytest.raises(ImageFileError, match="cannot be decoded"):
+        read_image(pillow)
 
 
 def test_stored_windows_of_a_tensor_are_kept(tmp_path):
@@ -497,11 +503,11 @@ def test_images_in_memory_have_the_scores_of_their_files(tmp_path, detector):
     add_good(tmp_path)
     nifti(np.random.RandomState(0).rand(20, 24, 5).astype(np.float32), np.diag([1, 1, 4, 1]))(tmp_path)
     of_files = detector.detect(tmp_path, progress=False)
-    with Image.open(tmp_path / "good.png") as picture:
-        pixels = np.asarray(picture)
+    with Image.open(tmp_path / "good.png") as pillow:
+        pixels = np.asarray(pillow)
     given = {
         "array": pixels,
-        "picture": Image.fromarray(pixels),
+        "Pillow": Image.fromarray(pixels),
         "read": read_image(tmp_path / "good.png"),
         "path": tmp_path / "good.png",
         "volume": read_image(tmp_path / "bad.nii"),
@@ -510,7 +516,7 @@ def test_images_in_memory_have_the_scores_of_their_files(tmp_path, detector):
     }
     results = detector.detect(given, progress=False)
     assert [failure.case_id for failure in results.failures] == ["none"]
-    expected = dict.fromkeys(("array", "picture", "read", "path"), of_files.scores["good"])
+    expected = dict.fromkeys(("array", "Pillow", "read", "path"), of_files.scores["good"])
     expected |= dict.fromkeys(("volume", "stored"), of_files.scores["bad"])
     assert results.scores == pytest.approx(expected, abs=1e-6)
     maps = {case.case_id: case.anomaly_map for case in results}

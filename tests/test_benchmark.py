@@ -1,4 +1,4 @@
-"""Several bundles on several sets: tables, protocols, what is shared, and what goes on after a stop."""
+"""Several bundles on several datasets: tables, protocols, shared encoders, and resuming."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.evaluation.test_evaluation import make_set
 
 @pytest.fixture
 def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Return two sets on disk; they are loaded by their names."""
+    """Return two datasets on disk; they are loaded by their names."""
     cases = {name: make_set(tmp_path / name, count=6, seed=seed) for seed, name in enumerate(("kvasir", "endo"))}
     monkeypatch.setattr(module, "load_datalist", lambda name, *_, **__: cases[name])
     return {name: str(tmp_path / name) for name in cases}
@@ -31,7 +31,7 @@ def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def bundles(
     tiny_bank: MemoryBank, read: list[ConfigParser], monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, ConfigParser]:
-    """Return the configs of bundles of these names, as they are read from disk; both declare the same backbone."""
+    """Return the configs of bundles by name, as they are read from disk; both declare the same backbone."""
     networks = {"tf": "mrad_med.build_mrad_tf", "ft": "mrad_med.build_mrad_ft"}
     made = {}
     for name, target in networks.items():
@@ -73,7 +73,7 @@ def bundles(
 
 @pytest.fixture
 def read() -> list[ConfigParser]:
-    """Return a list that grows by each config that is read."""
+    """Return a list of the configs that were read."""
     return []
 
 
@@ -179,7 +179,7 @@ def test_bundles_of_other_inputs_do_not_share(
     assert sum(encoded) == 2 * 6
 
 
-def test_a_benchmark_that_was_stopped_goes_on(
+def test_a_benchmark_that_was_stopped_resumes(
     tmp_path: Path,
     sets: dict[str, str],
     bundles: dict[str, ConfigParser],
@@ -210,7 +210,7 @@ def test_a_benchmark_that_was_stopped_goes_on(
                 assert new == pytest.approx(old, abs=1e-6)
 
 
-def test_failed_cases_are_told_of_at_the_end(tmp_path: Path, sets: dict[str, str], bundles: dict[str, ConfigParser]):
+def test_failed_cases_are_reported_at_the_end(tmp_path: Path, sets: dict[str, str], bundles: dict[str, ConfigParser]):
     (tmp_path / "kvasir" / "2.png").write_bytes(b"no image")
     with pytest.raises(FailedCasesError, match=r"^kvasir: 1 of 6 case\(s\) failed, the others are done:\n  2: "):
         run_benchmark(["tf", "ft"], sets, tmp_path / "out", progress=False)
@@ -223,13 +223,13 @@ def test_failed_cases_are_told_of_at_the_end(tmp_path: Path, sets: dict[str, str
 
 
 def test_benchmarks_that_cannot_be_are_refused_before_anything_is_loaded(tmp_path: Path, sets: dict[str, str]):
-    with pytest.raises(ValueError, match="a benchmark needs at least one bundle and one set"):
+    with pytest.raises(ValueError, match="a benchmark needs at least one bundle and one dataset"):
         run_benchmark([], sets, tmp_path / "out")
-    with pytest.raises(ValueError, match="a benchmark needs at least one bundle and one set"):
+    with pytest.raises(ValueError, match="a benchmark needs at least one bundle and one dataset"):
         run_benchmark(["tf"], {}, tmp_path / "out")
     with pytest.raises(ValueError, match="two bundles have the same name: rename one of the directories"):
         run_benchmark(["a/tf", "b/tf/"], sets, tmp_path / "out")
-    with pytest.raises(ValueError, match="no bundle is named fp; there are tf, ft"):
+    with pytest.raises(ValueError, match="no bundle is named fp; the bundles are tf, ft"):
         run_benchmark(["tf", "ft"], sets, tmp_path / "out", medical=["fp"])
     assert not (tmp_path / "out").exists()
 

@@ -18,16 +18,16 @@ def test_a_bundle_is_found_by_directory_and_by_name(monkeypatch: pytest.MonkeyPa
     assert find_bundle(ROOT / "bundles" / "mrad_tf") == ROOT / "bundles" / "mrad_tf"
 
 
-def test_a_local_directory_comes_before_the_projects_bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_local_directory_takes_precedence_over_the_projects_bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "mrad_tf" / "configs").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert find_bundle("mrad_tf").resolve() == tmp_path / "mrad_tf"
 
 
 def test_a_missing_bundle_is_named_with_those_there_are(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"nothing is no bundle directory .* mrad_tf"):
+    with pytest.raises(FileNotFoundError, match=r"nothing is not a bundle directory .* mrad_tf"):
         find_bundle("nothing")
-    with pytest.raises(FileNotFoundError, match="is no bundle directory"):
+    with pytest.raises(FileNotFoundError, match="is not a bundle directory"):
         BundleWorkflow(str(tmp_path))
 
 

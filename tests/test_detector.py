@@ -1,4 +1,4 @@
-"""A path in, results out."""
+"""Detection of anomalies below a path."""
 
 from __future__ import annotations
 
@@ -116,13 +116,13 @@ def test_local_cases_are_remembered_through_the_window_they_are_seen_through(
     values[shown == 0], values[shown == 255] = -1000, 1000
     Image.fromarray(values).save(tmp_path / "deep.tif")
     network = build_mrad_tf(tiny_clip, tiny_bank)
-    deep, picture = (
+    deep, shallow = (
         AnomalyDetector(tiny_clip, tiny_bank, network, view=ImageView(image_size=TINY_SIZE, window=window))
         .extend_bank([{"image": tmp_path / name, "label": 0}], share=0)
         .bank.image_keys[-1]
         for name, window in (("deep.tif", (40, 400)), ("shown.png", "auto"))
     )
-    assert torch.cosine_similarity(deep, picture, dim=0) > 0.9999
+    assert torch.cosine_similarity(deep, shallow, dim=0) > 0.9999
 
 
 def test_local_cases_have_the_share_that_is_asked_for(detector: AnomalyDetector, image_folder: Path):

@@ -1,4 +1,4 @@
-"""One picture, one result: as a file, in memory, through MONAI's readers, as DICOM or not. And what profiles change."""
+"""One image, one result: from a file, in memory, through MONAI's readers, as DICOM or not; and effects of profiles."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SMALL = {"image_size": 70, "device": "cpu"}
 pytestmark = pytest.mark.usefixtures("embedded_is_loaded")
 
 
-def picture(*shape: int, dtype: Any = np.uint8) -> np.ndarray:
+def make_pixels(*shape: int, dtype: Any = np.uint8) -> np.ndarray:
     """Random, with a corner of its own, so that a wrong axis shows."""
     pixels = np.random.RandomState(0).randint(0, np.iinfo(dtype).max // 2, shape).astype(dtype)
     pixels[:10, -20:] = np.iinfo(dtype).max - 5
@@ -77,7 +77,9 @@ def assert_same(first: CaseResult, second: CaseResult) -> None:
 
 
 @pytest.mark.parametrize(
-    "pixels", [picture(40, 60, 3), picture(40, 60), picture(40, 60, dtype=np.uint16)], ids=["color", "gray", "16 bit"]
+    "pixels",
+    [make_pixels(40, 60, 3), make_pixels(40, 60), make_pixels(40, 60, dtype=np.uint16)],
+    ids=["color", "gray", "16 bit"],
 )
 def test_array_and_pillow_image_give_what_their_file_gives(tmp_path, make, pixels):
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -103,7 +105,7 @@ def test_volume_that_monai_loaded_gives_what_its_file_gives(tmp_path, make, affi
 
 
 def test_photograph_that_monai_loaded_as_bytes_gives_what_its_file_gives(tmp_path, make):
-    Image.fromarray(picture(40, 60, 3)).save(tmp_path / "a.png")
+    Image.fromarray(make_pixels(40, 60, 3)).save(tmp_path / "a.png")
     load = LoadImage(reader="PILReader", dtype=np.uint8, image_only=True, ensure_channel_first=True)
     detector = make()
     assert_same(one(detector, load(tmp_path / "a.png")), one(detector, tmp_path / "a.png"))
@@ -132,16 +134,16 @@ def test_list_of_paths_is_one_series_in_whatever_order(tmp_path, make):
         assert one(detector, order).case_id == "image"
 
 
-def test_list_of_photographs_is_told_how_to_be_given(tmp_path, make):
+def test_list_of_photographs_is_refused_with_advice(tmp_path, make):
     paths = [tmp_path / f"{name}.png" for name in "ab"]
     for path in paths:
-        Image.fromarray(picture(40, 60, 3)).save(path)
+        Image.fromarray(make_pixels(40, 60, 3)).save(path)
     (failure,) = make().detect(paths, progress=False).failures
     assert failure.reason.startswith("a list of files is one DICOM series; give several images by name")
 
 
 def test_images_of_all_kinds_are_scored_together_by_their_names(tmp_path, make):
-    pixels = picture(40, 60, 3)
+    pixels = make_pixels(40, 60, 3)
     values = np.random.RandomState(0).normal(100, 30, (20, 24, 18)).astype(np.float32)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     Image.fromarray(pixels).save(tmp_path / "b.gif", save_all=True, append_images=[Image.new("RGB", (60, 40))])
@@ -171,7 +173,7 @@ def test_images_of_all_kinds_are_scored_together_by_their_names(tmp_path, make):
 
 
 def test_inputs_are_left_as_they_were(make):
-    pixels, volume = picture(40, 60, 3), MetaTensor(torch.rand(1, 20, 24, 18), affine=torch.from_numpy(AFFINE))
+    pixels, volume = make_pixels(40, 60, 3), MetaTensor(torch.rand(1, 20, 24, 18), affine=torch.from_numpy(AFFINE))
     kept, values = pixels.copy(), volume.clone()
     detect(make(), {"a": pixels, "b": volume})
     np.testing.assert_array_equal(pixels, kept)
@@ -201,7 +203,7 @@ MIRRORED = {  # bits, window of MONOCHROME1, and that of its twin by hand: max -
 @pytest.mark.parametrize("name", MIRRORED)
 def test_mirrored_gray_values_give_the_same_bits_as_their_twin(tmp_path, make, name):
     bits, window, twin = MIRRORED[name]
-    stored = picture(40, 60, dtype=np.uint16) >> (16 - bits)
+    stored = make_pixels(40, 60, dtype=np.uint16) >> (16 - bits)
     stored = stored.astype(np.uint8 if bits == 8 else np.uint16)
     mirrored = make_image(stored, photometric="MONOCHROME1", bits=bits, Modality="DX", **window)
     plain = make_image((2**bits - 1 - stored).astype(stored.dtype), bits=bits, Modality="DX", **twin)
@@ -212,8 +214,8 @@ def test_mirrored_gray_values_give_the_same_bits_as_their_twin(tmp_path, make, n
 
 
 @pytest.mark.parametrize("function", ["LINEAR", "SIGMOID"])
-def test_ct_through_its_window_gives_what_the_picture_of_pydicom_gives(tmp_path, make, function):
-    stored = picture(40, 60, dtype=np.uint16) >> 4
+def test_ct_through_its_window_gives_the_same_as_pydicom(tmp_path, make, function):
+    stored = make_pixels(40, 60, dtype=np.uint16) >> 4
     tags = {"WindowCenter": "40", "WindowWidth": "900", "RescaleSlope": "1", "RescaleIntercept": "-1024"}
     image = make_image(stored, bits=12, Modality="CT", VOILUTFunction=function, **tags)
     write_image(tmp_path / "ct.dcm", image)
@@ -224,7 +226,7 @@ def test_ct_through_its_window_gives_what_the_picture_of_pydicom_gives(tmp_path,
     detector = make()
     of_ct, of_shown = one(detector, tmp_path / "ct.dcm"), one(detector, shown)
     through_percentiles = one(make(window="percentile"), tmp_path / "ct.dcm")
-    # Both round to bytes: where doubles differ in their last bit, a shade of 255 may be another, and no more than that.
+    # Both round to bytes: where doubles differ in their last bit, a gray level of 255 may differ by one.
     np.testing.assert_allclose(of_ct.anomaly_map, of_shown.anomaly_map, atol=2e-4)
     assert np.abs(of_ct.anomaly_map - through_percentiles.anomaly_map).max() > 2e-3
 
@@ -240,7 +242,7 @@ def values(bundle: str, name: str) -> dict[str, Any]:
 def test_profiles_are_those_of_every_bundle_and_change_what_bundles_have(profile):
     known = values("mrad_tf", f"inference_{profile}")
     assert known == values("mrad_ft", f"inference_{profile}") == values("mrad_clip", f"inference_{profile}")
-    own = {"overlap", "scales"}  # of the sliding windows alone
+    own = {"overlap", "scales"}  # only of tiles
     for bundle in ("mrad_tf", "mrad_ft", "mrad_clip"):
         assert set(known) - own <= set(values(bundle, "inference"))
 
@@ -264,9 +266,9 @@ def test_profile_of_volumes_smooths_across_slices_in_the_memory_of_the_computer(
 @pytest.mark.parametrize(
     ("settings", "batches"),
     [
-        ({}, [(1, 70), (1, 70), (2, 70)]),  # windows at 0, 53 and, as the last, 80, two at a time; and the whole image
+        ({}, [(1, 70), (1, 70), (2, 70)]),  # tiles at 0, 53 and, as the last, 80, two in a batch; and the whole image
         ({"overlap": 0.5}, [(1, 70), (2, 70), (2, 70)]),  # at 0, 35, 70 and 80
-        # At half the size, 35 rows are brought to three patches, and two windows cover 75 columns.
+        # At half the size, 35 rows are resized to three patches, and two tiles cover 75 columns.
         ({"scales": [1.0, 0.5]}, [(1, 70), (1, 70), (2, 42), (2, 70)]),
     ],
     ids=["as it is", "overlap", "two scales"],
@@ -276,7 +278,7 @@ def test_profile_of_sliding_windows_sees_images_at_their_own_size(settings, batc
     assert isinstance(detector.inferer.slice_inferer, SlidingWindowAnomalyInferer)
     seen = []
     detector.network.image_encoder.register_forward_pre_hook(lambda _, images: seen.append(tuple(images[0].shape)))
-    assert one(detector, picture(70, 150, 3)).anomaly_map.shape == (70, 150)
+    assert one(detector, make_pixels(70, 150, 3)).anomaly_map.shape == (70, 150)
     assert {(channels, columns) for _, channels, _, columns in seen} == {(3, 70)}
     assert sorted((count, rows) for count, _, rows, _ in seen) == batches
 
@@ -303,8 +305,8 @@ def test_profile_of_endoscopy_takes_out_what_is_no_tissue_and_thins_videos(tmp_p
 def test_video_that_was_scored_can_be_deleted(make, tmp_path):
     pytest.importorskip("av")
     with OverlayVideo(tmp_path / "exam.mp4", frames_per_second=5) as video:
-        for shade in (0, 120, 240):
-            video.write(np.full((60, 80, 3), shade, np.uint8))
+        for level in (0, 120, 240):
+            video.write(np.full((60, 80, 3), level, np.uint8))
     detector = make()
     assert len(detect(detector, tmp_path / "exam.mp4")) == 3
     assert handles_of(tmp_path / "exam.mp4") == 0

@@ -1,4 +1,4 @@
-"""The commands of the pages in `docs`, on stand-ins: the embedded backbone, surfaces in VisA's layout, small images."""
+"""The commands of the pages in `docs`, run with the embedded backbone, surfaces in VisA's layout and small images."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def run_command(words: list[str], patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder where every command of docs/reproduce.md has run, but for what is done to published files."""
+    """Return a folder in which every command of docs/reproduce.md has run, except those on published files."""
     folder = tmp_path_factory.mktemp("reproduced")
     make_visa(folder / "VisA")
     (folder / "bundles").symlink_to(ROOT / "bundles")
@@ -188,7 +188,7 @@ def test_published_files_become_a_bank(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_commands_of_the_export_page_run(reproduced: Path, monkeypatch: pytest.MonkeyPatch):
-    """All but the writing of the files, which takes long for a whole backbone and which test_export is about."""
+    """Skip the writing of the files, which takes long for a whole backbone and is tested in test_export."""
     exported = []
     monkeypatch.setattr(mrad_med, "export_network", lambda _, out, **__: exported.append(out.name) or {"score": 0.0})
     monkeypatch.chdir(reproduced)

@@ -1,4 +1,4 @@
-"""Equal content gives equal bytes: whatever is saved twice, or by two processes, has the same sha256."""
+"""Equal content gives equal bytes: files saved twice, or by two processes, have the same sha256."""
 
 from __future__ import annotations
 

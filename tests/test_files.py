@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and their hashes."""
+"""Atomic writing and hashes of files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of results: nobody gets the result of another, and the page on folders names what runs write."""
+"""Folders of results: results of patients are not mixed up, and the page on folders names all files."""
 
 from __future__ import annotations
 
@@ -125,8 +125,8 @@ def test_case_that_changes_while_it_is_read_is_scored_once_more_and_then_refused
     with monkeypatch.context() as patch:
         replace_once(folder / "a.png", times, patch)
         assert detect(folder, out) == times - 1
-    told = "left out a: its file changed while it was read, twice; wait until nothing writes to it, for example"
-    assert (told in capsys.readouterr().err) is (times == 2)
+    line = "left out a: its file changed while it was read, twice; wait until nothing writes to it, for example"
+    assert (line in capsys.readouterr().err) is (times == 2)
     assert detect(folder, tmp_path / "fresh") == 0
     assert scores(out).items() <= scores(tmp_path / "fresh").items()
     assert len(scores(out)) == 3 - times
@@ -161,10 +161,10 @@ def test_folder_of_another_host_is_refused_and_taken_over_on_request(tmp_path, c
     assert main(words) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"mrad-med: {out} is being written to by process 4711 on elsewhere: wait until it has finished, or choose "
-        "another folder; if that process is gone, take the folder over: --take-over, in Python take_over=True"
+        "another folder. If that process has ended, take over the folder: --take-over, in Python take_over=True"
     )
     assert [path.name for path in out.iterdir()] == [LOCK_NAME]
-    if command != "train":  # which is long, and whose lock is the same
+    if command != "train":  # train takes long, and its lock is the same
         assert main([*words, "--take-over"]) == 0
         assert not (out / LOCK_NAME).exists()
 

@@ -1,4 +1,4 @@
-"""The numbers of the published implementation, met through the public names, from files as their owners have them."""
+"""The numbers of the published implementation, reproduced with the public names and published file formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public surface of the package: what others may rely on."""
+"""The public names of the package."""
 
 from __future__ import annotations
 
@@ -107,14 +107,14 @@ def test_every_public_name_is_documented(package: str):
 
 @pytest.mark.parametrize(("place", "name"), MOVED)
 def test_a_name_that_has_moved_is_refused_with_its_new_place(place: str, name: str):
-    with pytest.raises(ImportError, match=rf"mrad_med\.{name} has moved to mrad_med\.{place}\.{name}; write"):
+    with pytest.raises(ImportError, match=rf"mrad_med\.{name} has moved to mrad_med\.{place}\.{name}; use"):
         getattr(mrad_med, name)
     assert hasattr(importlib.import_module(f"mrad_med.{place}"), name)
 
 
 @pytest.mark.parametrize(("old", "new"), mrad_med._RENAMED.items())
 def test_a_renamed_name_is_refused_with_its_new_spelling(old: str, new: str):
-    with pytest.raises(ImportError, match=rf"mrad_med\.{old} is now mrad_med\.{new}; write the new name"):
+    with pytest.raises(ImportError, match=rf"mrad_med\.{old} is now mrad_med\.{new}; use the new name"):
         getattr(mrad_med, old)
     place, _, name = f"mrad_med.{new}".rpartition(".")
     assert hasattr(importlib.import_module(place), name)

@@ -1,4 +1,4 @@
-"""The rooms of the package: who may import whom, and how long a file may be. CONTRIBUTING.md draws them."""
+"""The rooms of the package: allowed imports, and the length of files. CONTRIBUTING.md describes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may not be loaded before it is needed: torch and MONAI take seconds."""
+"""torch and MONAI are loaded only when needed, because that takes seconds."""
 
 from __future__ import annotations
 

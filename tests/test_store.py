@@ -1,4 +1,4 @@
-"""Keys of finished work, files that change while they are read, and one process a folder."""
+"""Keys of finished work, files that change while they are read, and locks of folders."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def hashed(monkeypatch) -> list[str]:
 
 @pytest.fixture
 def settled(monkeypatch) -> None:
-    """Take every file for one that was written long ago, as the times of its inode cannot be set."""
+    """Treat every file as one that was written long ago, because ctime cannot be set."""
     monkeypatch.setattr(module, "_SETTLED_NS", -(10**18))
 
 
@@ -189,7 +189,7 @@ def test_labeled_case_whose_file_is_gone_is_named_with_the_reason(tmp_path):
     )
 
 
-# one process a folder
+# locks of folders
 
 
 def lock_of(folder: Path) -> dict:
@@ -197,7 +197,7 @@ def lock_of(folder: Path) -> dict:
 
 
 def leave_lock(folder: Path, **values) -> Path:
-    """Write a lock as another process leaves it."""
+    """Write the lock of another process."""
     with FolderLock(folder):
         known = lock_of(folder)
     path = folder / LOCK_NAME
@@ -283,7 +283,7 @@ def test_without_proc_a_process_that_lives_is_believed_to_be_the_one(tmp_path, s
 def test_lock_of_another_host_or_container_is_replaced_only_on_request(tmp_path, values):
     leave_lock(tmp_path, pid=4711, **values)
     with pytest.raises(
-        OutputError, match=r"process 4711 on \S+: .*; if that process is gone, .*--take-over, in Python"
+        OutputError, match=r"process 4711 on \S+: .*\. If that process has ended, .*--take-over, in Python"
     ):
         FolderLock(tmp_path)
     FolderLock(tmp_path, take_over=True).release()

@@ -1,4 +1,4 @@
-"""Commands that are interrupted and run again end like undisturbed ones: one moment of each, as the script has it."""
+"""Commands that are interrupted and run again end like uninterrupted ones: one moment of each, run by the script."""
 
 from __future__ import annotations
 
@@ -88,7 +88,13 @@ def test_results_that_differ_are_found(
         ("", "SIGTERM", 143, "", ""),
         ('{"complete": true}', "SIGKILL", -9, "", r'run.json has "complete": True after exit status -9'),
         ('{"complete": false}', "SIGKILL", 0, "", r'run.json has "complete": False after exit status 0'),
-        ("", "full disk", 2, "Traceback\nOSError: x\n", "a traceback at the interruption, which ends with: OSError: x"),
+        (
+            "",
+            "full disk",
+            2,
+            "Traceback\nOSError: x\n",
+            "a traceback after the interruption, with the last line: OSError: x",
+        ),
     ],
 )
 def test_an_interruption_that_leaves_a_wrong_record_or_a_traceback_is_found(
@@ -104,7 +110,7 @@ def test_an_interruption_that_leaves_a_wrong_record_or_a_traceback_is_found(
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="signals and disks are those of Linux")
 @pytest.mark.parametrize("command", ["detect", "evaluate", "train", "export"])
-def test_an_interrupted_command_ends_like_an_undisturbed_one(command: str):
+def test_an_interrupted_command_ends_like_an_uninterrupted_one(command: str):
     words = [sys.executable, str(SCRIPT), "--only", command, "--rounds", "1", "--kinds", "SIGKILL", "--seed", "1"]
     finished = subprocess.run(words, check=False, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stdout + finished.stderr

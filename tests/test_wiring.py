@@ -1,4 +1,4 @@
-"""One wiring: what the config of a bundle declares is what every entry runs. docs/configs.md has the table."""
+"""Every way to run a bundle uses the components that its config declares. docs/configs.md has the table."""
 
 from __future__ import annotations
 

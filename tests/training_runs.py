@@ -1,4 +1,4 @@
-"""Trainings of both stages on the tiny backbone, as the tests need them."""
+"""Trainings of both stages on the tiny backbone, for the tests."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def make_run(
     handlers: tuple[Any, ...] = (),
     **keywords: Any,
 ) -> TrainingRun:
-    """Return a training of a stage with all that belongs to it, as the bundles put it together."""
+    """Return a training of a stage with all its parts, composed as in the bundles."""
     bank = bank_of(clip, dataset)
     if stage == "fine_tune":
         network = build_mrad_ft(clip, bank, seed=0)

@@ -1,6 +1,6 @@
-"""The `mrad-med` command: a thin layer over the package, one file a command.
+"""The `mrad-med` command: a thin layer over the package, one file for each command.
 
-Nothing here imports torch or MONAI before a command needs them, so that help is there at once.
+Nothing here imports torch or MONAI before a command needs them. This keeps ``--help`` fast.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ _COMMANDS = (detect, run, train, evaluate, benchmark, datasets, export, bank)  #
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    0: all went well. 1: some cases failed, or the output could not be shown. 2: nothing was done. 130, 143, 129:
-    stopped by Ctrl-C, SIGTERM, SIGHUP; what is written is whole. A reader of the output that goes away stops nothing.
+    The status is 0 if everything succeeded, 1 if some cases failed or standard output could not be written, and 2 if
+    nothing was done. It is 130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP; files that are already written are
+    complete. The command continues if the reader of its output closes the pipe.
 
     Args:
-        arguments: words of the command line without the name of the program; None takes those of this process.
+        arguments: command line without the name of the program; None uses the arguments of this process.
     """
     with sturdy_streams() as problems, stopping_in_order() as signals:
         status = _run(arguments, signals)
@@ -43,13 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None, signals: Sequence[int]) -> int:
-    """Return the exit status of the command; a person at a terminal gets one line, whatever goes wrong."""
+    """Return the exit status of the command; report any error in one line on standard error."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     options, words = _parser().parse_known_args(arguments)
     try:
         options.overrides = read_overrides(words)
         if words and not options.takes_overrides:
-            raise ValueError(f"unknown: {' '.join(words)}; see {options.program} --help")
+            raise ValueError(f"unknown arguments: {' '.join(words)}; see {options.program} --help")
         status: int = options.command(options)
     except FailedCasesError as error:
         say(f"mrad-med: {error}", to_error=True)
@@ -57,7 +58,7 @@ def _run(arguments: Sequence[str] | None, signals: Sequence[int]) -> int:
     except KeyboardInterrupt:
         return _stopped(signals)
     except Exception as error:
-        if signals:  # the signal ended a worker too, and its end was noticed first
+        if signals:  # the signal also ended a worker process, whose end was noticed first
             return _stopped(signals)
         logger.debug("", exc_info=True)
         message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
@@ -68,16 +69,18 @@ def _run(arguments: Sequence[str] | None, signals: Sequence[int]) -> int:
 
 
 def _stopped(signals: Sequence[int]) -> int:
-    say("mrad-med: stopped; what is already written is whole", to_error=True)
+    say("mrad-med: stopped; files that are already written are complete", to_error=True)
     return SIGNALED + signals[0] if signals else STOPPED
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mrad-med",
-        description="Zero-shot anomaly detection for medical images.",
-        epilog="detect, run, train, evaluate, benchmark and export take any value of the bundle's config: "
-        "--device cpu --image_size 518 ...",
+        description="Zero-shot anomaly detection for medical images: images are scored without labels and without "
+        "training on them. A bundle is a folder with a model and its configs. The bundles mrad_tf, mrad_ft and "
+        "mrad_clip are included.",
+        epilog="detect, run, train, evaluate, benchmark and export accept every value of the bundle's config as an "
+        "option, for example --device cuda:0 or --image_size 518 (pixels).",
     )
     parser.add_argument("--version", action="version", version=f"mrad-med {mrad_med.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

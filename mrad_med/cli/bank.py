@@ -16,41 +16,82 @@ from mrad_med.types import IMAGE_SIZE
 
 __all__ = ["add_to"]
 
+_FOLDER = "folder with normal/, defect/ and mask/, or a folder with one such folder for each class"
+
 
 def add_to(commands: Any) -> None:
     """Add the command to the subparsers of a parser."""
-    bank = commands.add_parser("bank", help="build, extend, merge or show memory banks")
+    bank = commands.add_parser(
+        "bank",
+        help="build, extend, merge or show memory banks",
+        description="Work with memory banks. A memory bank is a file with features of labeled images. New images are "
+        "scored by their similarity to these features.",
+    )
     actions = bank.add_subparsers(required=True, metavar="ACTION")
 
-    build = actions.add_parser("build", help="from a folder with normal/, defect/ and mask/")
-    build.add_argument("folder", type=Path)
+    build = _add_action(actions, "build", "build a memory bank from a folder of labeled images")
+    build.add_argument("folder", type=Path, help=_FOLDER)
     set_command(build, _build, takes_overrides=False)
 
-    extend = actions.add_parser("extend", help="add the cases of such a folder to a bank")
-    extend.add_argument("bank", type=Path)
-    extend.add_argument("folder", type=Path)
+    extend = _add_action(actions, "extend", "add the labeled images of a folder to a memory bank")
+    extend.add_argument("bank", type=Path, help="memory bank to extend, a .safetensors file")
+    extend.add_argument("folder", type=Path, help=_FOLDER)
     extend.add_argument(
-        "--share", type=float, default=0.0, help="repeat the new cases until they are this share (default: %(default)s)"
+        "--share",
+        type=float,
+        default=0.0,
+        help="smallest fraction of the bank's patch entries that come from the new images, in [0, 1). New entries "
+        "are repeated until they reach it (default: %(default)s, no repetition)",
     )
     set_command(extend, _extend, takes_overrides=False)
 
-    merge = actions.add_parser("merge", help="join banks of one backbone")
-    merge.add_argument("banks", type=Path, nargs="+")
+    merge = _add_action(actions, "merge", "join memory banks of the same backbone")
+    merge.add_argument("banks", type=Path, nargs="+", help="memory banks to join, .safetensors files")
     set_command(merge, _merge, takes_overrides=False)
 
     for action in (build, extend, merge):
-        action.add_argument("--out", type=Path, required=True, help="file to write, .safetensors")
-    for action in (build, extend):
-        action.add_argument("--backbone", default="embedded", help="as load_clip takes it (default: %(default)s)")
-        action.add_argument("--image_size", type=int, help=f"default: the bank's own, or {IMAGE_SIZE}")
-        action.add_argument("--batch_size", type=int, default=4, help="default: %(default)s")
-        action.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="default: %(default)s")
-        action.add_argument("--device", default="cpu", help="for example cuda:0 (default: %(default)s)")
-        action.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16 (default: %(default)s)")
+        action.add_argument("--out", type=Path, required=True, help="memory bank to write, a .safetensors file")
+    for action, size in ((build, f"{IMAGE_SIZE}"), (extend, f"that of the bank, or {IMAGE_SIZE} if it is unknown")):
+        _add_encoder_options(action, default_size=size)
 
-    show = actions.add_parser("show", help="print the card of a bank")
-    show.add_argument("bank", type=Path)
+    show = _add_action(actions, "show", "print where the entries of a memory bank come from, as JSON")
+    show.add_argument("bank", type=Path, help="memory bank, a .safetensors file")
     set_command(show, _show, takes_overrides=False)
+
+
+def _add_action(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    return parser
+
+
+def _add_encoder_options(action: argparse.ArgumentParser, *, default_size: str) -> None:
+    action.add_argument(
+        "--backbone",
+        default="embedded",
+        help="image encoder: embedded (included), openai (the encoder of the paper, downloaded), MODEL:TAG of "
+        "open_clip, or a weights file (default: %(default)s)",
+    )
+    action.add_argument(
+        "--image_size",
+        type=int,
+        help="side length in pixels that images are resized to, a multiple of the patch size "
+        f"(default: {default_size})",
+    )
+    action.add_argument(
+        "--batch_size", type=int, default=4, help="number of images encoded together (default: %(default)s)"
+    )
+    action.add_argument(
+        "--max_pixels",
+        type=int,
+        default=MAX_PIXELS,
+        help="number of pixels above which an image is refused (default: %(default)s)",
+    )
+    action.add_argument("--device", default="cpu", help="cpu, or a GPU such as cuda:0 (default: %(default)s)")
+    action.add_argument(
+        "--precision",
+        default="fp32",
+        help="number format of the encoder's matrix products: fp32, bf16 or fp16 (default: %(default)s)",
+    )
 
 
 def _build(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The command ``mrad-med datasets``: list the public sets."""
+"""The command ``mrad-med datasets``: list the public datasets."""
 
 from __future__ import annotations
 
@@ -15,8 +15,17 @@ __all__ = ["add_to"]
 
 def add_to(commands: Any) -> None:
     """Add the command to the subparsers of a parser."""
-    datasets = commands.add_parser("datasets", help="list the public sets, and what of them is on disk")
-    datasets.add_argument("--root", type=Path, help="folder the sets are unpacked in")
+    datasets = commands.add_parser(
+        "datasets",
+        help="list the supported public datasets, and those found on disk",
+        description="List the supported public datasets: numbers of test images, masks, license and home page.",
+    )
+    datasets.add_argument(
+        "--root",
+        type=Path,
+        help="folder that datasets are unpacked in; those found there are listed with their numbers of images "
+        "(default: look for none)",
+    )
     set_command(datasets, _datasets, takes_overrides=False)
 
 

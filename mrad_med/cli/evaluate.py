@@ -1,4 +1,4 @@
-"""The command ``mrad-med evaluate``: measure a bundle on a set."""
+"""The command ``mrad-med evaluate``: measure a bundle on a labeled dataset."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from mrad_med.cli.console import ALL_WELL, say
-from mrad_med.cli.overrides import set_command
+from mrad_med.cli.overrides import TAKE_OVER, VALUES_AS_OPTIONS, set_command
 from mrad_med.cli.workflows import build_workflow
 
 __all__ = ["add_to"]
@@ -14,14 +14,22 @@ __all__ = ["add_to"]
 
 def add_to(commands: Any) -> None:
     """Add the command to the subparsers of a parser."""
-    evaluate = commands.add_parser("evaluate", help="measure a bundle on a labeled set")
-    evaluate.add_argument("bundle", help="bundle directory or name")
-    evaluate.add_argument("--dataset", required=True, help="a set (see mrad-med datasets), or a layout: folder")
-    evaluate.add_argument("--dataset_dir", required=True, help="where the set is unpacked")
-    evaluate.add_argument("--output_dir", help="folder for results (default: the bundle's)")
-    evaluate.add_argument(
-        "--take-over", action="store_true", help="write to a folder that a process of another host has locked"
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure a bundle on a labeled dataset",
+        description="Score the images of a labeled dataset with a bundle, and write metrics with confidence intervals.",
+        epilog=VALUES_AS_OPTIONS,
     )
+    evaluate.add_argument("bundle", help="bundle directory or name, such as mrad_clip")
+    evaluate.add_argument(
+        "--dataset",
+        required=True,
+        help="name of a public dataset (see mrad-med datasets), or the layout of another one: "
+        "folder, csv, meta.json or datalist",
+    )
+    evaluate.add_argument("--dataset_dir", required=True, help="folder that the dataset is unpacked in")
+    evaluate.add_argument("--output_dir", help="folder for results (default: that of the bundle's config)")
+    evaluate.add_argument("--take-over", action="store_true", help=TAKE_OVER)
     set_command(evaluate, _evaluate, takes_overrides=True)
 
 
@@ -35,6 +43,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     try:
         workflow.run()
     finally:
-        if evaluation.summary:  # written for the cases that were measured, also where others failed
+        if evaluation.summary:  # it covers the measured cases, even if others failed
             say((evaluation.output_dir / "metrics.md").read_text(encoding="utf-8"))
     return ALL_WELL

@@ -1,4 +1,4 @@
-"""The command ``mrad-med export``: write the network of a bundle as one file."""
+"""The command ``mrad-med export``: write the network of a bundle to one file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import mrad_med
 from mrad_med.cli.console import ALL_WELL, say
-from mrad_med.cli.overrides import set_command
+from mrad_med.cli.overrides import VALUES_AS_OPTIONS, set_command
 from mrad_med.files import prepare_output_file
 
 __all__ = ["add_to"]
@@ -16,10 +16,18 @@ __all__ = ["add_to"]
 
 def add_to(commands: Any) -> None:
     """Add the command to the subparsers of a parser."""
-    export = commands.add_parser("export", help="write a bundle's network as one file, checked against it")
-    export.add_argument("bundle", help="bundle directory or name")
+    export = commands.add_parser(
+        "export",
+        help="write a bundle's network to one file for ONNX, torch.export or TorchScript",
+        description="Write a bundle's network to one file, and compare the outputs of the file and of the network.",
+        epilog=VALUES_AS_OPTIONS,
+    )
+    export.add_argument("bundle", help="bundle directory or name, such as mrad_clip")
     export.add_argument(
-        "--out", type=Path, required=True, help="file ending in .onnx, .pt2 (torch.export) or .ts (TorchScript)"
+        "--out",
+        type=Path,
+        required=True,
+        help="file to write; its suffix sets the format: .onnx, .pt2 (torch.export) or .ts (TorchScript)",
     )
     set_command(export, _export, takes_overrides=True)
 

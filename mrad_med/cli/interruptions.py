@@ -1,4 +1,4 @@
-"""Orderly ends: signals that stop a run where Ctrl-C would, and standard streams that are closed or gone."""
+"""Interruptions of a run: signals are handled like Ctrl-C, and standard streams may be closed."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _FIRST_AFTER_STREAMS = 3  # descriptors 0, 1 and 2 are the standard streams
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked this process to end; it is handled as Ctrl-C is."""
+    """Raised when a signal asks this process to end; it is handled like Ctrl-C."""
 
 
 @contextmanager
 def stopping_in_order() -> Iterator[list[int]]:
     """Raise `Stopped` in the main thread on the first SIGTERM or SIGHUP; later ones are ignored while the run ends.
 
-    Yields a list that takes the number of the signal. Does nothing outside the main thread. A signal that is ignored,
-    as by nohup, stays ignored. Forked processes end at once, as without this.
+    Yields a list that receives the number of the signal. Does nothing outside the main thread. A signal that was
+    ignored before, for example by nohup, stays ignored. Forked processes still end at once.
     """
     received: list[int] = []
     process = os.getpid()
@@ -40,7 +40,7 @@ def stopping_in_order() -> Iterator[list[int]]:
             received.append(number)
             raise Stopped(f"stopped by {signal.Signals(number).name}")
 
-    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield received
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
@@ -56,10 +56,10 @@ def stopping_in_order() -> Iterator[list[int]]:
 
 
 class _SturdyStream:
-    """A text stream whose reader may go away: what cannot be written is dropped, and the work goes on.
+    """A text stream that drops text instead of failing when it cannot be written, so the run continues.
 
     Attributes:
-        problem: why it could not be written, in the words of the system; empty for a reader that went away.
+        problem: error message of the system if writing failed; empty if the reader closed the pipe.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -75,7 +75,7 @@ class _SturdyStream:
         return len(text)
 
     def flush(self) -> None:
-        """Write what is waiting."""
+        """Write the buffered text."""
         try:
             self._stream.flush()
         except OSError as error:
@@ -84,7 +84,7 @@ class _SturdyStream:
     def _give_up(self, error: OSError) -> None:
         if not isinstance(error, BrokenPipeError):
             self.problem = self.problem or error.strerror or type(error).__name__
-        with suppress(OSError, ValueError):  # what still waits must go somewhere, or Python complains when it ends
+        with suppress(OSError, ValueError):  # discard buffered text, or Python reports an error when it exits
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
@@ -96,11 +96,12 @@ class _SturdyStream:
 
 @contextmanager
 def sturdy_streams() -> Iterator[list[str]]:
-    """Let no closed or full standard stream end the work; yield a list that takes why standard output was lost.
+    """Keep a closed or full standard stream from ending the run; yield a list of the problems of standard output.
 
-    Streams that were closed from the start lead nowhere, so that no file of results takes their place.
+    Streams that are closed at the start are connected to the null device. Otherwise a result file could receive their
+    file descriptor and the text written to them.
     """
-    while True:  # the lowest free descriptor is taken, which may be that of a closed stream
+    while True:  # open() returns the lowest free descriptor, which may belong to a closed stream
         descriptor = os.open(os.devnull, os.O_RDWR)
         if descriptor >= _FIRST_AFTER_STREAMS:
             os.close(descriptor)

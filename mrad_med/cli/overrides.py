@@ -7,34 +7,44 @@ import ast
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["read_overrides", "set_command"]
+__all__ = ["TAKE_OVER", "VALUES_AS_OPTIONS", "read_overrides", "set_command"]
+
+# Help texts that several commands share.
+TAKE_OVER = (
+    "write to a folder that a process on another host has locked. Use it only if that process has ended "
+    "(default: refuse the folder)"
+)
+VALUES_AS_OPTIONS = (
+    "Every value of the bundle's config (its configs/*.json) can be given as an option, "
+    "for example --device cuda:0 or --image_size 518 (pixels)."
+)
 
 
 def set_command(
     parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], int], *, takes_overrides: bool
 ) -> None:
-    """Let a parser run a command.
+    """Set the function that a parser runs.
 
     Args:
-        parser: the parser of the command's options.
-        command: called with the options; returns the exit status.
-        takes_overrides: whether options that the parser does not know are values of a bundle's config.
+        parser: parser of the command's options.
+        command: function that is called with the parsed options and returns the exit status.
+        takes_overrides: whether options unknown to the parser set values of a bundle's config.
     """
     parser.set_defaults(command=command, takes_overrides=takes_overrides, program=parser.prog)
 
 
 def read_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """Return ``--name value`` and ``--name=value`` pairs; a value that is a Python literal is read as one.
+    """Return the values of ``--name value`` and ``--name=value`` pairs by name; Python literals are evaluated.
 
     Raises:
-        ValueError: a word is not the name of a value, or a name has no value.
+        ValueError: a word does not begin with ``--``, or a name has no value.
     """
     pairs: dict[str, Any] = {}
     remaining = list(words)
     while remaining:
         name, has_value, value = remaining.pop(0).partition("=")
         if not name.startswith("--") or not (has_value or remaining):
-            raise ValueError(f"cannot understand {name!r}; overrides are written --name value")
+            raise ValueError(f"cannot understand {name!r}; write config values as --name value")
         pairs[name[2:]] = _literal(value if has_value else remaining.pop(0))
     return pairs
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import mrad_med
 from mrad_med.cli.console import ALL_WELL
-from mrad_med.cli.overrides import set_command
+from mrad_med.cli.overrides import VALUES_AS_OPTIONS, set_command
 from mrad_med.cli.workflows import run_workflow
 
 __all__ = ["add_to"]
@@ -15,9 +15,20 @@ __all__ = ["add_to"]
 
 def add_to(commands: Any) -> None:
     """Add the command to the subparsers of a parser."""
-    run = commands.add_parser("run", help="run a bundle directory, as python -m monai.bundle run does")
-    run.add_argument("bundle", help="bundle directory, name, or config file")
-    run.add_argument("--profile", action="append", default=[], help="config for a kind of images: endoscopy, volume")
+    run = commands.add_parser(
+        "run",
+        help="run a bundle as python -m monai.bundle run does",
+        description="Run a bundle: its configs/inference.json, or another config file.",
+        epilog=VALUES_AS_OPTIONS,
+    )
+    run.add_argument("bundle", help="bundle directory or name, or a config file")
+    run.add_argument(
+        "--profile",
+        action="append",
+        default=[],
+        help="config for a kind of images: endoscopy, volume, or sliding (large images, scored in tiles). "
+        "Can be repeated (default: none)",
+    )
     set_command(run, _run, takes_overrides=True)
 
 

@@ -1,4 +1,4 @@
-"""Bundle workflows as commands run them."""
+"""Bundle workflows that the commands run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["build_workflow", "run_workflow"]
 
 
 def build_workflow(options: argparse.Namespace, name: str, **values: Any) -> mrad_med.BundleWorkflow:
-    """Return the workflow of a config of a bundle; all but ``train`` are read on top of the config for inference.
+    """Return the workflow of one config of a bundle; every config except ``train`` extends ``inference.json``.
 
     Args:
         options: options of the command: ``bundle``, ``output_dir`` and ``overrides``.
@@ -24,7 +24,7 @@ def build_workflow(options: argparse.Namespace, name: str, **values: Any) -> mra
     root = mrad_med.bundle.find_bundle(options.bundle)
     config = root / "configs" / f"{name}.json"
     if not config.is_file():
-        raise FileNotFoundError(f"{root} has no configs/{name}.json: choose a bundle that has, such as mrad_ft")
+        raise FileNotFoundError(f"{root} has no configs/{name}.json; choose a bundle with one, such as mrad_ft")
     values |= {"bundle_root": str(root), **options.overrides}
     if options.output_dir:
         values["output_dir"] = options.output_dir

@@ -1,4 +1,4 @@
-"""What the command says at a terminal: lines, columns, exit statuses."""
+"""Text on the terminal: lines, columns, exit statuses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_line_goes_to_one_stream_alone(capsys, to_error):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_stream_that_lacks_letters_gets_the_others(monkeypatch, encoding):
+def test_characters_that_a_stream_cannot_encode_are_escaped(monkeypatch, encoding):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", stream)
     say_table([("case", "score"), ("病例/a", "0.5")])

@@ -1,4 +1,4 @@
-"""The command `mrad-med detect`: what it finds, writes, leaves out, does not do again, and never tells."""
+"""The command `mrad-med detect`: cases, outputs, failures, resuming, and hidden identifiers of patients."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.dicom_phantoms import OBLIQUE, PRIVATE, write_multiframe, write_serie
 SMALL = ["--bundle", "mrad_tf", "--image_size", "70", "--device", "cpu"]
 pytestmark = pytest.mark.usefixtures("embedded_is_loaded", "plain_figures")
 DAMAGED = b"\x08\0\0\0" + bytes(100)  # may be DICOM without preamble
-CASES = ["brain", "photo", "ct/series_1-238d1e6b95"]  # files of a folder come before those of folders in it
+CASES = ["brain", "photo", "ct/series_1-238d1e6b95"]  # files of a folder precede those of its subfolders
 
 
 def photograph(path: Path, seed: int = 0) -> Path:
@@ -40,7 +40,7 @@ def photograph(path: Path, seed: int = 0) -> Path:
 
 
 def report(path: Path) -> Path:
-    """Write a DICOM object that holds no picture."""
+    """Write a DICOM object that is not an image."""
     dataset = dcmread(write_ultrasound(path))
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = EnhancedSRStorage
     dataset.Modality = "SR"
@@ -57,7 +57,7 @@ def out(tmp_path) -> Path:
 
 @pytest.fixture
 def study(tmp_path) -> Path:
-    """A photograph, a NIfTI volume, a DICOM series, and what is none of them."""
+    """A photograph, a NIfTI volume, a DICOM series, and a file that is not an image."""
     root = tmp_path / "study"
     photograph(root / "photo.png")
     volume = np.random.RandomState(0).normal(size=(20, 24, 6)).astype(np.float32)
@@ -69,7 +69,7 @@ def study(tmp_path) -> Path:
 
 @pytest.fixture
 def scored(monkeypatch) -> list[list[str]]:
-    """Of each run, the names of the cases that go through the network."""
+    """Names of the cases that pass through the network, for each run."""
     runs: list[list[str]] = [[]]
     make = CaseDataset.__init__
 
@@ -99,7 +99,7 @@ def written(out: Path) -> list[str]:
     return sorted(path.relative_to(out).as_posix() for path in out.glob("*/**/*") if path.is_file())
 
 
-# what is found and written
+# cases and outputs
 
 
 def test_each_kind_has_its_outputs_and_a_bad_file_costs_only_itself(study, out, capfd, caplog):
@@ -111,11 +111,11 @@ def test_each_kind_has_its_outputs_and_a_bad_file_costs_only_itself(study, out, 
         *("montages/brain.png", "montages/ct/series_1-238d1e6b95.png"),
         *("overlays/brain.png", "overlays/ct/series_1-238d1e6b95.png", "overlays/photo.png"),
     ]
-    told = capfd.readouterr()
-    assert "3 of 4 case(s) scored" in told.out
-    # Progress is counted in pictures: 6 and 5 slices, a photograph, and the damaged file; with the time that is left.
-    assert re.search(r"pictures: 100%.* 13/13 \[\d\d:\d\d<00:00, .*picture/s\]", told.err)
-    last = told.err.splitlines()[-1]
+    printed = capfd.readouterr()
+    assert "3 of 4 case(s) scored" in printed.out
+    # Progress counts images: 6 and 5 slices, a photograph and the damaged file. It shows the remaining time.
+    assert re.search(r"pictures: 100%.* 13/13 \[\d\d:\d\d<00:00, .*picture/s\]", printed.err)
+    last = printed.err.splitlines()[-1]
     rows = {row["case_id"]: row for row in table(out)}
     assert {name: row["status"] for name, row in rows.items()} == {**dict.fromkeys(CASES, "ok"), "ct/damaged": "failed"}
     assert last == f"left out ct/damaged: {rows['ct/damaged']['reason']}"
@@ -163,7 +163,7 @@ def test_each_output_is_written_by_its_name(study, tmp_path):
         (["--write", "mask", "--threshold", "nan"], "the threshold must be a number, got nan"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_scored_or_written(study, out, scored, capsys, words, message):
+def test_mistakes_are_reported_before_anything_is_scored_or_written(study, out, scored, capsys, words, message):
     assert detect(study, out, *words) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert scored == [[]]
@@ -185,14 +185,14 @@ def test_dry_run_lists_what_is_found_and_leaves_no_trace(study, out, monkeypatch
         ["photo", "photograph"],
         ["ct/series_1-238d1e6b95", "study-40c5e4875b", "DICOM CT 5 slices of 24 x 20, axial, 2 x 2 x 5 mm"],
         ["ct/damaged", "DICOM, damaged"],
-        ["ct/report", "passed over"],
+        ["ct/report", "skipped"],
     ]
     assert "copy or export the file again" in damage
     assert "structured report" in reason
-    assert lines[-1] == "4 case(s) would be scored, 1 file(s) passed over"
+    assert lines[-1] == "4 case(s) would be scored, 1 file(s) skipped"
     assert main(["detect", str(study), "--dry-run", "--profile", "lungs"]) == 2
     assert main(["detect", str(study), *SMALL]) == 2
-    assert "mrad-med: give a folder for results with --out, or --dry-run to see what" in capsys.readouterr().err
+    assert "mrad-med: give a folder for results with --out, or list the cases with --dry-run" in capsys.readouterr().err
     assert detect(study, out, "--dry-run", "--strict_geometry", "False") == 0
     assert not out.exists()
     assert sorted(study.rglob("*")) == before
@@ -265,9 +265,9 @@ def test_files_of_any_name_are_scored_and_written(tmp_path, out, capsys):
     names = {name.replace("\n", "_") for name in NAMES}
     assert set(scores(out)) == names
     assert {Path(name).name for name in written(out)} == {f"{name}.{end}" for name in names for end in ("png", "tiff")}
-    told = capsys.readouterr().out
-    assert all(name in told for name in names)
-    assert len(told.splitlines()) == len(NAMES) + 2
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names)
+    assert len(printed.splitlines()) == len(NAMES) + 2
 
 
 # another run
@@ -286,9 +286,9 @@ def test_finished_cases_are_not_scored_again_unless_they_or_the_settings_changed
     first = table(out)
     capsys.readouterr()
     assert run(scored, study, out, *few) == []
-    told = capsys.readouterr().out
-    assert told.startswith("3 of 3 case(s) are finished already; --restart scores them again\n")
-    assert "3 of 3 case(s) scored" in told
+    printed = capsys.readouterr().out
+    assert printed.startswith("3 of 3 case(s) are finished already; --restart scores them again\n")
+    assert "3 of 3 case(s) scored" in printed
     assert table(out) == first
     assert run(scored, study, out, *few, "--batch_size", "1", "--jobs", "0") == []
     photograph(study / "photo.png", 5)
@@ -308,7 +308,7 @@ def test_finished_cases_are_not_scored_again_unless_they_or_the_settings_changed
     assert run(scored, study, out, *few, "--window", "percentile", "--restart") == CASES
 
 
-def test_failed_case_is_tried_again_and_told_again(study, out, scored, capsys):
+def test_failed_case_is_tried_again_and_reported_again(study, out, scored, capsys):
     (study / "bad.png").write_bytes(b"no image")
     assert detect(study, out) == 1
     scored.append([])
@@ -320,13 +320,13 @@ def test_failed_case_is_tried_again_and_told_again(study, out, scored, capsys):
     assert run(scored, study, out) == ["bad"]
 
 
-def test_output_that_could_not_be_made_is_told_by_each_run(tmp_path, out):
+def test_output_that_could_not_be_made_is_reported_by_each_run(tmp_path, out):
     write_ultrasound(tmp_path / "us" / "a.dcm")
     assert [detect(tmp_path / "us", out, "--write", "parametric-map") for _ in range(2)] == [1, 1]
 
 
 @pytest.mark.parametrize("ends", ["stopped", "killed"])
-def test_run_that_was_stopped_goes_on_where_it_stopped(study, tmp_path, monkeypatch, scored, ends):
+def test_run_that_was_stopped_resumes_where_it_stopped(study, tmp_path, monkeypatch, scored, ends):
     photograph(study / "another.png", 1)
     whole, out = tmp_path / "whole", tmp_path / "out"
     words = ("--batch_size", "1", "--write", "tiff", "nifti")
@@ -354,12 +354,12 @@ def test_run_that_was_stopped_goes_on_where_it_stopped(study, tmp_path, monkeypa
     assert written(out) == written(whole)
 
 
-# who the patient is
+# identity of the patient
 
 
 @pytest.fixture
 def export(tmp_path) -> Path:
-    """An export whose folders and files are named after the patient, with an object that fails and one that is none."""
+    """An export whose paths name the patient, with one object that fails and one that is not an image."""
     folder = tmp_path / "export" / "Fingal_Olive PID-73519" / "1952-03-14"
     write_series(folder / "ACC-9912" / "2025-09-17 olive", axes=OBLIQUE)
     write_multiframe(folder / "enhanced Olive.dcm")
@@ -373,14 +373,14 @@ WORDS = ["Fingal", "Olive", "Quill", "Larch", "2025-09-17", "1952-03-14", "73519
 WORDS += [value for value in PRIVATE.values() if len(value) > 3]
 
 
-def test_nothing_of_a_run_tells_who_the_patient_is(export, out, caplog, capfd, recwarn):
+def test_nothing_of_a_run_identifies_the_patient(export, out, caplog, capfd, recwarn):
     recwarn.clear()
     with caplog.at_level(logging.DEBUG, logger="mrad_med"):
         assert detect(export, out, "--write", *OUTPUTS, "video", "--threshold", "0.4") == 1
         assert detect(export, out, "--dry-run") == 0
         assert detect(export, out, "--write", *OUTPUTS, "--threshold", "0.4", "--jobs", "1") == 1
-    told = capfd.readouterr()
-    texts = {"log": caplog.text, "out": told.out, "err": told.err, "warnings": str([w.message for w in recwarn])}
+    printed = capfd.readouterr()
+    texts = {"log": caplog.text, "out": printed.out, "err": printed.err, "warnings": str([w.message for w in recwarn])}
     found = {name: text.encode() for name, text in texts.items()}
     for path in out.rglob("*.*"):
         name, data = str(path.relative_to(out)), path.read_bytes()
@@ -392,7 +392,7 @@ def test_nothing_of_a_run_tells_who_the_patient_is(export, out, caplog, capfd, r
     assert [(name, word) for name, data in found.items() for word in words if word in data.lower()] == []
 
 
-def test_identifiers_travel_on_request(export, out):
+def test_identifiers_are_kept_on_request(export, out):
     assert detect(export, out, "--write", "overlay", "seg", "--threshold", "0.4", "--keep-identifiers") == 1
     series = [row["case_id"] for row in table(out) if "2025-09-17 olive" in row["case_id"]]
     assert [name.split("/")[0] for name in series] == ["Fingal_Olive PID-73519"]

@@ -76,11 +76,11 @@ def test_other_threads_set_no_handlers():
 
 
 def test_forked_process_ends_at_once():
-    ready, told = os.pipe()
+    ready, started = os.pipe()
     with stopping_in_order():
         child = os.fork()
         if child == 0:
-            os.write(told, b"!")
+            os.write(started, b"!")
             time.sleep(30)
             os._exit(0)
         os.read(ready, 1)
@@ -102,7 +102,7 @@ def test_stopped_command_ends_with_the_status_of_the_signal_and_its_tables(tmp_p
     assert record(out)["complete"] is False
     assert record(out)["not_reached"] == {"count": 2, "cases": ["001", "002"]}
     assert len((out / "scores.csv").read_text(encoding="utf-8").splitlines()) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "mrad-med: stopped; what is already written is whole"
+    assert capsys.readouterr().err.splitlines()[-1] == "mrad-med: stopped; files that are already written are complete"
     assert not (out / LOCK_NAME).exists()
     monkeypatch.undo()
     assert main(["detect", str(folder), "--out", str(out), *SMALL]) == 0
@@ -118,7 +118,7 @@ def test_worker_that_the_signal_ended_first_changes_no_status(monkeypatch, capsy
 
     monkeypatch.setattr("mrad_med.cli.datasets._datasets", end)
     assert main(["datasets"]) == 143
-    assert capsys.readouterr().err == "mrad-med: stopped; what is already written is whole\n"
+    assert capsys.readouterr().err == "mrad-med: stopped; files that are already written are complete\n"
 
 
 def wait_for(path: Path, lines: int) -> None:
@@ -185,7 +185,7 @@ def test_stream_that_cannot_be_written_stops_nothing_and_makes_no_noise(command,
     assert (finished.returncode, finished.stderr) == (status, errors)
 
 
-def test_work_goes_on_after_the_reader_of_both_streams_went_away(tmp_path):
+def test_work_continues_after_the_reader_of_both_streams_went_away(tmp_path):
     """Progress is written to standard error, again and again."""
     folder, out = photographs(tmp_path / "images", 4), tmp_path / "out"
     words = " ".join(["detect", str(folder), "--out", str(out), *SMALL, "--write", "png"])

@@ -46,7 +46,7 @@ def test_detect_finishes_the_folder_and_fails_for_the_bad_file(
     assert json.loads((tmp_path / "out" / "run.json").read_text())["cases"]["failed"] == 1
 
 
-def test_results_may_lie_inside_the_input_folder_and_are_not_scored_again(image_folder: Path):
+def test_results_may_be_inside_the_input_folder_and_are_not_scored_again(image_folder: Path):
     out = image_folder / "results"
     for _ in range(2):
         assert main(["detect", str(image_folder), "--out", str(out), *SMALL]) == 0
@@ -57,7 +57,7 @@ def test_results_may_lie_inside_the_input_folder_and_are_not_scored_again(image_
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--bundle", "nothing"], "nothing is no bundle directory"),
+        (["--bundle", "nothing"], "nothing is not a bundle directory"),
         (["--temprature", "1"], "no value named temprature"),
         (["--backbone", "no-such-model"], "neither a file nor a backbone"),
         (["--memory_bank", "missing.safetensors"], "there is no memory bank"),
@@ -66,7 +66,7 @@ def test_results_may_lie_inside_the_input_folder_and_are_not_scored_again(image_
         (["stray"], "cannot understand 'stray'"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_are_reported_in_one_line(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ):
     assert main(["detect", str(image_folder), "--out", str(tmp_path / "out"), *words]) == 2
@@ -115,7 +115,7 @@ def test_a_bank_is_saved_and_the_bad_file_reported(tmp_path: Path, capsys: pytes
     assert mrad_med.load_memory_bank(tmp_path / "bank.safetensors").card.counts["image_anomalous"] == 2
 
 
-def test_version_is_told(capsys: pytest.CaptureFixture[str]):
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert mrad_med.__version__ in capsys.readouterr().out
@@ -124,13 +124,13 @@ def test_version_is_told(capsys: pytest.CaptureFixture[str]):
 def test_options_that_a_command_does_not_know_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = mrad_med.write_sample_dataset(tmp_path / "set", count=1)
     assert main(["bank", "build", folder, "--out", str(tmp_path / "b.safetensors"), "--devce", "cpu"]) == 2
-    assert "unknown: --devce cpu" in capsys.readouterr().err
+    assert "unknown arguments: --devce cpu" in capsys.readouterr().err
     assert main(["run", "mrad_tf", "--data_dir", folder]) == 2
     assert "no value named data_dir" in capsys.readouterr().err
     assert not (tmp_path / "b.safetensors").exists()
 
 
-def test_results_cannot_lie_among_the_images(image_folder: Path, capsys: pytest.CaptureFixture[str]):
+def test_results_cannot_be_among_the_images(image_folder: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["detect", str(image_folder), "--out", str(image_folder), *SMALL]) == 2
     assert "would hold both images and results" in capsys.readouterr().err
 
@@ -152,7 +152,7 @@ def test_what_is_done_stays_in_the_tables_when_a_run_is_stopped(
         assert [row["case_id"] for row in csv.DictReader(stream_of_rows)] == ["a"]
 
 
-def test_a_network_is_exported_and_the_difference_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_network_is_exported_and_the_difference_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "served" / "mrad.ts"
     assert main(["export", "mrad_tf", "--out", str(path), "--temperature", "0.5", *SMALL]) == 0
     assert f"{path}: differs from the network by at most " in capsys.readouterr().out
@@ -169,10 +169,10 @@ def test_a_network_is_exported_and_the_difference_told(tmp_path: Path, capsys: p
         (["mrad_tf", "--out", "mrad.ts", "--image_size", "100"], "multiple of the patch size"),
         (["mrad_tf", "--out", "mrad.ts", "--temprature", "1"], "no value named temprature"),
         (["mrad_ft", "--out", "mrad.ts", "--checkpoint", "missing.pt"], "there is no head file missing.pt"),
-        (["nothing", "--out", "mrad.ts"], "nothing is no bundle directory"),
+        (["nothing", "--out", "mrad.ts"], "nothing is not a bundle directory"),
     ],
 )
-def test_exports_that_cannot_be_are_told_in_one_line(
+def test_impossible_exports_are_reported_in_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -201,13 +201,13 @@ def test_a_head_is_trained_and_its_file_named(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["mrad_tf"], "mrad_tf has no configs/train.json: choose a bundle that has, such as mrad_ft"),
-        (["nothing"], "nothing is no bundle directory"),
+        (["mrad_tf"], "mrad_tf has no configs/train.json; choose a bundle with one, such as mrad_ft"),
+        (["nothing"], "nothing is not a bundle directory"),
         (["mrad_ft", "--epoch", "2"], "no value named epoch"),
         (["mrad_ft", "--device", "cpu"], "labeled images are expected"),
     ],
 )
-def test_trainings_that_cannot_be_are_told_in_one_line(
+def test_impossible_trainings_are_reported_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ):
     (tmp_path / "empty").mkdir()
@@ -245,13 +245,13 @@ def test_a_bundle_is_evaluated_and_its_table_shown(tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nothing", "--dataset", "folder"], "nothing is no bundle directory"),
+        (["nothing", "--dataset", "folder"], "nothing is not a bundle directory"),
         (["mrad_tf", "--dataset", "kvasr"], "there is no set 'kvasr'; did you mean 'kvasir'?"),
         (["mrad_tf", "--dataset", "folder", "--split", "test"], "labeled images are expected"),
         (["mrad_tf", "--dataset", "folder", "--resample", "5"], "no value named resample"),
     ],
 )
-def test_evaluations_that_cannot_be_are_told_in_one_line(
+def test_impossible_evaluations_are_reported_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ):
     (tmp_path / "empty").mkdir()
@@ -286,7 +286,7 @@ def test_sets_of_a_benchmark_are_named_with_their_folders(
     (tmp_path / "benchmark.md").write_text("of another run", encoding="utf-8")
     assert main(["benchmark", *sets, "--out", str(tmp_path)]) == 2
     captured = capsys.readouterr()
-    assert "sets are written NAME=FOLDER, each once, for example kvasir=data/Kvasir-SEG" in captured.err
+    assert "write each dataset once as NAME=FOLDER, for example kvasir=data/Kvasir-SEG" in captured.err
     assert captured.out == ""
 
 
@@ -298,7 +298,7 @@ def test_a_benchmark_of_unknown_sets_shows_no_tables_of_before(tmp_path: Path, c
     assert captured.out == ""
 
 
-def test_public_sets_are_listed(capsys: pytest.CaptureFixture[str]):
+def test_public_datasets_are_listed(capsys: pytest.CaptureFixture[str]):
     assert main(["datasets"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["name", "domain", "normal", "anomalous", "masks", "license", "home"]
@@ -310,7 +310,7 @@ def test_public_sets_are_listed(capsys: pytest.CaptureFixture[str]):
     assert brain.split()[2:5] == ["98", "155", "no"]
 
 
-def test_sets_on_disk_are_found_and_what_is_wrong_with_them_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_datasets_on_disk_are_found_and_their_problems_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     root = make_archive("isic2016", tmp_path)
     assert main(["datasets", "--root", str(tmp_path)]) == 0
     captured = capsys.readouterr()

@@ -72,7 +72,7 @@ def test_a_file_below_a_file_is_refused(words: list[str], tmp_path: Path, capsys
 def test_a_file_named_like_a_folder_is_refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "a.ts").mkdir()
     line = refusal_of([*words, str(tmp_path / "a.ts")], capsys)
-    assert line == f"mrad-med: cannot write the file {tmp_path / 'a.ts'}: there is a folder of this name; name a file"
+    assert line == f"mrad-med: cannot write the file {tmp_path / 'a.ts'}: a folder has this name; choose another name"
 
 
 @each_file

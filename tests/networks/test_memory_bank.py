@@ -251,7 +251,7 @@ def test_card_of_a_newer_version_is_read_without_its_new_keys():
 
 
 def test_card_that_lacks_the_backbone_is_refused():
-    with pytest.raises(ValueError, match=r"lacks \['backbone', 'backbone_sha256'\]; was it written by mrad_med"):
+    with pytest.raises(ValueError, match=r"lacks \['backbone', 'backbone_sha256'\]; use a bank that mrad_med wrote"):
         BankCard.from_dict({"image_size": None})
 
 
