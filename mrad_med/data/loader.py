@@ -61,7 +61,7 @@ class CaseLoader:
         batch_size: largest number of images in a batch.
         num_workers: number of processes that read ahead, without shared memory; 0 reads in this process.
         progress: whether to show a progress bar, which counts images and slices.
-        time_limit: seconds that a process may take for a case; ignored if ``num_workers`` is 0.
+        time_limit: seconds that a process may spend on a case; ignored if ``num_workers`` is 0.
 
     Attributes:
         failures: failed cases of the last pass; always the same list, filled during iteration.

@@ -102,7 +102,7 @@ def check_masks(cases: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return problems with the masks of a datalist. Only headers are read; no pixel is decoded.
 
     Args:
-        cases: a datalist with ``image``, ``case_id`` and ``mask`` (a path or None). DICOM files and volumes are skipped.
+        cases: a datalist with ``image``, ``case_id`` and ``mask`` (path or None). DICOM files and volumes are skipped.
 
     Returns:
         One sentence for each mask whose size differs from that of its image, and for each file that cannot be opened.

@@ -55,7 +55,7 @@ class DistinctNames:
 def printable(name: str) -> str:
     """Return a name that can be printed, written to tables and used as a file name.
 
-    Bytes that are not Unicode become ``?``. Backslashes and control characters, such as line breaks, become underscores.
+    Bytes that are not Unicode become ``?``. Backslashes and control characters (such as line breaks) become ``_``.
     """
     text = name.encode("utf-8", "replace").decode("utf-8").replace("\\", "_")
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", "_", text)

@@ -151,7 +151,7 @@ def make_chest_phantom(
     noise = gaussian_filter(np.random.RandomState(seed).standard_normal(size), (0.7, 0.7, 0))
     chest = gaussian_filter(chest, (0.6, 0.6, 0)) + _NOISE * noise / noise.std()
     affine = LPS_TO_RAS @ np.diag([*SPACING, 1.0])
-    affine[:3, 3] = -affine[:3, :3] @ (np.asarray(size) - 1) / 2  # world coordinates have their origin in the middle of the volume
+    affine[:3, 3] = -affine[:3, :3] @ (np.asarray(size) - 1) / 2  # the origin is the center of the volume
     return chest.clip(-_OFFSET).astype(np.float32), lesion.astype(np.uint8), affine
 
 

@@ -236,9 +236,13 @@ def test_class_numbers_in_the_masks_of_visa_are_anomalous(tmp_path):
         (VISA[:1], COLUMNS, r"1cls\.csv has no split 'test'; 'train' and 'test' are expected"),
         ((f"{GOOD[:-1].replace('normal', 'broken')},", *VISA), COLUMNS, "^1 row.* have no label of 0 or 1 .*001.JPG$"),
         ((GOOD + ",", *VISA), COLUMNS, r"^1 row\(s\) of .*1cls\.csv have more cells than the table has columns"),
-        (("candle,test,normal", *VISA), COLUMNS, r"^1 row\(s\) of .*1cls\.csv name no image, .*: row 1$"),
-        ((GOOD, GOOD), COLUMNS, r"^1 row\(s\) of .*1cls\.csv name an image .* that an earlier one names"),
-        (("candle,test,normal,gone.JPG,", *VISA), COLUMNS, r"^1 row.* name an image that is not there, .*: gone\.JPG$"),
+        (("candle,test,normal", *VISA), COLUMNS, r"^1 row\(s\) of .*1cls\.csv name no image .*: row 1$"),
+        ((GOOD, GOOD), COLUMNS, r"^1 row\(s\) of .*1cls\.csv repeat an image .* of an earlier row"),
+        (
+            ("candle,test,normal,gone.JPG,", *VISA),
+            COLUMNS,
+            r"^1 row.* name an image that does not exist .*: gone\.JPG$",
+        ),
         (("candle,test,anomaly,candle/Data/Images/Anomaly/000.JPG,gone.png",), COLUMNS, "^1 row.* a mask that is not"),
         (("candle,test,normal,/etc/passwd,",), COLUMNS, "names a file outside its folder .*: '/etc/passwd'"),
         (("candle,test,normal,candle/../../a.JPG,",), COLUMNS, r"outside its folder .*: 'candle/\.\./\.\./a\.JPG'"),
@@ -328,7 +332,7 @@ def test_unknown_class_is_refused_with_those_there_are(held_out, unknown):
 
 
 def test_negative_number_of_held_out_classes_is_refused():
-    with pytest.raises(DatasetError, match="cannot be negative, got -1"):
+    with pytest.raises(DatasetError, match="must not be negative, got -1"):
         choose_held_out(make_classes("b", "a"), -1)
 
 

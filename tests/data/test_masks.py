@@ -65,8 +65,7 @@ def test_files_that_share_a_name_are_not_paired_but_named(images, masks, unclear
     found, problems = pairs_of(images, masks, "_mask")
     assert found == {"b.png": "b.png"}
     assert problems == [
-        "2 file(s) in i or m share a name, so which mask belongs to which image is open: "
-        f"{unclear}; remove those that are too many"
+        f"2 file(s) in i or m share a name, so their masks cannot be assigned: {unclear}; keep one file per name"
     ]
 
 
@@ -117,7 +116,7 @@ def test_path_below_the_root_is_returned(tmp_path, name, below):
     ],
 )
 def test_path_that_leads_out_of_the_root_is_refused(tmp_path, name):
-    message = f"names a file outside its folder {tmp_path}: {name!r}; paths below it are expected"
+    message = f"names a file outside its folder {tmp_path}: {name!r}; use paths below it"
     with pytest.raises(DatasetError, match=re.escape(message)):
         path_below(tmp_path, name)
 

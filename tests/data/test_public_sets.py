@@ -60,7 +60,7 @@ def test_general_layouts_have_names_too(tmp_path):
     ("name", "hint"), [("mvtec", "did you mean 'mvtec-ad'? "), ("kvasir-seg", "did you mean 'kvasir'? "), ("zzz", "")]
 )
 def test_unknown_name_is_refused_with_those_there_are(tmp_path, name, hint):
-    message = f"there is no set '{name}'; {hint}Public sets: mvtec-ad, visa, btad, "
+    message = f"there is no dataset '{name}'; {hint}Public datasets: mvtec-ad, visa, btad, "
     with pytest.raises(DatasetError, match=f"{re.escape(message)}.*General layouts: folder, meta.json, csv, datalist$"):
         load_datalist(name, tmp_path)
 

@@ -277,7 +277,7 @@ def test_copies_of_slices_are_passed_over_and_told(tmp_path, caplog):
     shutil.copytree(tmp_path / "a", tmp_path / "copy of a")
     name = f"a/series_3-{code(paths[0])}"
     assert find_cases(tmp_path) == [{"image": texts(paths), "case_id": name, "study": STUDY}]
-    assert caplog.messages == [f"{name}: 4 copies of slices passed over"]
+    assert caplog.messages == [f"{name}: 4 copies of slices skipped"]
 
 
 def test_series_with_a_gap_is_made_of_images_unless_told_otherwise(tmp_path, caplog):
@@ -289,7 +289,7 @@ def test_series_with_a_gap_is_made_of_images_unless_told_otherwise(tmp_path, cap
     assert {case["study"] for case in cases} == {STUDY}
     gap = "1 gap(s) between slices (up to 4 mm where 2 mm are usual), about 1 slice(s) missing"
     assert caplog.messages == [
-        f"slice000 and 4 more: one of 5 slices that make no volume, each scored by itself; {gap}"
+        f"slice000 and 4 more: one of 5 slices that cannot form a volume and are scored separately; {gap}"
     ]
     caplog.clear()
     (case,) = find_cases(tmp_path, strict=False)
@@ -304,7 +304,7 @@ def test_slices_that_no_setting_makes_a_volume_are_images(tmp_path, strict, capl
     write_slices(tmp_path, 3, uid="1.2.3.4", names=["x", "y", "z"], origin=(0, 0, 6), spacing=(1.0, 1.5))
     assert case_ids(tmp_path, strict=strict) == ["slice000", "slice001", "slice002", "x", "y", "z"]
     assert caplog.messages == [
-        "slice000 and 5 more: one of 6 slices that make no volume, each scored by itself; "
+        "slice000 and 5 more: one of 6 slices that cannot form a volume and are scored separately; "
         "different pixel spacings in one series"
     ]
     for case in find_cases(tmp_path, strict=strict):
@@ -335,9 +335,9 @@ def test_objects_that_are_no_images_are_passed_over_with_the_reason(tmp_path, ca
     assert [item.case_id for item in found.skipped] == ["a/contours0", "a/contours1", "a/report"]
     found.warn()
     assert caplog.messages == [
-        "a/contours0 and 1 more: passed over: this DICOM object is a radiotherapy structure set, not an image; "
+        "a/contours0 and 1 more: skipped: this DICOM object is a radiotherapy structure set, not an image; "
         "leave it out",
-        "a/report: passed over: this DICOM object is a structured report, not an image; leave it out",
+        "a/report: skipped: this DICOM object is a structured report, not an image; leave it out",
     ]
 
 
@@ -590,7 +590,7 @@ def test_copies_of_one_image_below_two_hidden_folders_are_one_case(tmp_path):
     assert len(names) == 2 + 2 + 2  # series, photographs, frames
     assert [item.case_id.split("/")[-1] for item in found.skipped] == ["a", "clip"]
     assert {item.reason for item in found.skipped} == {
-        "its content is that of another case whose hidden name is the same; that case stands for both"
+        "another case has the same content and the same hidden name; only that case is kept"
     }
     assert len(survey(tmp_path, keep_identifiers=True).cases) == 2 + 3 + 4
 

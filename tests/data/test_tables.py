@@ -118,13 +118,13 @@ def test_split_column_chooses_rows(tmp_path):
 
 
 PROBLEMS = [
-    ("image,label", ",1", "1 row.* name no image, left out; fill it in: row 1"),
-    ("image,label", "gone.png,1", r"1 row.* name an image that is not there, left out; .*: gone\.png"),
-    ("image,label", "b.png,1", r"1 row.* name an image or case_id that an earlier one names, left out; .*: b\.png"),
-    ("image,label", "a.png,2", r"1 row.* have no label of 0 or 1 \(or normal, anomaly\), left out; .*: a\.png"),
+    ("image,label", ",1", "1 row.* name no image and are left out; fill in the image: row 1"),
+    ("image,label", "gone.png,1", r"1 row.* name an image that does not exist and are left out; .*: gone\.png"),
+    ("image,label", "b.png,1", r"1 row.* repeat an image or case_id of an earlier row and are left out; .*: b\.png"),
+    ("image,label", "a.png,2", r"1 row.* have no label of 0 or 1 \(or normal, anomaly\) and are left out; .*: a\.png"),
     ("image,label", "a.png,", r"1 row.* have no label of 0 or 1 .*: a\.png"),
     ("image,label", "a.png", r"1 row.* have no label of 0 or 1 .*: a\.png"),
-    ("image,label", "a.png,1,2", r"1 row.* have more cells than the table has columns, left out; .*: a\.png"),
+    ("image,label", "a.png,1,2", r"1 row.* have more cells than the table has columns and are left out; .*: a\.png"),
 ]
 
 
@@ -142,7 +142,7 @@ def test_row_that_cannot_be_used_costs_only_itself(tmp_path, caplog, columns, ro
 def test_two_rows_of_one_case_id_are_told(tmp_path):
     table = make_csv(tmp_path, "image,label,case_id", "a.png,0,x", "b.png,0,x")
     assert told(load_csv(table), "image") == [(str(tmp_path / "a.png"),)]
-    with pytest.raises(DatasetError, match=r"that an earlier one names, left out; remove them: b\.png"):
+    with pytest.raises(DatasetError, match=r"of an earlier row and are left out; remove them: b\.png"):
         load_csv(table, strict=True)
 
 
@@ -154,8 +154,11 @@ def test_names_of_files_make_way_for_given_case_ids(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("a.png,1,m/gone.png", r"1 row.* name a mask that is not there, kept without it; .*: a\.png"),
-        ("a.png,1,", r"1 row.* are labeled anomalous and have no mask while others have one, kept without; .*: a\.png"),
+        ("a.png,1,m/gone.png", r"1 row.* name a mask that does not exist and are kept without it; .*: a\.png"),
+        (
+            "a.png,1,",
+            r"1 row.* are labeled anomalous but have no mask, unlike other rows, and are kept without it; .*: a\.png",
+        ),
     ],
 )
 def test_case_whose_mask_is_missing_is_kept_without(tmp_path, caplog, row, message):
@@ -195,10 +198,13 @@ def test_nothing_outside_the_folder_can_be_named(tmp_path, row):
     ("lines", "message"),
     [
         (["picture,label", "a.png,1"], "lacks the columns image; it has picture, label"),
-        (["image,class", "a.png,tile"], "lacks the columns label and mask: one of them must say which"),
-        (["image,label"], "names no image that can be used"),
-        (["image,label", "gone.png,1"], "names no image that can be used; is it the right table, beside its images"),
-        (["image,label,mask_threshold", "a.png,1,half"], "has a mask_threshold that is no number: 'half'"),
+        (["image,class", "a.png,tile"], "lacks the columns label and mask; one of them must mark"),
+        (["image,label"], "names no usable image"),
+        (
+            ["image,label", "gone.png,1"],
+            "names no usable image; check that it is the right table and in the folder of its images",
+        ),
+        (["image,label,mask_threshold", "a.png,1,half"], "has a mask_threshold that is not a number: 'half'"),
     ],
 )
 def test_table_of_no_use_is_refused(tmp_path, lines, message):
@@ -212,7 +218,7 @@ def test_table_of_no_use_is_refused(tmp_path, lines, message):
 def test_one_table_is_expected_in_a_folder(tmp_path, names, found):
     for name in names:
         text(tmp_path / name)
-    with pytest.raises(DatasetError, match=rf"one \.csv file is expected in .*, found {found}; give its path"):
+    with pytest.raises(DatasetError, match=rf"expected one \.csv file in .*, found {found}; give its path"):
         load_csv(tmp_path)
 
 
@@ -251,14 +257,14 @@ def test_meta_json_is_read_class_by_class(tmp_path):
     [
         ({"train": {}}, r"meta\.json has no split 'test'; it has train$"),
         ({}, r"has no split 'test'; it has none$"),
-        ([], "is of another layout: {split: {class:"),
-        ({"test": []}, "is of another layout"),
-        ({"test": {"tile": [1]}}, "is of another layout"),
-        ({"test": {"tile": {}}}, "is of another layout"),
-        ({"test": {}}, "names no image that can be used"),
+        ([], "has another layout; expected {split: {class:"),
+        ({"test": []}, "has another layout"),
+        ({"test": {"tile": [1]}}, "has another layout"),
+        ({"test": {"tile": {}}}, "has another layout"),
+        ({"test": {}}, "names no usable image"),
         ({"test": {"tile": [meta_entry("../a.png", anomaly=0)]}}, "outside its folder"),
         ({"test": {"tile": [meta_entry("a.png", "/m.png", anomaly=1)]}}, "outside its folder"),
-        ({"test": {"tile": [{"path": "a.png"}]}}, "names no image that can be used"),
+        ({"test": {"tile": [{"path": "a.png"}]}}, "names no usable image"),
     ],
 )
 def test_meta_json_of_another_layout_is_refused(tmp_path, content, message):
@@ -319,12 +325,12 @@ def test_list_is_taken_for_any_split_and_a_label_that_is_a_path_for_a_mask(tmp_p
     ("content", "message"),
     [
         ({"training": []}, "has no split 'test'; it has training"),
-        ({"test": {}}, r"is of another layout: \[cases\] or {split: \[cases\]} is expected"),
-        ({"test": ["a.png"]}, "is of another layout"),
-        ("test", "is of another layout"),
-        ([], "names no image that can be used"),
-        ([{"image": ["a.png", "b.png"], "label": 0}], "names no image that can be used"),
-        ([{"image": "a.png"}], "names no image that can be used"),
+        ({"test": {}}, r"has another layout; expected \[cases\] or {split: \[cases\]}"),
+        ({"test": ["a.png"]}, "has another layout"),
+        ("test", "has another layout"),
+        ([], "names no usable image"),
+        ([{"image": ["a.png", "b.png"], "label": 0}], "names no usable image"),
+        ([{"image": "a.png"}], "names no usable image"),
         ([{"image": "../a.png", "label": 0}], "outside its folder"),
         ([{"image": "a.png", "label": "/etc/passwd"}], "outside its folder"),
     ],
