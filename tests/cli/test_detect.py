@@ -114,7 +114,7 @@ def test_each_kind_has_its_outputs_and_a_bad_file_costs_only_itself(study, out, 
     told = capfd.readouterr()
     assert "3 of 4 case(s) scored" in told.out
     # Progress is counted in pictures: 6 and 5 slices, a photograph, and the damaged file; with the time that is left.
-    assert re.search(r"pictures: 100%.* 13/13 \[\d\d:\d\d<00:00, .*picture/s\]", told.err)
+    assert re.search(r"images: 100%.* 13/13 \[\d\d:\d\d<00:00, .*image/s\]", told.err)
     last = told.err.splitlines()[-1]
     rows = {row["case_id"]: row for row in table(out)}
     assert {name: row["status"] for name, row in rows.items()} == {**dict.fromkeys(CASES, "ok"), "ct/damaged": "failed"}

@@ -1,4 +1,4 @@
-"""Datalists of folders as people have them: nested, badly named, linked in circles, half labeled."""
+"""Datalists of folders: nested, badly named, with circular links, partly labeled."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_one_of_the_two_folders_is_enough(tmp_path, name, label):
 
 def test_folder_with_neither_is_refused(tmp_path):
     fill(tmp_path, ["good/a.png", "mask/a.png"])
-    with pytest.raises(DatasetError, match="nor a folder below it has normal/ or defect/: labeled images"):
+    with pytest.raises(DatasetError, match="nor a folder below it has normal/ or defect/; put the labeled images"):
         load_labeled_folder(tmp_path)
 
 
@@ -136,7 +136,7 @@ def test_class_that_lacks_a_mask_is_named(tmp_path):
         load_labeled_folder(tmp_path)
 
 
-def test_hidden_classes_are_passed_over(tmp_path):
+def test_hidden_classes_are_skipped(tmp_path):
     fill(tmp_path, ["a/normal/1.png", ".trash/b/normal/1.png", "deeper/.c/normal/1.png"])
     assert [item["class"] for item in load_labeled_folder(tmp_path)] == ["a"]
 
@@ -243,7 +243,11 @@ def test_class_numbers_in_the_masks_of_visa_are_anomalous(tmp_path):
             COLUMNS,
             r"^1 row.* name an image that does not exist .*: gone\.JPG$",
         ),
-        (("candle,test,anomaly,candle/Data/Images/Anomaly/000.JPG,gone.png",), COLUMNS, "^1 row.* a mask that is not"),
+        (
+            ("candle,test,anomaly,candle/Data/Images/Anomaly/000.JPG,gone.png",),
+            COLUMNS,
+            "^1 row.* a mask that does not exist",
+        ),
         (("candle,test,normal,/etc/passwd,",), COLUMNS, "names a file outside its folder .*: '/etc/passwd'"),
         (("candle,test,normal,candle/../../a.JPG,",), COLUMNS, r"outside its folder .*: 'candle/\.\./\.\./a\.JPG'"),
         (

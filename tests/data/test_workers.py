@@ -1,4 +1,4 @@
-"""Processes that read ahead: no shared memory, nothing changes, and a lost process costs one item."""
+"""Processes that read ahead: no shared memory, unchanged items, and a lost process loses one item."""
 
 from __future__ import annotations
 
@@ -247,9 +247,7 @@ def test_a_lack_of_processes_is_named(monkeypatch):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(workers._Pool, "_start", refuse)
-    with pytest.raises(
-        OSError, match=r"cannot start a process to read ahead \(Resource temp.*\): use fewer --jobs"
-    ):
+    with pytest.raises(OSError, match=r"cannot start a process to read ahead \(Resource temp.*\): use fewer --jobs"):
         list(load_ahead(Actions(give(0)), num_workers=2))
 
 
@@ -281,7 +279,7 @@ def test_workers_leave_the_number_of_threads_and_open_files_alone():
 
 
 class LoadOrDie:
-    """Stands for the preprocessing; one case is too large for the memory."""
+    """Test preprocessing; one case is too large for the memory."""
 
     def __call__(self, case: dict) -> dict:
         if case["case_id"] == "large":
