@@ -33,7 +33,7 @@ def _warn(problem: str) -> None:
 
 
 def shorten(names: Iterable[object]) -> str:
-    """Return the first few names as one text, followed by dots if there are more."""
+    """Return the first few names as one text, followed by "..." if there are more."""
     texts = [str(name) for name in names]
     return ", ".join(texts[:SHOWN]) + (", ..." if len(texts) > SHOWN else "")
 

@@ -20,10 +20,10 @@ def code_of(key: str) -> str:
 
 
 class DistinctNames:
-    """Give each name to one content only, and do so without counting.
+    """Assign each name to one content only.
 
-    Wanted names are paths or codes of contents, so most are distinct already. If another content has the name, a code
-    of the content is appended and never a running number. Other cases then change a name only if it collides.
+    Wanted names are paths or codes of contents, so most are distinct. If another content has the name, a code of the
+    content is appended, never a running number. Other cases therefore change a name only if it collides.
     """
 
     def __init__(self) -> None:

@@ -359,7 +359,7 @@ def _add_dicom(slices: Mapping[Path, Slice], names: _Names, base: Path, found: F
 
 
 def _dicom_codes(first: Slice) -> tuple[str, str]:
-    """Return the key of the study of a DICOM file, if it has one, and the key of the file."""
+    """Return the key of the study of a DICOM file (of the file if it has no study) and the key of the file."""
     own = instance_key(first)
     return make_key(first.study) if first.study else own, own
 

@@ -232,7 +232,7 @@ def load_meta_json(root: str | os.PathLike[str], *, split: str = "test", strict:
     if isinstance(content, dict) and split not in content:
         raise DatasetError(f"{path} has no split {split!r}; it has {', '.join(map(str, content)) or 'none'}")
     if not isinstance(classes, dict) or not all(_is_list_of_mappings(items) for items in classes.values()):
-        raise DatasetError(f"{path} has another layout; expected {{split: {{class: [cases]}}}}")
+        raise DatasetError(f"{path} has an unexpected layout; expected {{split: {{class: [cases]}}}}")
     rows = [
         {"image": item.get("img_path"), "mask": item.get("mask_path"), "label": item.get("anomaly"), "class": name}
         for name, items in classes.items()
@@ -263,7 +263,7 @@ def load_datalist_json(root: str | os.PathLike[str], *, split: str = "test", str
         raise DatasetError(f"{path} has no split {split!r}; it has {', '.join(map(str, content)) or 'none'}")
     items = content[split] if isinstance(content, dict) else content
     if not _is_list_of_mappings(items):
-        raise DatasetError(f"{path} has another layout; expected [cases] or {{split: [cases]}}")
+        raise DatasetError(f"{path} has an unexpected layout; expected [cases] or {{split: [cases]}}")
     report = reporter(strict=strict)
     rows = [_row_of_item(item) for item in items]
     return cases_of_rows(rows, path.parent, where=path, class_name=path.parent.resolve().name, report=report)

@@ -258,7 +258,7 @@ def test_split_that_was_not_unpacked_is_refused(tmp_path):
 
 def spoil(name: str, root: Path) -> tuple[list[dict], list[str]]:
     cases, problems = load_and_listen(name, root)
-    assert problems, "nothing was told"
+    assert problems, "no problem was reported"
     return cases, [problem.replace(str(root), "ROOT") for problem in problems]
 
 
