@@ -1,4 +1,4 @@
-"""Folders, tables and public sets to datalists and batches."""
+"""Read folders, tables and public datasets into datalists and batches."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The archives of the public sets as their homes offer them: which layout each has, what its folder is called."""
+"""Archives of the public datasets as they are distributed: the layout of each, and the names of its folder."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from mrad_med.errors import DatasetError
 
 __all__ = ["ARCHIVES", "Archive", "TableLayout", "VisaLayout", "find_archive", "load_archive", "load_folder"]
 
-DEPTH = 3  # folders that an archive may be nested in: TestDataset/TestDataset/<set>
+DEPTH = 3  # an archive may be nested in this many folders: TestDataset/TestDataset/<dataset>
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive as its home, or a common re-pack of it, unpacks.
+    """An unpacked archive of a public dataset, original or a common re-pack.
 
     Attributes:
-        layout: of its files.
-        folders: names of its top folder, upper and lower case alike.
-        distinctive: whether files tell this set from others; else only the folder's name does.
+        layout: arrangement of its files on disk.
+        folders: possible names of its top folder; case is ignored.
+        distinctive: whether the files identify the dataset. If False, only the name of the folder does.
     """
 
     layout: Layout
@@ -37,13 +37,14 @@ class Archive:
 
 @dataclass(frozen=True)
 class TableLayout:
-    """A table of labels, and images that are named by the numbers in it, with leading zeros.
+    """A table of labels, and images whose file names are the numbers in the table, with leading zeros.
 
     Attributes:
-        table: a CSV file in the top folder.
-        number: its column of numbers.
-        label: its column of labels.
-        images: names of the folder of images, of which the first that holds images is taken.
+        table: name of a CSV file in the top folder.
+        number: name of the column of image numbers.
+        label: name of the column of labels.
+        images: possible names of the folder of images; the first one with images is used.
+        splits: names of the splits.
     """
 
     table: str
@@ -54,15 +55,15 @@ class TableLayout:
 
     @property
     def expects(self) -> str:
-        """Return what is looked for in the top folder."""
+        """Return the files and folders that are expected in the top folder."""
         return f"{self.table} and {self.images[0]}/"
 
     def fits(self, root: Path) -> bool:
-        """Tell whether the table and the images are there."""
+        """Return whether the table and a folder of images exist."""
         return (root / self.table).is_file() and any((root / name).is_dir() for name in self.images)
 
     def load(self, root: Path, split: str, *, class_name: str, report: Report) -> Datalist:  # noqa: ARG002 - one split
-        """Return the cases that the table has; see `Layout.load`."""
+        """Return the cases of the table; see `Layout.load`."""
         rows = read_table(root / self.table, [self.number, self.label])
         folders = [folder for folder in (root / name for name in self.images) if folder.is_dir()]
         images = next((found for found in map(list_images, folders) if found), [])
@@ -70,7 +71,7 @@ class TableLayout:
         numbers = [_number_in(Path(row.get(self.number, ""))) for row in rows]
         stray = sorted(path for number, path in paths.items() if number not in numbers)
         if stray:
-            report(f"{len(stray)} image(s) of {class_name} are not in {self.table}, left out: {shorten(stray)}")
+            report(f"{len(stray)} image(s) of {class_name} are not in {self.table} and are left out: {shorten(stray)}")
         named: list[dict[str, Any]] = [
             {"image": paths.get(number, f"{self.images[0]}/{row.get(self.number)}"), "label": row.get(self.label)}
             for number, row in zip(numbers, rows, strict=True)
@@ -79,23 +80,23 @@ class TableLayout:
 
 
 def _number_in(path: Path) -> int | str:
-    """Return the number a file is named by, without leading zeros, and its stem where it is none."""
+    """Return the number in a file name without leading zeros, or the stem if it is not a number."""
     stem = stem_of(path.name)
     return int(stem) if stem.isascii() and stem.isdigit() else stem
 
 
 @dataclass(frozen=True)
 class VisaLayout:
-    """VisA; see `mrad_med.data.load_visa`."""
+    """The layout of VisA; see `mrad_med.data.load_visa`."""
 
     splits: tuple[str, ...] = ("test", "train")
     expects: str = "split_csv/1cls.csv"
 
     def fits(self, root: Path) -> bool:
-        """Tell whether the table is there."""
+        """Return whether the table exists."""
         return (root / self.expects).is_file()
 
-    def load(self, root: Path, split: str, *, class_name: str, report: Report) -> Datalist:  # noqa: ARG002 - has its own
+    def load(self, root: Path, split: str, *, class_name: str, report: Report) -> Datalist:  # noqa: ARG002 - VisA names its classes
         """Return the cases of a split; see `Layout.load`."""
         return visa_cases(root, split, report=report)
 
@@ -117,7 +118,7 @@ YES_NO = FolderLayout({"test": (Group(0, ("no",)), Group(1, ("yes",)))})
 
 
 def _bmad(*, masks: bool, patient: str | None = None) -> FolderLayout:
-    """Return the layout of one of BMAD's sets; masks are called by two names in its two releases."""
+    """Return the layout of one BMAD dataset; the two releases of BMAD use different names for the mask folders."""
 
     def anomalous(split: str) -> Group:
         folder = f"{split}/Ungood"
@@ -196,7 +197,7 @@ ARCHIVES: Mapping[str, Archive] = {
         distinctive=False,
     ),
     "br35h": Archive(YES_NO, ("Br35H", "brain-tumor-detection"), distinctive=False),
-    # A slice of BraTS 2021 is named <subject>_<slice>; how the other sets name patients is not documented.
+    # A slice of BraTS 2021 is named <subject>_<slice>. The other datasets do not document how they name patients.
     "bmad-brain": Archive(
         _bmad(masks=True, patient=r"(\d+)_\d+$"), ("Brain", "Brain_AD", "BraTS2021_slice"), distinctive=False
     ),
@@ -218,14 +219,16 @@ _SET_OF_FOLDER = {folder.lower(): name for name, archive in ARCHIVES.items() for
 
 
 def find_archive(name: str, root: Path, *, by_name: bool = False) -> Path | None:
-    """Return the top folder of a set: the root, or a folder up to three levels below; None where there is none.
+    """Return the top folder of a dataset: the root or a folder up to three levels below, or None if not found.
 
-    A folder below the root must have the set's name, or be alone in its folder and not have another set's name.
+    A folder below the root must have a name of the dataset. Any other name is accepted only if the folder is the only
+    one on its level and the name does not belong to another dataset.
 
     Args:
-        name: of the set.
-        root: where to look.
-        by_name: whether a set that its files do not tell from others must be in a folder of its name, the root too.
+        name: name of the dataset.
+        root: folder to search.
+        by_name: whether a dataset without distinctive files must be in a folder with one of its names. This applies
+            to the root too.
 
     Raises:
         DatasetError: the root cannot be listed.
@@ -253,14 +256,14 @@ def _folders_in(folder: Path, root: Path) -> list[Path]:
     except DatasetError:
         if folder == root:
             raise
-        return []  # somebody else's, perhaps: the search goes on beside it
+        return []  # it may belong to someone else; the search continues with the other folders
 
 
 def load_archive(name: str, root: str | os.PathLike[str], *, split: str, report: Report) -> tuple[Path, Datalist]:
-    """Return the top folder of a set and the cases of one of its splits.
+    """Return the top folder of a dataset and the cases of one of its splits.
 
     Raises:
-        DatasetError: the set is not there, has no such split, or no case of it can be used.
+        DatasetError: the dataset is not found, has no such split, or has no usable case.
     """
     archive, root = ARCHIVES[name], Path(root)
     if split not in archive.layout.splits:
@@ -271,12 +274,12 @@ def load_archive(name: str, root: str | os.PathLike[str], *, split: str, report:
     if top is None:
         folders = shorten(dict.fromkeys(archive.folders))
         raise DatasetError(
-            f"{name} was not found in {root} nor in folders called {folders} up to {DEPTH} levels below; there must "
-            f"be {archive.layout.expects}: unpack the whole archive and give its folder"
+            f"{name} was not found in {root} or in folders named {folders} up to {DEPTH} levels below. Expected "
+            f"{archive.layout.expects}: unpack the whole archive and give its folder"
         )
     cases = archive.layout.load(top, split, class_name=name, report=report)
     if not cases:
-        raise DatasetError(f"{top} has no case of the split {split} of {name}; unpack the whole archive")
+        raise DatasetError(f"{top} has no case of split {split} of {name}; unpack the whole archive")
     return top, cases
 
 
@@ -286,15 +289,15 @@ IMAGES_AND_MASKS = FolderLayout({"": (Group(None, ("images", "image"), ("masks",
 def load_folder(root: str | os.PathLike[str], *, strict: bool = False) -> Datalist:
     """Return the datalist of a labeled folder: ``normal/``, ``defect/``, ``mask/``, or ``images/`` and ``masks/``.
 
-    The first is read by `load_labeled_folder`. Of the second every image has a mask of its name, and is anomalous if
-    that has an anomalous pixel.
+    `load_labeled_folder` reads the first layout. In the second layout every image has a mask of the same name. The
+    image is anomalous if its mask has an anomalous pixel.
 
     Args:
-        root: the folder.
-        strict: an image without mask, or a mask without image, is an error, else a warning.
+        root: path of the folder.
+        strict: whether an image without mask, or a mask without image, is an error instead of a warning.
 
     Raises:
-        DatasetError: the folder has neither layout, or no case that can be used.
+        DatasetError: the folder has neither layout, or no usable case.
     """
     root = Path(root)
     if not root.is_dir():
@@ -304,5 +307,5 @@ def load_folder(root: str | os.PathLike[str], *, strict: bool = False) -> Datali
     name = root.resolve().name
     cases = IMAGES_AND_MASKS.load(root, "", class_name=name, report=reporter(strict=strict))
     if not cases:
-        raise DatasetError(f"no image in {root} has a mask of its name in masks/: they are paired by their names")
+        raise DatasetError(f"no image in {root} has a mask of the same name in masks/; rename the masks")
     return cases

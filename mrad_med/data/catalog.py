@@ -1,4 +1,4 @@
-"""What is known about the public sets: where they are from, how many images they have, what was published on them."""
+"""Catalog of the public datasets: source, license, number of images and published results."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ BMAD = "Bao et al., BMAD: Benchmarks for Medical Anomaly Detection, CVPR Worksho
 
 @dataclass(frozen=True)
 class PublicDataset:
-    """What is known about a public set; `load_datalist` reads it from disk by its name.
+    """Facts about a public dataset; `load_datalist` reads the dataset from disk by its name.
 
     Attributes:
-        name: by which it is loaded.
-        title: by which papers know it.
+        name: name for `load_datalist`.
+        title: name in papers.
         domain: ``"medical"`` or ``"industrial"``.
-        modality: how its images were taken.
-        home: page it is offered on.
-        license: as its home states it, ``"not stated"``, or ``"see its home"`` where that was not verified.
-        reference: what to cite.
-        counts: of each split, the published numbers of normal and anomalous images; a split whose numbers were not
-            verified is absent.
+        modality: imaging modality or type of photograph.
+        home: address of the page or file that offers the dataset.
+        license: license stated by the home page, or ``"not stated"``. ``"see its home"`` means not verified.
+        reference: publication to cite.
+        counts: published numbers of normal and anomalous images of each split. A split without verified numbers is
+            absent.
         has_masks: whether anomalous images have masks.
-        published: results of MRAD-CLIP on the test split in percent, by `METRICS`; none where none was published.
-            The PRO of this literature is the one that `PixelMetrics` calls ``pro_200``.
-        second_hand: those of the results that are quoted from others, not read in the paper of MRAD itself.
-        parts: numbers of test images that common re-packs of a part of the set have, and whose re-packs they are.
+        published: published results of MRAD-CLIP on the test split in percent, with keys from `METRICS`. Unpublished
+            metrics are absent. PRO as published corresponds to ``pro_200`` of `PixelMetrics`.
+        second_hand: metrics in ``published`` that are quoted from other papers, not read in the MRAD paper.
+        parts: (normal, anomalous) test counts of common partial re-packs, each with the name of the re-pack.
     """
 
     name: str
@@ -54,13 +54,13 @@ class PublicDataset:
     parts: Mapping[Counts, str] = field(default_factory=dict)
 
 
-def _entry(
+def _dataset(
     name: str,
     title: str,
     modality: str,
     *,
     home: str,
-    license: str,  # noqa: A002 - the field's word
+    license: str,  # noqa: A002 - the usual term
     reference: str,
     counts: Mapping[str, Counts],
     results: str = "- - - -",
@@ -68,7 +68,7 @@ def _entry(
     has_masks: bool = True,
     parts: Mapping[Counts, str] = MappingProxyType({}),
 ) -> PublicDataset:
-    """Return an entry; its results are a row of `METRICS`: a star for first-hand numbers, "-" for unpublished ones."""
+    """Return a dataset; ``results`` follows `METRICS`: "*" marks first-hand numbers, "-" unpublished ones."""
     cells = {metric: cell for metric, cell in zip(METRICS, results.split(), strict=True) if cell != "-"}
     return PublicDataset(
         name=name,
@@ -87,7 +87,7 @@ def _entry(
 
 
 _INDUSTRIAL = (
-    _entry(
+    _dataset(
         "mvtec-ad",
         "MVTec AD",
         "photographs of 15 objects and textures",
@@ -98,7 +98,7 @@ _INDUSTRIAL = (
         results="93.0* 86.8 94.0* 97.4",
         industrial=True,
     ),
-    _entry(
+    _dataset(
         "visa",
         "VisA",
         "photographs of 12 objects",
@@ -109,7 +109,7 @@ _INDUSTRIAL = (
         results="95.9 88.0 85.7 88.3",
         industrial=True,
     ),
-    _entry(
+    _dataset(
         "btad",
         "BTAD",
         "photographs of 3 products",
@@ -120,7 +120,7 @@ _INDUSTRIAL = (
         results="95.4* 72.8 92.8 94.2",
         industrial=True,
     ),
-    _entry(
+    _dataset(
         "mpdd",
         "MPDD",
         "photographs of painted metal parts",
@@ -131,40 +131,40 @@ _INDUSTRIAL = (
         results="97.9* 90.6 81.8 83.4",
         industrial=True,
     ),
-    _entry(
+    _dataset(
         "dtd-synthetic",
         "DTD-Synthetic",
         "textures with synthetic defects",
         home="https://arxiv.org/abs/2305.07341",
         license=SEE_HOME,
         reference="Aota et al., Zero-shot versus Many-shot: Unsupervised Texture Anomaly Detection, WACV 2023",
-        counts={"test": (357, 947)},  # train: no printed number was at hand
+        counts={"test": (357, 947)},  # train: no published number was found
         results="98.1 89.8 96.0 98.4",
         industrial=True,
     ),
-    _entry(
+    _dataset(
         "dagm",
         "DAGM 2007",
         "generated textures with defects",
         home="https://hci.iwr.uni-heidelberg.de/content/weakly-supervised-learning-industrial-optical-inspection",
         license=SEE_HOME,
         reference="Wieler, Hahn and Hamprecht, Weakly Supervised Learning for Industrial Optical Inspection, 2007",
-        counts={"test": (6996, 1054)},  # train: its defects are not counted in print
+        counts={"test": (6996, 1054)},  # train: its defects are not counted in any publication
         results="97.4* 90.3 98.4 98.6",
         industrial=True,
     ),
-    _entry(
+    _dataset(
         "ksdd",
         "KolektorSDD",
         "photographs of commutators",
         home="https://www.vicos.si/resources/kolektorsdd/",
         license=SHARE_ALIKE,
         reference="Tabernik et al., Segmentation-based deep-learning approach for surface-defect detection, JIM 2020",
-        counts={"test": (347, 52)},  # the archive is not split; papers that split it count otherwise
+        counts={"test": (347, 52)},  # the archive has no splits; papers that split it report other counts
         results="- - 83.9* -",
         industrial=True,
     ),
-    _entry(
+    _dataset(
         "ksdd2",
         "KolektorSDD2",
         "photographs of a production line",
@@ -178,7 +178,7 @@ _INDUSTRIAL = (
 )
 
 _MEDICAL = (
-    _entry(
+    _dataset(
         "kvasir",
         "Kvasir-SEG",
         "colonoscopy",
@@ -189,7 +189,7 @@ _MEDICAL = (
         results="84.3 52.7* - -",
         parts={(0, 100): "PraNet's test data"},
     ),
-    _entry(
+    _dataset(
         "cvc-colondb",
         "CVC-ColonDB",
         "colonoscopy",
@@ -199,7 +199,7 @@ _MEDICAL = (
         counts={"test": (0, 380)},
         results="84.7* 73.9 - -",
     ),
-    _entry(
+    _dataset(
         "cvc-clinicdb",
         "CVC-ClinicDB",
         "colonoscopy",
@@ -210,7 +210,7 @@ _MEDICAL = (
         results="87.3 73.9 - -",
         parts={(0, 62): "PraNet's test data"},
     ),
-    _entry(
+    _dataset(
         "cvc-300",
         "CVC-300",
         "colonoscopy",
@@ -219,7 +219,7 @@ _MEDICAL = (
         reference="Vazquez et al., A Benchmark for Endoluminal Scene Segmentation, Journal of Healthcare Eng. 2017",
         counts={"test": (0, 60)},
     ),
-    _entry(
+    _dataset(
         "etis",
         "ETIS-LaribPolypDB",
         "colonoscopy",
@@ -228,7 +228,7 @@ _MEDICAL = (
         reference="Silva et al., Toward embedded detection of polyps in WCE images, IJCARS 2014",
         counts={"test": (0, 196)},
     ),
-    _entry(
+    _dataset(
         "endo",
         "EndoTect 2020 (Endo)",
         "colonoscopy",
@@ -238,7 +238,7 @@ _MEDICAL = (
         counts={"test": (0, 200)},
         results="88.3 71.6 - -",
     ),
-    _entry(
+    _dataset(
         "isic2016",
         "ISIC 2016, task 1",
         "dermoscopy",
@@ -247,7 +247,7 @@ _MEDICAL = (
         reference="Gutman et al., Skin Lesion Analysis toward Melanoma Detection, arXiv 1605.01397",
         counts={"test": (0, 379), "train": (0, 900)},
     ),
-    _entry(
+    _dataset(
         "tn3k",
         "TN3K",
         "ultrasound of thyroid nodules",
@@ -256,7 +256,7 @@ _MEDICAL = (
         reference="Gong et al., Multi-task Learning for Thyroid Nodule Segmentation, ISBI 2021",
         counts={"test": (0, 614), "train": (0, 2879)},
     ),
-    _entry(
+    _dataset(
         "headct",
         "HeadCT",
         "CT of the head, hemorrhage",
@@ -267,7 +267,7 @@ _MEDICAL = (
         results="- - 97.1 97.6",
         has_masks=False,
     ),
-    _entry(
+    _dataset(
         "brainmri",
         "BrainMRI",
         "MRI of the brain, tumors",
@@ -278,7 +278,7 @@ _MEDICAL = (
         results="- - 97.0 97.4",
         has_masks=False,
     ),
-    _entry(
+    _dataset(
         "br35h",
         "Br35H",
         "MRI of the brain, tumors",
@@ -290,7 +290,7 @@ _MEDICAL = (
         has_masks=False,
     ),
     *(
-        _entry(
+        _dataset(
             f"bmad-{name}",
             f"BMAD {title}",
             modality,
@@ -305,11 +305,11 @@ _MEDICAL = (
             ("liver", "liver", "CT, BTCV and LiTS", {"test": (833, 660), "train": (1542, 0)}, True),
             ("resc", "RESC", "retinal OCT", {"test": (1041, 764), "train": (4297, 0)}, True),
             ("chest", "chest", "X-ray, RSNA", {"test": (781, 16413), "train": (8000, 0)}, False),
-            # The printed numbers of its test split could not be verified.
+            # The published numbers of its test split could not be verified.
             ("histopathology", "histopathology", "Camelyon16 patches", {"train": (5088, 0)}, False),
             ("oct2017", "OCT2017", "retinal OCT", {"test": (242, 726), "train": (26315, 0)}, False),
         )
     ),
 )
 
-DATASETS: Mapping[str, PublicDataset] = MappingProxyType({entry.name: entry for entry in _INDUSTRIAL + _MEDICAL})
+DATASETS: Mapping[str, PublicDataset] = MappingProxyType({dataset.name: dataset for dataset in _INDUSTRIAL + _MEDICAL})

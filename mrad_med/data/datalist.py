@@ -1,4 +1,4 @@
-"""Datalists, and what is done with the problems of a data set."""
+"""Datalists, and the handling of problems in a dataset."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["Datalist", "Report", "make_cases", "reporter", "shorten"]
 logger = logging.getLogger(__name__)
 
 Datalist = list[dict[str, Any]]
-Report = Callable[[str], None]  # takes what is wrong with a set, and what to do about it
-SHOWN = 5  # names in a message; the number of all is told before
+Report = Callable[[str], None]  # called with a problem of a dataset and what to do about it
+SHOWN = 5  # largest number of names in a message; the message states the total first
 
 
 def reporter(*, strict: bool) -> Report:
-    """Return what is to be done with a problem of a set: raise `DatasetError` where strict, else log a warning."""
+    """Return the function that handles a problem: raise `DatasetError` if strict, else log a warning."""
     return _refuse if strict else _warn
 
 
@@ -33,13 +33,13 @@ def _warn(problem: str) -> None:
 
 
 def shorten(names: Iterable[object]) -> str:
-    """Return the first few names as one text, with dots where there are more."""
+    """Return the first few names as one text, followed by "..." if there are more."""
     texts = [str(name) for name in names]
     return ", ".join(texts[:SHOWN]) + (", ..." if len(texts) > SHOWN else "")
 
 
 def make_cases(root: Path, images: Sequence[Path], label: int, masks: Mapping[Path, Path], class_name: str) -> Datalist:
-    """Return cases of one label and class, with the masks that are known."""
+    """Return cases with the same label and class, and the mask of each image that has one."""
     return [
         {
             "image": str(image),

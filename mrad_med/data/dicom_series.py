@@ -1,4 +1,4 @@
-"""DICOM series: slices scattered over files, found by their headers and put together."""
+"""Group DICOM files into series by their headers."""
 
 from __future__ import annotations
 
@@ -34,12 +34,11 @@ logger = logging.getLogger(__name__)
 
 
 def find_series(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[DicomSeries]:
-    """Return the series in a folder and below it, or among files, by their headers alone.
+    """Return the series in a folder and below it, or among files; only headers are read.
 
-    Files are known as DICOM by their content, whatever their name. Objects that are no images and files that cannot
-    be read are passed over. Hidden files and folders are passed over too, links to folders are not followed. A series
-    is split where its pictures differ in direction or size, and where several volumes lie at the same positions
-    (echoes, times).
+    DICOM files are recognized by their content, not by their name. Objects that are not images and files that cannot
+    be read are skipped. Hidden files and folders are skipped too, and links to folders are not followed. A series is
+    split if its images differ in direction or size, or if several volumes share the same positions (echoes, times).
 
     Args:
         source: a folder, a file, or several files.
@@ -50,14 +49,14 @@ def find_series(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     files, root = _list_files(source)
     slices = [item for item in map(_try_slice, files) if item is not None]
     if len(slices) < len(files):
-        logger.warning("%d of %d file(s) passed over: no images, or damaged", len(files) - len(slices), len(files))
+        logger.warning("%d of %d file(s) skipped: not images, or damaged", len(files) - len(slices), len(files))
     if not slices:
-        raise DatasetError(f"no DICOM image in {root}: slices are looked for by their content, whatever their names")
+        raise DatasetError(f"no DICOM image in {root}; files are recognized by their content, not by their names")
     return group_series(slices, root)
 
 
 def group_series(slices: Iterable[Slice], root: Path) -> list[DicomSeries]:
-    """Return the series that slices make, named after their folders below ``root``, numbers and first slices."""
+    """Return the series of the slices. A name consists of folder below ``root``, series number and first slice."""
     by_series: dict[str, list[Slice]] = defaultdict(list)
     for item in slices:
         by_series[item.series].append(item)
@@ -74,7 +73,7 @@ def _try_slice(path: Path) -> Slice | None:
 
 
 def _list_files(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> tuple[list[Path], Path]:
-    """Return the DICOM files that are meant, sorted, and the folder that their names are told from."""
+    """Return the files to read, sorted, and the folder that series names are relative to."""
     if not isinstance(source, (str, os.PathLike)):
         files = sorted(Path(path).absolute() for path in source)
         return files, Path(os.path.commonpath([path.parent for path in files])) if files else Path()
@@ -92,7 +91,7 @@ def _list_files(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
 
 
 def _describe(group: list[Slice], notes: list[str]) -> DicomSeries:
-    """Return a series, not yet named."""
+    """Return a series without a name."""
     group, stack, notes = _without_copies(group, stack_slices(group), notes)
     first = group[0]
     problems = [*notes, *dict.fromkeys(item.problem for item in group if item.problem is not None)]
@@ -100,7 +99,7 @@ def _describe(group: list[Slice], notes: list[str]) -> DicomSeries:
     is_volume = first.is_gray and stack is not None and not stack.faults and have_one_spacing(group)
     if stack is None or first.planes is None:
         if len(group) > 1:
-            problems.append(f"{len(group)} slice(s) do not tell their position")
+            problems.append(f"{len(group)} slice(s) do not state their position")
     else:
         files = files if first.frames > 1 else [files[index] for index in stack.order]
         problems += [*stack.faults, *stack.remarks]
@@ -114,25 +113,25 @@ def _describe(group: list[Slice], notes: list[str]) -> DicomSeries:
 def _without_copies(
     group: list[Slice], stack: Stack | None, notes: list[str]
 ) -> tuple[list[Slice], Stack | None, list[str]]:
-    """Return a group without files that hold the same slice again, where nothing else keeps it from being a volume."""
+    """Return a group without copies of the same slice, if the other slices then form a stack without faults."""
     if stack is None or not stack.repeated:
         return group, stack, notes
     originals = list({item.instance: item for item in reversed(group)}.values())[::-1]
     reduced = stack_slices(originals)
     if reduced is None or reduced.faults or len(originals) < 2:
         return group, stack, notes
-    return originals, reduced, [*notes, f"{len(group) - len(originals)} copies of slices passed over"]
+    return originals, reduced, [*notes, f"{len(group) - len(originals)} copies of slices skipped"]
 
 
 def _name(found: list[tuple[DicomSeries, list[Slice]]], root: Path) -> list[DicomSeries]:
-    """Return the series with their names: folder, number of the series, and the code of the first slice."""
+    """Return the series with their names: folder, series number, and code of the first slice."""
     distinct = DistinctNames()
     named = []
     for series, group in found:
         first = next(item for item in group if item.path == series.files[0])
         contents = partial(_key_of_files, series.files)
         case_id = distinct(f"{_place_of(group[0], root)}-{code_of(instance_key(first))}", contents)
-        if case_id is not None:  # else the same files were given twice
+        if case_id is not None:  # None if the same files were given twice
             named.append(replace(series, case_id=case_id))
     return named
 
@@ -142,20 +141,20 @@ def _key_of_files(files: Iterable[Path]) -> str:
 
 
 def _place_of(first: Slice, root: Path) -> str:
-    """Return the folder of a series below the root and its number, which several series may share."""
+    """Return the folder of a series below the root and its number; several series may share both."""
     number = "" if first.number is None else f"_{first.number}"
     return printable((first.path.parent.relative_to(root) / f"series{number}").as_posix())
 
 
 def instance_key(item: Slice) -> str:
-    """Return the key of a DICOM file: of its SOP instance UID, or of its content where it has none."""
+    """Return a key of the SOP instance UID of a DICOM file, or of its content if it has no UID."""
     return content_key(item.path) if item.instance == str(item.path) else make_key(item.instance)
 
 
 def split_into_volumes(members: list[Slice]) -> list[tuple[list[Slice], list[str]]]:
-    """Return the volumes of one series, each with what is to be told of the split."""
+    """Return the volumes of one series, each with notes about the split."""
     sizes = {item.size for item in members}
-    notes = [f"pictures of {len(sizes)} sizes in one series, told apart"] if len(sizes) > 1 else []
+    notes = [f"images of {len(sizes)} sizes in one series, split by size"] if len(sizes) > 1 else []
     groups: list[list[Slice]] = []
     for item in members:
         group = next((group for group in groups if _belongs(item, group[0])), None)
@@ -175,7 +174,7 @@ def _belongs(item: Slice, first: Slice) -> bool:
 
 
 def _split_repeated(group: list[Slice]) -> list[list[Slice]]:
-    """Return the volumes of a group whose positions repeat, by the first tags that leave none repeated."""
+    """Split a group with repeated positions by the first tags that leave none repeated; else return it whole."""
     if not _repeats(group):
         return [group]
     for tags in VOLUME_TAGS:

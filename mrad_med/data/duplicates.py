@@ -1,4 +1,4 @@
-"""Images that occur more than once in a set, which would count more than once in its results."""
+"""Find images that occur more than once in a dataset and would be counted more than once."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["find_duplicates"]
 
 
 def find_duplicates(cases: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the cases whose image file has the very bytes of an earlier case's, each with the first such case.
+    """Return the cases whose image file is byte-identical to that of an earlier case.
 
-    Files are compared by size first and by sha256 where sizes agree, so most sets are read only in part. A picture
-    that was saved anew, with other compression, is another file and is not found.
+    Files are compared by size, and by sha256 only if sizes are equal. Most datasets are therefore read only in part.
+    An image that was saved again with other compression is not found.
 
     Args:
-        cases: a datalist with ``image`` (a path) and ``case_id``; its order says which copy is the first.
+        cases: a datalist with ``image`` (a path) and ``case_id``; its order defines which copy is the first.
 
     Returns:
         ``{case_id of a later copy: case_id of the first}``, in the order of the datalist.

@@ -1,4 +1,4 @@
-"""From folders to MONAI datalists: dictionaries with an image, a case name and, where known, mask and label."""
+"""Read labeled folders as MONAI datalists: dictionaries with image, case id, label, mask and class."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ __all__ = ["DatasetError", "choose_held_out", "load_labeled_folder", "load_train
 
 
 def load_labeled_folder(root: str | os.PathLike[str], *, strict: bool = True) -> Datalist:
-    """Return the datalist of a folder ``normal/``, ``defect/``, ``mask/``, or of folders of such folders, the classes.
+    """Return the datalist of a folder with ``normal/``, ``defect/`` and ``mask/``, or of one such folder per class.
 
-    A mask has the stem of its defect image. Images in ``normal/`` need none. Hidden folders are passed over.
+    A mask has the same stem as its defect image. Normal images need no mask. Hidden folders are skipped.
 
     Args:
-        root: the folder; ``mask/`` may be absent (then there are labels only), and one of the others too.
-        strict: a defect image without its mask is an error; else it is kept without, with a warning.
+        root: path of the folder. ``mask/`` may be absent if there are labels only; ``normal/`` or ``defect/`` may be
+            absent too.
+        strict: whether a defect image without its mask is an error. If False, the image is kept without mask and a
+            warning is logged.
 
     Returns:
-        ``{"image", "case_id", "label", "mask", "class"}`` for each image; the mask is None for a normal image, and for
-        all without ``mask/``. The class is the path below the root, and the root's name where the root is the only one.
+        ``{"image", "case_id", "label", "mask", "class"}`` for each image. The mask is None for normal images, and for
+        all images if there is no ``mask/``. The class is the path below the root, or the root's name if the root
+        itself has ``normal/`` or ``defect/``.
 
     Raises:
-        DatasetError: neither ``normal/`` nor ``defect/`` is anywhere, or a defect image lacks its mask.
+        DatasetError: there is no ``normal/`` and no ``defect/``, or a defect image lacks its mask.
     """
     root, report = Path(root), reporter(strict=strict)
     if _is_labeled(root):
@@ -47,9 +50,7 @@ def load_labeled_folder(root: str | os.PathLike[str], *, strict: bool = True) ->
                 class_name = printable(path.relative_to(root).as_posix())
                 datalist += _load_class(path, class_name, class_name + "/", report)
     if not datalist:
-        raise DatasetError(
-            f"neither {root} nor a folder below it has normal/ or defect/: labeled images are expected in them"
-        )
+        raise DatasetError(f"neither {root} nor a folder below it has normal/ or defect/; put the labeled images there")
     return datalist
 
 
@@ -86,25 +87,27 @@ def _load_class(root: Path, class_name: str, prefix: str, report: Report) -> Dat
 
 
 def _named(folder: Path) -> list[tuple[str, str]]:
-    """Return the images below a folder with their names."""
+    """Return the path and the case id of each image below a folder."""
     files = find_files(folder)
     return list(zip(map(str, files), name_cases(files, folder), strict=True))
 
 
 def load_visa(root: str | os.PathLike[str], *, split: str = "test", strict: bool = True) -> Datalist:
-    """Return the datalist of VisA as it is downloaded: ``<class>/Data/{Images,Masks}`` and ``split_csv/1cls.csv``.
+    """Return the datalist of the VisA download: ``<class>/Data/{Images,Masks}`` and ``split_csv/1cls.csv``.
 
     Args:
-        root: the unpacked archive.
-        split: ``"train"`` (normal images only) or ``"test"``, whose 2162 images are the published training set of MRAD.
-        strict: a file that the table names and that is not there is an error; else its case is left out, or kept
-            without mask, with a warning.
+        root: folder of the unpacked archive.
+        split: ``"train"`` (normal images only) or ``"test"``. The 2162 test images are the published training set of
+            MRAD.
+        strict: whether a missing file of the table is an error. If False, a case without image is left out and a case
+            without mask is kept, with a warning.
 
     Returns:
-        As `load_labeled_folder`; masks hold class numbers, so any value above 0 is anomalous.
+        Cases as in `load_labeled_folder`, with mask threshold 0: masks hold class numbers, so any value above 0 is
+        anomalous.
 
     Raises:
-        DatasetError: the table is missing or of another layout, or names a file that is not there or outside.
+        DatasetError: the table is missing or has another layout, or names a file that is missing or outside the root.
 
     Reference:
         Zou et al., SPot-the-Difference self-supervised pre-training for anomaly detection and segmentation, ECCV 2022.
@@ -113,7 +116,7 @@ def load_visa(root: str | os.PathLike[str], *, split: str = "test", strict: bool
 
 
 def visa_cases(root: Path, split: str, *, report: Report) -> Datalist:
-    """Return what `load_visa` returns; what is wrong with a row is reported."""
+    """Return the datalist of `load_visa`; ``report`` receives each problem with the rows."""
     table = root / "split_csv" / "1cls.csv"
     if not table.is_file():
         raise DatasetError(f"{root} has no split_csv/1cls.csv: unpack the whole archive of VisA there")
@@ -129,10 +132,10 @@ def visa_cases(root: Path, split: str, *, report: Report) -> Datalist:
 
 
 def load_training_set(root: str | os.PathLike[str]) -> Datalist:
-    """Return the datalist of a labeled set: VisA as it is downloaded, or folders as of `load_labeled_folder`.
+    """Return the datalist of a labeled dataset: the VisA download, or a folder for `load_labeled_folder`.
 
     Raises:
-        DatasetError: the folder is neither.
+        DatasetError: the folder has neither layout.
     """
     return load_visa(root) if (Path(root) / "split_csv").is_dir() else load_labeled_folder(root)
 
@@ -140,20 +143,20 @@ def load_training_set(root: str | os.PathLike[str]) -> Datalist:
 def choose_held_out(
     cases: Sequence[Mapping[str, Any]], held_out: int | str | Sequence[str], *, seed: int = 0
 ) -> list[str]:
-    """Return the names of the classes that a training is validated on.
+    """Return the sorted names of the classes that are held out for validation.
 
     Args:
         cases: a datalist with classes.
-        held_out: name or names, or how many to draw; 0 trains on all, as published.
-        seed: of the draw.
+        held_out: name or names of classes, or the number of classes to draw at random. 0 trains on all, as published.
+        seed: seed of the random draw.
 
     Raises:
-        DatasetError: there is no such class, none would be left to train on, or their number is negative.
+        DatasetError: a class is unknown, no class is left to train on, or the number is negative.
     """
     classes = sorted({str(case.get("class", "")) for case in cases})
     if isinstance(held_out, int):
         if held_out < 0:
-            raise DatasetError(f"how many classes to hold out cannot be negative, got {held_out}")
+            raise DatasetError(f"the number of held-out classes must not be negative, got {held_out}")
         held_out = random.Random(seed).sample(classes, min(held_out, len(classes)))  # noqa: S311 - no secret
     chosen = {held_out} if isinstance(held_out, str) else set(held_out)
     unknown = sorted(chosen - set(classes))

@@ -1,4 +1,4 @@
-"""The few ways in which labeled sets lie on disk once their archives are unpacked."""
+"""Layouts of labeled datasets on disk after unpacking."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MASK_ENDINGS = ("_mask", "_segmentation", "_Segmentation", "_gt", "_GT", "_label
 
 
 class Layout(Protocol):
-    """How a set lies on disk. Paths are below the set's own top folder.
+    """Layout of a dataset on disk. Paths are relative to the top folder of the dataset.
 
     Attributes:
-        splits: names of the parts that can be loaded.
-        expects: what must be in the top folder, for messages.
+        splits: names of the splits that can be loaded.
+        expects: expected contents of the top folder, for messages.
     """
 
     @property
@@ -34,20 +34,22 @@ class Layout(Protocol):
     def expects(self) -> str: ...  # noqa: D102
 
     def fits(self, root: Path) -> bool:
-        """Tell whether a folder looks like the top of such a set."""
+        """Return whether a folder looks like the top folder of this layout."""
         ...
 
     def load(self, root: Path, split: str, *, class_name: str, report: Report) -> Datalist:
-        """Return the cases of one split; what is wrong with it is reported, and the case left out or kept without mask.
+        """Return the cases of one split.
+
+        ``report`` receives each problem. A case with a problem is left out, or kept without its mask.
 
         Raises:
-            DatasetError: a table cannot be read or names a file outside; or whatever ``report`` raises.
+            DatasetError: a table cannot be read or names a file outside the root, or ``report`` raises the error.
         """
         ...
 
 
 def _subfolder(root: Path, name: str) -> Path | None:
-    """Return the folder of a name with slashes below the root, upper and lower case alike where the exact is absent."""
+    """Return a folder below the root by its name with slashes; case is ignored if the exact name does not exist."""
     folder = root
     for part in name.split("/"):
         exact = folder / part
@@ -76,9 +78,9 @@ class Group:
     """A folder of images that share a label, and the folder of their masks.
 
     Attributes:
-        label: 0 normal, 1 anomalous, None where each mask tells: it has an anomalous pixel or none.
-        images: names of the folder, of which the first that exists is taken.
-        masks: the same for masks; none where the set has none, or the images are normal.
+        label: 0 for normal, 1 for anomalous, None if each mask decides whether its image is anomalous.
+        images: possible names of the image folder; the first that exists is used.
+        masks: possible names of the mask folder; empty if the images have no masks.
     """
 
     label: int | None
@@ -88,12 +90,12 @@ class Group:
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """Images in one folder for each label, masks in another, paired by name.
+    """One image folder for each label and one mask folder; images and masks are paired by name.
 
     Attributes:
-        groups: the folders of each split.
-        endings: what the name of a mask may add to its image's.
-        patient: regular expression whose first group, in an image's stem, is the patient.
+        groups: folders of each split.
+        endings: suffixes that the stem of a mask may add to the stem of its image.
+        patient: regular expression for the image stem; its first group is the patient.
     """
 
     groups: Mapping[str, tuple[Group, ...]]
@@ -107,14 +109,14 @@ class FolderLayout:
 
     @property
     def expects(self) -> str:
-        """Return the folders that are looked for."""
+        """Return the expected folders."""
         groups = [group for split in self.groups.values() for group in split]
         return ", ".join(
             dict.fromkeys(f"{name[0]}/" for group in groups for name in (group.images, group.masks) if name)
         )
 
     def fits(self, root: Path) -> bool:
-        """Tell whether one of the folders of images is there."""
+        """Return whether one of the image folders exists."""
         return any(_first_subfolder(root, group.images) for split in self.groups.values() for group in split)
 
     def load(self, root: Path, split: str, *, class_name: str, report: Report) -> Datalist:
@@ -151,9 +153,9 @@ class ClassLayout:
     """A folder for each class as in MVTec AD: ``<class>/{train,test}/<type>`` and ``<class>/ground_truth/<type>``.
 
     Attributes:
-        classes: that the set has.
-        normal: the type of normal images; all others are anomalous.
-        masks: names of the folder of masks.
+        classes: names of the classes.
+        normal: type of the normal images; all other types are anomalous.
+        masks: name of the mask folder.
     """
 
     classes: tuple[str, ...]
@@ -163,11 +165,11 @@ class ClassLayout:
 
     @property
     def expects(self) -> str:
-        """Return what is looked for in the top folder."""
+        """Return the expected contents of the top folder."""
         return f"folders of classes ({shorten(self.classes)}) with test/{self.normal}/ and {self.masks}/"
 
     def fits(self, root: Path) -> bool:
-        """Tell whether a class of the set is there."""
+        """Return whether a class of the dataset exists."""
         return any((root / name / split).is_dir() for name in self.classes for split in self.splits)
 
     def load(self, root: Path, split: str, *, class_name: str, report: Report) -> Datalist:
@@ -175,11 +177,13 @@ class ClassLayout:
         found = [folder.name for folder in list_folders(root) if any((folder / name).is_dir() for name in self.splits)]
         unexpected = [name for name in found if name not in self.classes]
         if unexpected:
-            report(f"{root} has folders that are no class of {class_name}, left out: {shorten(unexpected)}; move them")
+            report(
+                f"{root} has folders that are not classes of {class_name}, left out: {shorten(unexpected)}; move them"
+            )
         missing = [name for name in self.classes if not (root / name / split).is_dir()]
         if missing:
             report(
-                f"{root} lacks {split}/ of {len(missing)} of {len(self.classes)} classes: {shorten(missing)}; unpack "
+                f"{root} lacks {split}/ for {len(missing)} of {len(self.classes)} classes: {shorten(missing)}; unpack "
                 "the whole archive"
             )
         present = [name for name in self.classes if name not in missing]
@@ -194,29 +198,29 @@ class ClassLayout:
         if split == "test":
             stray = sorted(masked.keys() - types.keys())
             if stray:
-                report(f"{ground_truth} has masks of {shorten(stray)}, of which there is no image; unpack again")
+                report(f"{ground_truth} has masks of {shorten(stray)} but no images of them; unpack again")
         cases: Datalist = []
-        for kind, folder in types.items():
+        for type_name, folder in types.items():
             images = _images_in(folder, report)
             masks: dict[Path, Path] = {}
-            if kind != self.normal and images:
-                of_kind = list_images(masked[kind]) if kind in masked else []
-                masks = pair_masks(images, of_kind, endings=MASK_ENDINGS, report=report)
-            cases += make_cases(root, images, int(kind != self.normal), masks, printable(name))
+            if type_name != self.normal and images:
+                of_type = list_images(masked[type_name]) if type_name in masked else []
+                masks = pair_masks(images, of_type, endings=MASK_ENDINGS, report=report)
+            cases += make_cases(root, images, int(type_name != self.normal), masks, printable(name))
         return cases
 
 
 @dataclass(frozen=True)
 class BesideLayout:
-    """Masks in the folders of their images or right below, told from them by the ending of their names.
+    """Masks in the folder of their images or in a subfolder, identified by the ending of their names.
 
     Attributes:
-        folders: of each split, with the class of each, or with None for the class of the set.
-        ending: of a mask's stem, after its image's.
-        below: name of the folder in each of ``folders`` that holds the masks; else they lie among the images.
-        table: a text in ``below`` that names all masks. With one, an image without mask is normal. Without, every
-            image has a mask, and one without an anomalous pixel makes it normal.
-        sequences: whether each folder holds views of one thing, which are then no independent cases.
+        folders: image folders of each split, each with its class. None means the class name of the dataset.
+        ending: text that the stem of a mask adds to the stem of its image.
+        below: name of the subfolder with the masks; if empty, masks are next to the images.
+        table: name of a text file in ``below`` that lists all masks. With a table, an image without mask is normal.
+            Without a table, every image has a mask, and an image is normal if its mask has no anomalous pixel.
+        sequences: whether each folder shows a single object, so its images are not independent cases.
     """
 
     folders: Mapping[str, Mapping[str, str | None]]
@@ -232,12 +236,12 @@ class BesideLayout:
 
     @property
     def expects(self) -> str:
-        """Return what is looked for in the top folder."""
+        """Return the expected contents of the top folder."""
         names = [name for folders in self.folders.values() for name in folders]
         return f"{shorten(names)} with masks named <image>{self.ending}"
 
     def fits(self, root: Path) -> bool:
-        """Tell whether a folder with a mask is there."""
+        """Return whether a folder with a mask exists."""
         return any(
             self._is_mask(path)
             for folders in self.folders.values()
@@ -276,14 +280,14 @@ class BesideLayout:
     def _cases_of_table(
         self, root: Path, images: list[Path], masks: list[Path], holder: Path, class_name: str, report: Report
     ) -> Datalist:
-        """Return the cases where only anomalous images have a mask; the table tells of masks that got lost."""
+        """Return the cases if only anomalous images have a mask; the table reveals missing masks."""
         table = holder / self.table
         named = set()
         if table.is_file():
             text = table.read_text(encoding="utf-8", errors="replace")
             named = set(re.findall(rf"(\S+){re.escape(self.ending)}\.\w+", text))
         else:
-            report(f"{table} is missing, so lost masks cannot be told from normal images; unpack the archive again")
+            report(f"{table} is missing, so an image with a lost mask counts as normal; unpack the archive again")
         named |= {stem_of(mask.name).removesuffix(self.ending) for mask in masks}
         anomalous = [image for image in images if stem_of(image.name) in named]
         pairs = pair_masks(anomalous, masks, endings=(self.ending,), report=report) if anomalous or masks else {}

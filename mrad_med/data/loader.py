@@ -1,4 +1,4 @@
-"""Cases in batches, where a bad file costs only itself."""
+"""Load cases in batches; a file that cannot be read fails only its own case."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ logger = logging.getLogger(__name__)
 
 
 class CaseDataset(Dataset):
-    """A MONAI dataset that answers a case which cannot be loaded with a `FailedCase` instead of an exception.
+    """A MONAI dataset that returns a `FailedCase`, instead of an exception, for a case that cannot be loaded.
 
     Args:
         data: a datalist; each item has ``"case_id"`` and ``"image"``.
-        transform: the preprocessing.
+        transform: preprocessing of one case.
     """
 
     def __init__(self, data: Sequence[dict[str, Any]], transform: Callable[[Any], Any]) -> None:
         super().__init__(data, transform)
 
     def __getitem__(self, index: int) -> dict[str, Any] | FailedCase:
-        """Return the preprocessed case, or why there is none."""
+        """Return the preprocessed case, or a `FailedCase` with the reason."""
         case = self.data[index]
         try:
             result: dict[str, Any] = self.transform(dict(case))
-        except Exception as error:  # whatever a damaged file makes a library raise, the other cases go on
+        except Exception as error:  # libraries raise anything on a damaged file; the other cases continue
             return FailedCase(case[AnomalyKeys.CASE_ID], _reason(error), case.get(AnomalyKeys.STUDY, ""))
         return result
 
 
 def _reason(error: BaseException) -> str:
-    """Return the project's own message at the root of MONAI's chain, or the kind of an unforeseen error."""
+    """Return this project's message from MONAI's chain of causes, or the type of an unforeseen error."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ImageFileError):
@@ -51,20 +51,20 @@ def _reason(error: BaseException) -> str:
 
 
 class CaseLoader:
-    """Iterate over batches of equally shaped cases; keep the failed ones for the end.
+    """Yield batches of cases with equal shape, and collect the failed cases.
 
-    Images of one shape are batched; a volume makes a batch of its own. It has no length: how many batches there are
-    depends on what can be read.
+    Consecutive images of equal shape are batched. Each volume is a batch. The loader has no length, because the number
+    of batches depends on which files can be read.
 
     Args:
-        dataset: usually a `CaseDataset`; items that are a `FailedCase` are set aside.
-        batch_size: images in a batch, at most.
-        num_workers: processes that read ahead; 0 reads in this one. They use no shared memory.
-        progress: whether to show a progress bar over cases.
-        time_limit: seconds that a process may take for a case; no limit applies without such processes.
+        dataset: usually a `CaseDataset`; a `FailedCase` among its items is moved to ``failures``.
+        batch_size: largest number of images in a batch.
+        num_workers: number of processes that read ahead, without shared memory; 0 reads in this process.
+        progress: whether to show a progress bar, which counts images and slices.
+        time_limit: seconds that a process may spend on a case; ignored if ``num_workers`` is 0.
 
     Attributes:
-        failures: the failed cases of the last pass; one list object, filled while iterating.
+        failures: failed cases of the last pass; always the same list, filled during iteration.
     """
 
     def __init__(
@@ -89,24 +89,24 @@ class CaseLoader:
 
     @property
     def cases(self) -> dict[str, dict[str, Any]]:
-        """The items of the datalist by their names."""
+        """The items of the datalist by case id."""
         return {case[AnomalyKeys.CASE_ID]: case for case in self.dataset.data}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield collated batches in the order of the dataset."""
         self.failures.clear()
-        # What takes time is pictures, so that these are counted: of a volume its slices, as soon as it is known.
+        # Time grows with the number of images, so a volume counts as its slices once it is loaded.
         total = len(self.dataset)
         with (
-            closing(self._items()) as items,  # stops the processes also where not all batches are asked for
-            tqdm(total=total, desc="pictures", unit="picture", disable=not self.progress) as bar,
+            closing(self._items()) as items,  # also stops the processes if the caller stops early
+            tqdm(total=total, desc="images", unit="image", disable=not self.progress) as bar,
         ):
             for batch in self._batches(items, bar):
                 yield list_data_collate(batch)
-                bar.update(sum(map(_pictures, batch)))
+                bar.update(sum(map(_count_images, batch)))
 
     def _items(self) -> Generator[dict[str, Any] | FailedCase, None, None]:
-        """Yield the items of the dataset in order; a case whose process was lost is a failed one."""
+        """Yield the items of the dataset in order; a case whose process ended is a `FailedCase`."""
         if self.num_workers == 0:
             for index in range(len(self.dataset)):
                 yield self.dataset[index]
@@ -119,7 +119,7 @@ class CaseLoader:
                 yield item
 
     def _batches(self, cases: Iterable[dict[str, Any] | FailedCase], bar: Any) -> Iterator[list[dict[str, Any]]]:
-        """Yield cases of one shape together; a volume by itself."""
+        """Yield consecutive cases of equal shape together; each volume is a batch."""
         batch: list[dict[str, Any]] = []
         for case in cases:
             if isinstance(case, FailedCase):
@@ -132,7 +132,7 @@ class CaseLoader:
                 yield batch
                 batch = []
             batch.append(case)
-            bar.total += _pictures(case) - 1
+            bar.total += _count_images(case) - 1
             if image.ndim == 4 or len(batch) == self.batch_size:
                 yield batch
                 batch = []
@@ -140,21 +140,21 @@ class CaseLoader:
             yield batch
 
     def raise_for_failures(self) -> None:
-        """Say at the end of a run that cases failed, in a way that reaches the exit status.
+        """Raise an error at the end of a run if cases failed, so the exit status is not 0.
 
         Raises:
-            FailedCasesError: names the cases.
+            FailedCasesError: cases failed; the message lists them with reasons.
         """
         raise_for_failures(self.failures, len(self.dataset))
 
 
 def raise_for_failures(failures: Sequence[FailedCase], total: int) -> None:
-    """Raise a `FailedCasesError` that names the cases, if there are any."""
+    """Raise a `FailedCasesError` that lists the failed cases, if there are any."""
     if failures:
         names = "\n".join(f"  {failure.case_id}: {failure.reason}" for failure in failures)
         raise FailedCasesError(f"{len(failures)} of {total} case(s) failed, the others are done:\n{names}")
 
 
-def _pictures(case: Mapping[str, Any]) -> int:
+def _count_images(case: Mapping[str, Any]) -> int:
     image = case[AnomalyKeys.IMAGE]
     return int(image.shape[-1]) if image.ndim == 4 else 1

@@ -1,4 +1,4 @@
-"""Images and the masks that belong to them: paired by name, read for labels, checked."""
+"""Pair masks with images by name, derive labels from masks, and check masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import tifffile
 from PIL import ExifTags, Image
 
-from mrad_med import io  # lazy: listing sets does not load MONAI, reading masks does
+from mrad_med import io  # loaded lazily: reading masks needs MONAI, listing datasets does not
 from mrad_med.data.datalist import Datalist, Report, make_cases, shorten
 from mrad_med.data.paths import stem_of
 from mrad_med.errors import ImageFileError
@@ -29,11 +29,11 @@ def pair_masks(
     """Return the mask of each image, paired by the stems of their names and never by their order.
 
     Args:
-        images: of one folder.
-        masks: of one folder.
-        endings: what a mask's stem may add to its image's, such as ``"_mask"``.
-        report: told of images without mask, masks without image, and names that leave open which belong together;
-            none of these is in the result.
+        images: image files of one folder.
+        masks: mask files of one folder.
+        endings: suffixes that a mask's stem may add to its image's stem, such as ``"_mask"``.
+        report: function that receives each problem: images without mask, masks without image, and ambiguous names.
+            The returned pairs contain none of these files.
     """
     images_of, masks_of = defaultdict(list), defaultdict(list)
     for image in images:
@@ -49,14 +49,14 @@ def pair_masks(
     ]
     if unclear:
         report(
-            f"{len(unclear)} file(s) in {images[0].parent} or {masks[0].parent} share a name, so which mask belongs to "
-            f"which image is open: {shorten(unclear)}; remove those that are too many"
+            f"{len(unclear)} file(s) in {images[0].parent} or {masks[0].parent} share a name, so their masks cannot be "
+            f"assigned: {shorten(unclear)}; keep one file per name"
         )
-    lonely = [path.name for stem in images_of.keys() - masks_of.keys() for path in images_of[stem]]
-    if lonely:
+    unmasked = [path.name for stem in images_of.keys() - masks_of.keys() for path in images_of[stem]]
+    if unmasked:
         report(
-            f"{len(lonely)} of {len(images)} image(s) in {images[0].parent} have no mask of the same name: "
-            f"{shorten(sorted(lonely))}; unpack or copy the masks again"
+            f"{len(unmasked)} of {len(images)} image(s) in {images[0].parent} have no mask of the same name: "
+            f"{shorten(sorted(unmasked))}; unpack or copy the masks again"
         )
     stray = [path.name for stem in masks_of.keys() - images_of.keys() for path in masks_of[stem]]
     if stray:
@@ -72,7 +72,7 @@ def pair_masks(
 
 
 def _image_stem(mask: Path, stems: Mapping[str, object], endings: Sequence[str]) -> str:
-    """Return the stem of the image a mask is named after; its own stem where there is no such image."""
+    """Return the stem of the image that a mask is named after, or the mask's stem if there is no such image."""
     own = stem_of(mask.name)
     candidates = [own, *(own[: -len(ending)] for ending in endings if ending and own.endswith(ending))]
     return next((stem for stem in candidates if stem in stems), own)
@@ -81,7 +81,7 @@ def _image_stem(mask: Path, stems: Mapping[str, object], endings: Sequence[str])
 def cases_by_masks(
     root: Path, images: Sequence[Path], masks: Mapping[Path, Path], class_name: str, report: Report
 ) -> Datalist:
-    """Return the cases whose masks tell their labels; an image without a mask that can be read has none, left out."""
+    """Return cases with labels derived from their masks. Images without a readable mask are left out."""
     anomalous = {image: _has_anomaly(masks[image], report) for image in images if image in masks}
     known = [image for image in images if anomalous.get(image) is not None]
     cases = make_cases(root, known, 0, masks, class_name)
@@ -89,7 +89,7 @@ def cases_by_masks(
 
 
 def _has_anomaly(mask: Path, report: Report) -> bool | None:
-    """Tell whether a mask has an anomalous pixel, by the rule its pixels are read with; None where it is unreadable."""
+    """Return whether a mask has an anomalous pixel, or None if unreadable; the threshold is that of mask reading."""
     try:
         highest = float(io.read_image_file(mask).max())
     except ImageFileError as error:
@@ -99,13 +99,13 @@ def _has_anomaly(mask: Path, report: Report) -> bool | None:
 
 
 def check_masks(cases: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return what is wrong with the masks of a datalist as far as headers tell: no pixel is decoded.
+    """Return problems with the masks of a datalist. Only headers are read; no pixel is decoded.
 
     Args:
-        cases: with ``image``, ``case_id`` and ``mask``, a path or None; DICOM files and volumes are passed over.
+        cases: a datalist with ``image``, ``case_id`` and ``mask`` (path or None). DICOM files and volumes are skipped.
 
     Returns:
-        One sentence for each case whose mask has another size than its image, or whose files cannot be opened.
+        One sentence for each mask whose size differs from that of its image, and for each file that cannot be opened.
     """
     problems = []
     for case in cases:
@@ -123,12 +123,12 @@ def check_masks(cases: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _size_of(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Return (width, height) as shown, by the header alone; None where it cannot be read."""
+    """Return (width, height) as displayed, from the header only, or None if it cannot be read."""
     damaged = "its header cannot be read ({kind}); copy it again"
-    with suppress(ImageFileError), refusing(damaged), Image.open(path) as picture:
-        lying = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # from 5 on, rows are shown as columns
-        return (picture.height, picture.width) if lying else (picture.width, picture.height)
-    with suppress(ImageFileError), refusing(damaged), tifffile.TiffFile(path) as tiff:  # Pillow does not know all
+    with suppress(ImageFileError), refusing(damaged), Image.open(path) as image:
+        swapped = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # values of 5 and more swap rows and columns
+        return (image.height, image.width) if swapped else (image.width, image.height)
+    with suppress(ImageFileError), refusing(damaged), tifffile.TiffFile(path) as tiff:  # Pillow cannot open every TIFF
         page = tiff.pages[0]
         return int(page.imagewidth), int(page.imagelength)
     return None

@@ -1,4 +1,4 @@
-"""Names of cases: fit to be printed and to become files, and free of who the patient is."""
+"""Case ids: printable, usable as file names, and distinct."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from collections.abc import Callable
 
 __all__ = ["DistinctNames", "code_of", "printable"]
 
-CODE_LENGTH = 10  # hexadecimal digits: 40 bits, so that of 100,000 codes two are equal once in 200 runs
+CODE_LENGTH = 10  # hexadecimal digits: 40 bits; two of 100,000 codes are equal with a probability of 1 in 200
 
 
 def code_of(key: str) -> str:
-    """Return the short code that stands for a key in names.
+    """Return the short code that represents a key in names.
 
     Args:
-        key: key or hash in hexadecimal digits (`mrad_med.store.make_key`).
+        key: key or hash in hexadecimal digits, as from `mrad_med.store.make_key`.
     """
     return key[:CODE_LENGTH]
 
 
 class DistinctNames:
-    """Give each name to one content, so that a case keeps its name whatever other cases there are.
+    """Assign each name to one content only.
 
-    Names are made to be different by what the cases are: paths, or codes of contents. Where two are the same all the
-    same, the contents decide, and never a count.
+    Wanted names are paths or codes of contents, so most are distinct. If another content has the name, a code of the
+    content is appended, never a running number. Other cases therefore change a name only if it collides.
     """
 
     def __init__(self) -> None:
         self._contents: dict[str, Callable[[], str]] = {}
 
     def __call__(self, name: str, content: Callable[[], str]) -> str | None:
-        """Return the name, with a code where another content has it.
+        """Return the name, with a code appended if another content already uses the name.
 
         Args:
-            name: the wanted name.
-            content: returns the key of the content; called only where the name is taken.
+            name: wanted name.
+            content: function that returns the key of the content; called only if the name is in use.
 
         Returns:
-            None where the same content has the name already: both are one case.
+            The name, or None if the same content already uses it: both are one case.
         """
         if name not in self._contents:
             self._contents[name] = content
@@ -53,9 +53,9 @@ class DistinctNames:
 
 
 def printable(name: str) -> str:
-    """Return a name that can be printed, tabulated and made a file of: no bytes outside Unicode, no backslash.
+    """Return a name that can be printed, written to tables and used as a file name.
 
-    Control characters, such as line breaks, become underscores too.
+    Bytes that are not Unicode become ``?``. Backslashes and control characters (such as line breaks) become ``_``.
     """
     text = name.encode("utf-8", "replace").decode("utf-8").replace("\\", "_")
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", "_", text)

@@ -1,4 +1,4 @@
-"""Paths of a data set: image files and folders, and the names of cases made of them."""
+"""Paths of a dataset: its image files and folders, and the case ids made from them."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ __all__ = ["find_files", "list_folders", "list_images", "name_cases", "path_belo
 
 
 def path_below(root: Path, name: str) -> Path:
-    r"""Return the path that a table of a set names; ``\`` is taken as ``/``, for tables are written on Windows too.
+    r"""Return the path below the root for a name in a table; ``\`` is treated as ``/``, as in tables from Windows.
 
     Raises:
-        DatasetError: the path is absolute, names a drive, or has ``..``: it would lead out of the folder.
+        DatasetError: the name is absolute, names a drive, or has ``..``, and would lead out of the folder.
     """
     portable = PurePosixPath(name.replace("\\", "/"))
     if portable.is_absolute() or ".." in portable.parts or PureWindowsPath(name).drive or "\0" in name:
-        raise DatasetError(f"a table names a file outside its folder {root}: {name!r}; paths below it are expected")
+        raise DatasetError(f"a table names a file outside its folder {root}: {name!r}; use paths below it")
     return root / portable
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the images of one folder by their suffixes, sorted by name; hidden files are passed over.
+    """Return the images of one folder by their suffixes, sorted by name; hidden files are skipped.
 
     Raises:
         DatasetError: the folder cannot be listed.
     """
-    return [path for path in _entries(folder, folders=False) if path.name.lower().endswith(IMAGE_SUFFIXES)]
+    return [path for path in _children(folder, folders=False) if path.name.lower().endswith(IMAGE_SUFFIXES)]
 
 
 def list_folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted by name; hidden ones and what macOS adds to archives are passed over.
+    """Return the folders in a folder, sorted by name; hidden folders and macOS metadata (``__MACOSX``) are skipped.
 
     Raises:
         DatasetError: the folder cannot be listed.
     """
-    return [path for path in _entries(folder, folders=True) if path.name != "__MACOSX"]
+    return [path for path in _children(folder, folders=True) if path.name != "__MACOSX"]
 
 
-def _entries(folder: Path, *, folders: bool) -> list[Path]:
-    """Return the folders or the files in a folder; links count as what they lead to."""
+def _children(folder: Path, *, folders: bool) -> list[Path]:
+    """Return the folders or the files in a folder; links count as their targets."""
     try:
-        with os.scandir(folder) as entries:  # tells folders from files without a look at each of thousands
+        with os.scandir(folder) as entries:  # separates folders from files without a system call for each
             names = [
                 entry.name
                 for entry in entries
@@ -59,7 +59,7 @@ def _entries(folder: Path, *, folders: bool) -> list[Path]:
 
 
 def name_cases(files: Sequence[Path], root: Path) -> list[str]:
-    """Return unique names: the path below the root without suffix, or with it where two files differ only there."""
+    """Return unique case ids: the path below the root without suffix, or with it if files differ only in the suffix."""
     names = [printable(path.relative_to(root).as_posix()) for path in files]
     stems = [stem_of(name) for name in names]
     count = Counter(stems)
@@ -75,23 +75,23 @@ def name_cases(files: Sequence[Path], root: Path) -> list[str]:
 
 
 def stem_of(name: str) -> str:
-    """Return a name without the suffix of an image or a video; the last number of a DICOM file's name is none."""
+    """Return a name without the suffix of an image or video. A number at the end, as in DICOM file names, is kept."""
     longest_first = sorted(IMAGE_SUFFIXES + VIDEO_SUFFIXES, key=len, reverse=True)
     suffix = next((suffix for suffix in longest_first if name.lower().endswith(suffix)), "")
     return name[: len(name) - len(suffix)]
 
 
 def find_files(root: str | os.PathLike[str], *, exclude: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Return every file below a folder that is meant to be an image, or the one file given, sorted by name.
+    """Return every image or video file below a folder, or the one file given, sorted by name.
 
-    Hidden files and folders are passed over, links to folders are not followed.
+    Hidden files and folders are skipped. Links to folders are not followed.
 
     Args:
-        root: a folder, searched recursively, or a file.
-        exclude: a folder that is passed over, such as the one results are written to.
+        root: path of a folder, searched recursively, or of a file.
+        exclude: path of a folder to skip, such as the output folder.
 
     Raises:
-        DatasetError: the path does not exist, cannot be listed, holds no image, or is itself the excluded folder.
+        DatasetError: the path does not exist, cannot be listed, has no image, or is the excluded folder.
     """
     root = Path(root)
     if root.is_file():
@@ -110,8 +110,8 @@ def find_files(root: str | os.PathLike[str], *, exclude: str | os.PathLike[str] 
         files.extend(path for path in candidates if path.is_file() and detect_file_type(path) is not None)
     if not files:
         raise DatasetError(
-            f"no image below {root}: photographs (png, jpg, tif, ...), DICOM files, NIfTI and NRRD volumes and videos "
-            "are looked for"
+            f"no image below {root}; supported are photographs (png, jpg, tif, ...), DICOM files, NIfTI and NRRD "
+            "volumes, and videos"
         )
     return files
 

@@ -1,4 +1,4 @@
-"""Images and volumes to try things on: sample photographs, phantoms with a lesion."""
+"""Sample images, and phantoms with a lesion, for trials and tests."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ _PHANTOM_SEED = 20260202
 
 AIR, LUNG, TISSUE, LIVER, BONE, NODULE = -1000, -850, 40, 60, 700, 30  # Hounsfield units
 SPACING = (2.0, 2.0, 5.0)  # mm
-_OFFSET = 1024  # of what is stored: CT tells nothing below -1024 Hounsfield units
+_OFFSET = 1024  # added to stored values: CT values start at -1024 Hounsfield units
 _NOISE = 12.0  # standard deviation in Hounsfield units
-# Centers and half axes in shares of the volume: right to left, front to back, feet to head, as DICOM counts.
+# Centers and half axes as fractions of the volume, along the DICOM axes: right-left, front-back, feet-head.
 _ORGANS = (
     (TISSUE, (0.50, 0.50, 0.50), (0.44, 0.36, 9.0)),  # the body, as a cylinder
     (LUNG, (0.30, 0.47, 0.62), (0.15, 0.24, 0.50)),
     (LUNG, (0.70, 0.47, 0.66), (0.14, 0.23, 0.46)),
-    (LIVER, (0.33, 0.46, 0.06), (0.20, 0.22, 0.22)),  # at the right
-    (TISSUE, (0.58, 0.38, 0.45), (0.12, 0.12, 0.25)),  # the heart, at the left
-    (BONE, (0.50, 0.76, 0.50), (0.05, 0.05, 9.0)),  # the spine, at the back
+    (LIVER, (0.33, 0.46, 0.06), (0.20, 0.22, 0.22)),  # on the right
+    (TISSUE, (0.58, 0.38, 0.45), (0.12, 0.12, 0.25)),  # the heart, on the left
+    (BONE, (0.50, 0.76, 0.50), (0.05, 0.05, 9.0)),  # the spine
 )
 _LESION = (NODULE, (0.69, 0.55, 0.70), (0.055, 0.055, 0.11))  # in the left lung
 
@@ -52,15 +52,15 @@ _LESION = (NODULE, (0.69, 0.55, 0.70), (0.055, 0.055, 0.11))  # in the left lung
 def make_phantom(
     size: tuple[int, int] = (360, 480), *, lesion_radius: float = 0.11, seed: int = _PHANTOM_SEED
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return a picture of tissue-like texture with one raised lesion, and the lesion's mask.
+    """Return an image of tissue-like texture with one raised lesion, and the mask of the lesion.
 
     Args:
-        size: rows and columns.
-        lesion_radius: share of the rows; 0 leaves the lesion out.
-        seed: of the texture and of the lesion's place.
+        size: number of rows and columns.
+        lesion_radius: radius of the lesion as a fraction of the rows; 0 gives no lesion.
+        seed: seed of the texture and of the position of the lesion.
 
     Returns:
-        uint8 (H, W, 3) and uint8 (H, W) of 0 and 255.
+        The image, uint8 (H, W, 3), and the mask, uint8 (H, W) with values 0 and 255.
     """
     state = np.random.RandomState(seed)
     rows, columns = np.mgrid[: size[0], : size[1]]
@@ -73,19 +73,19 @@ def make_phantom(
     if lesion_radius == 0:
         distance = np.full(size, 2.0)
     bump = 1 / (1 + np.exp(12 * (distance - 1)))
-    shade = np.clip((rows - center_row + columns - center_column) / (2 * radius), -1, 1)
-    red = tissue * (1 + bump * (0.25 - 0.25 * shade))
+    shading = np.clip((rows - center_row + columns - center_column) / (2 * radius), -1, 1)
+    red = tissue * (1 + bump * (0.25 - 0.25 * shading))
     green = tissue * (0.55 + 0.32 * bump)
     blue = tissue * (0.50 + 0.05 * bump)
-    picture = np.clip(255 * np.stack([red, green, blue], axis=-1), 0, 255).astype(np.uint8)
-    return picture, np.where(distance < 1, 255, 0).astype(np.uint8)
+    image = np.clip(255 * np.stack([red, green, blue], axis=-1), 0, 255).astype(np.uint8)
+    return image, np.where(distance < 1, 255, 0).astype(np.uint8)
 
 
 def write_sample_images(folder: str | os.PathLike[str]) -> str:
-    """Fill a folder with sample images and return it.
+    """Write sample images to a folder and return its path.
 
-    A CT and an MR slice (DICOM, from pydicom), a retina photograph and its close-up, an immunohistochemistry image
-    (from scikit-image), and the phantom with its lesion.
+    The images are a CT and an MR slice (DICOM, from pydicom), a retina photograph, a close-up of a retina and an
+    immunohistochemistry image (from scikit-image), and the phantom with its lesion.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,43 +104,43 @@ def write_sample_images(folder: str | os.PathLike[str]) -> str:
 
 
 def write_sample_dataset(folder: str | os.PathLike[str], *, count: int = 3) -> str:
-    """Fill a folder with a labeled set of phantoms (``normal/``, ``defect/``, ``mask/``) and return it.
+    """Write a labeled dataset of phantoms (``normal/``, ``defect/``, ``mask/``) to a folder and return its path.
 
-    Good for trying the evaluation and the building of memory banks; its numbers say nothing about medicine.
+    Use it to try the evaluation and the building of memory banks. Its numbers have no medical meaning.
 
     Args:
-        folder: made if absent.
-        count: phantoms with a lesion, and as many without.
+        folder: output folder, created if absent.
+        count: number of phantoms with a lesion, and of phantoms without.
     """
     folder = Path(folder)
     for index in range(count):
         name = f"phantom_{index}.png"
-        picture, mask = make_phantom(seed=index)
-        _save_png(folder / "defect" / name, picture)
+        image, mask = make_phantom(seed=index)
+        _save_png(folder / "defect" / name, image)
         _save_png(folder / "mask" / name, mask)
         _save_png(folder / "normal" / name, make_phantom(seed=count + index, lesion_radius=0)[0])
     return str(folder)
 
 
-def _save_png(path: Path, picture: NDArray[np.uint8]) -> None:
+def _save_png(path: Path, image: NDArray[np.uint8]) -> None:
     with atomic_path(path) as partial:
-        Image.fromarray(picture).save(partial, format="PNG")
+        Image.fromarray(image).save(partial, format="PNG")
 
 
 def make_chest_phantom(
     size: tuple[int, int, int] = (128, 112, 24), *, with_lesion: bool = True, seed: int = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float64]]:
-    """Return a chest in Hounsfield units, the mask of its lesion, and where it lies.
+    """Return a chest CT volume in Hounsfield units, the mask of its lesion, and its affine.
 
-    Right and left, front and back, feet and head differ, so that a picture that is turned or mirrored is seen to be.
+    Right and left, front and back, feet and head differ, so a rotated or mirrored image is visible.
 
     Args:
-        size: columns, rows and slices of 2 x 2 x 5 mm; axial.
-        with_lesion: a nodule in the left lung.
-        seed: of the noise.
+        size: number of columns, rows and axial slices; the spacing is 2 x 2 x 5 mm.
+        with_lesion: whether there is a nodule in the left lung.
+        seed: seed of the noise.
 
     Returns:
-        float32 (X, Y, Z), uint8 (X, Y, Z) of 0 and 1, and the (4, 4) voxel to world matrix (RAS, mm).
+        The volume, float32 (X, Y, Z), the mask, uint8 (X, Y, Z) with values 0 and 1, and the (4, 4) affine (RAS, mm).
     """
     places = np.stack(np.meshgrid(*[(np.arange(n) + 0.5) / n for n in size], indexing="ij"))
     chest = np.full(size, float(AIR))
@@ -151,7 +151,7 @@ def make_chest_phantom(
     noise = gaussian_filter(np.random.RandomState(seed).standard_normal(size), (0.7, 0.7, 0))
     chest = gaussian_filter(chest, (0.6, 0.6, 0)) + _NOISE * noise / noise.std()
     affine = LPS_TO_RAS @ np.diag([*SPACING, 1.0])
-    affine[:3, 3] = -affine[:3, :3] @ (np.asarray(size) - 1) / 2  # the world's origin is in the middle
+    affine[:3, 3] = -affine[:3, :3] @ (np.asarray(size) - 1) / 2  # the origin is the center of the volume
     return chest.clip(-_OFFSET).astype(np.float32), lesion.astype(np.uint8), affine
 
 
@@ -166,15 +166,15 @@ def _inside(
 def write_sample_series(
     folder: str | os.PathLike[str], volume: NDArray[np.float32], affine: NDArray[np.float64], *, modality: str = "CT"
 ) -> str:
-    """Write a volume as a DICOM series of CT images, one file a slice, and return the folder.
+    """Write a volume as a DICOM series of CT images, one file per slice, and return the folder.
 
-    File names and numbers do not follow the order of the slices, as in many exports. There is no patient.
+    As in many exports, file names and numbers do not follow the order of the slices. Patient attributes are empty.
 
     Args:
-        folder: made if absent.
-        volume: (X, Y, Z) in Hounsfield units.
-        affine: (4, 4) voxel to world matrix (RAS, mm), whose axes are perpendicular.
-        modality: to be told.
+        folder: output folder, created if absent.
+        volume: (X, Y, Z) values in Hounsfield units.
+        affine: (4, 4) voxel to world matrix (RAS, mm) with perpendicular axes.
+        modality: modality in the DICOM header.
     """
     folder, lps = Path(folder), LPS_TO_RAS @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
@@ -195,7 +195,7 @@ def write_sample_series(
 
 
 def _decimals(values: NDArray[np.float64]) -> list[DSfloat]:
-    return [DSfloat(float(value), auto_format=True) for value in values]  # of 16 characters at most, as DICOM has them
+    return [DSfloat(float(value), auto_format=True) for value in values]  # DICOM allows 16 characters
 
 
 def _header(modality: str, index: str) -> Dataset:
@@ -216,8 +216,8 @@ def _header(modality: str, index: str) -> Dataset:
         *("AccessionNumber", "ReferringPhysicianName", "Manufacturer", "PositionReferenceIndicator"),
         *("AcquisitionNumber", "KVP", "Laterality"),
     ):
-        setattr(header, keyword, None)  # of type 2: present, and empty
-    header.PatientPosition = "HFS"  # on the back, the head in front
+        setattr(header, keyword, None)  # type 2 attributes: present but empty
+    header.PatientPosition = "HFS"  # head first, supine
     header.Modality, header.SeriesNumber, header.ImageType = modality, 1, ["ORIGINAL", "PRIMARY", "AXIAL"]
     header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
     header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 12, 11, 0
@@ -226,14 +226,14 @@ def _header(modality: str, index: str) -> Dataset:
 
 
 def write_sample_study(folder: str | os.PathLike[str]) -> str:
-    """Fill a folder with the chest phantom and return it.
+    """Write the chest phantom to a folder and return its path.
 
-    ``ct/`` holds it as a DICOM series, ``chest.nii.gz`` the same voxels with axes in another order and direction.
+    ``ct/`` is a DICOM series. ``chest.nii.gz`` has the same voxels with axes in another order and direction.
     """
     folder = Path(folder)
     volume, _, affine = make_chest_phantom()
     write_sample_series(folder / "ct", volume, affine)
-    # The same voxels, stored from the back to the front, then from left to right.
+    # Axes of the NIfTI file: from back to front, then from right to left.
     turned = affine @ np.array([[0, 1, 0, 0], [-1, 0, 0, volume.shape[1] - 1], [0, 0, 1, 0], [0, 0, 0, 1.0]])
     write_volume(folder / "chest.nii.gz", np.ascontiguousarray(volume[:, ::-1].transpose(1, 0, 2)), turned)
     return str(folder)

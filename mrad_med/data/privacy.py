@@ -1,4 +1,4 @@
-"""Patient identifiers found in paths, since folders of exports are often named after patients."""
+"""Find patient identifiers in paths. Folders of exports are often named after patients."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from itertools import combinations, product
 __all__ = ["HIDDEN", "Identifiers"]
 
 HIDDEN = "anonymous"
-# UTF-8 bytes that make a name, number or date worth hiding: "1" and "MR" are in half of all names, but one Chinese
-# character, which takes three bytes, may be a whole name.
+# Words of fewer UTF-8 bytes are not hidden: "1" and "MR" occur in half of all names. One Chinese character has three
+# bytes and may be a whole name.
 _LEAST = 3
-_INSIDE = 5  # that are also hidden inside of a longer word
-_DATE = re.compile(r"^\s*((?:19|20)\d\d)(\d\d)(\d\d)\s*$")  # as DICOM writes it
+_INSIDE = 5  # words of at least this many UTF-8 bytes are also hidden inside a longer word
+_DATE = re.compile(r"^\s*((?:19|20)\d\d)(\d\d)(\d\d)\s*$")  # the DICOM format
 _MONTHS = [
     "january",
     "february",
@@ -32,11 +32,11 @@ _MONTHS = [
 
 
 class Identifiers:
-    """What tells who patients are, to be found in paths, as folders of exports are often named after patients.
+    """Patient identifiers to be found in paths.
 
     Args:
-        values: names, numbers and dates as DICOM holds them, such as ``"Fingal^Olive"`` and ``"20250917"``.
-        shortest: bytes (UTF-8) of the shortest word that is looked for.
+        values: names, numbers and dates in DICOM format, such as ``"Fingal^Olive"`` and ``"20250917"``.
+        shortest: length of the shortest word to find, in UTF-8 bytes.
     """
 
     def __init__(self, values: Iterable[str], *, shortest: int = _LEAST) -> None:
@@ -48,21 +48,21 @@ class Identifiers:
         self._words |= {date for value in values for date in _dates(value)}
 
     def found_in(self, part: str) -> bool:
-        """Return whether one of them is in a part of a path."""
+        """Return whether a part of a path contains an identifier."""
         if not self._words:
             return False
         present = _split(part)
         runs = {"".join(present[i:j]) for i, j in combinations(range(len(present) + 1), 2)}  # finds "2025-09-17"
         if runs & self._words:
             return True
-        text = "".join(present)  # of which all pieces are looked up, since there may be thousands of words
+        text = "".join(present)  # its substrings are looked up, because there may be thousands of identifiers
         return any(text[i : i + n] in self._inside for n in self._lengths for i in range(len(text) - n + 1))
 
 
 def _words(identifier: str) -> set[str]:
-    """Return what of an identifier would give it away: its words, and all of it without separators, in either order."""
+    """Return the words of an identifier, and all of them joined without separators in both orders."""
     words: set[str] = set()
-    for spelling in identifier.split("="):  # of a name, in several scripts
+    for spelling in identifier.split("="):  # a name may be written in several scripts
         parts = _split(spelling)
         words |= {*parts, "".join(parts), "".join(reversed(parts))}
     for year, month, day in _DATE.findall(identifier):
@@ -71,7 +71,7 @@ def _words(identifier: str) -> set[str]:
 
 
 def _dates(identifier: str) -> set[str]:
-    """Return the further spellings of a date, without what separates its parts: 7 Sep 2025, 2025-9-7, 250907."""
+    """Return more spellings of a date, without separators: 7 Sep 2025, 2025-9-7, 250907."""
     dates: set[str] = set()
     for year, month, day in _DATE.findall(identifier):
         name = _MONTHS[int(month) - 1] if 1 <= int(month) <= 12 else month
@@ -82,6 +82,6 @@ def _dates(identifier: str) -> set[str]:
 
 
 def _split(text: str) -> list[str]:
-    """Return the words of a text without case and accents, which file systems store in one way or another."""
+    """Return the words of a text without case and accents; file systems encode accents in different ways."""
     plain = unicodedata.normalize("NFKD", text.casefold())
-    return re.findall(r"[^\W_]+", "".join(letter for letter in plain if not unicodedata.combining(letter)))
+    return re.findall(r"[^\W_]+", "".join(character for character in plain if not unicodedata.combining(character)))

@@ -1,4 +1,4 @@
-"""Labeled sets by name, checked against the catalog, and what of it is on disk."""
+"""Load labeled datasets by name, check them against the catalog, and list the datasets on disk."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ __all__ = ["InventoryRow", "list_datasets", "load_datalist"]
 
 
 def load_datalist(name: str, root: str | os.PathLike[str], *, split: str = "test", strict: bool = False) -> Datalist:
-    """Return the MONAI datalist of a labeled set on disk.
+    """Return the MONAI datalist of a labeled dataset on disk.
 
     Args:
-        name: of `DATASETS`, upper and lower case and ``_`` and ``-`` alike, or a general layout: ``"folder"``
-            (``normal/``, ``defect/``, ``mask/``, or ``images/`` and ``masks/``; it has no splits), ``"meta.json"`` of
-            the AnomalyCLIP family, ``"csv"``, ``"datalist"`` of MONAI; the last three take the file or its folder.
-        root: folder that the archive was unpacked to; the set may lie up to three levels below.
-        split: such as ``"test"`` or ``"train"``.
-        strict: a problem of the set is an error; else a warning, and the case is left out, or kept without its mask
-            where its label is known all the same.
+        name: name in `DATASETS`, ignoring case and treating ``_`` as ``-``, or a general layout. The general layouts
+            are ``"folder"`` (``normal/``, ``defect/``, ``mask/``, or ``images/`` and ``masks/``; no splits),
+            ``"meta.json"`` of the AnomalyCLIP family, ``"csv"``, and ``"datalist"`` of MONAI.
+        root: folder of the unpacked archive; the dataset may be up to three levels below. For the last three general
+            layouts, the file or its folder.
+        split: name of the split, such as ``"test"`` or ``"train"``.
+        strict: whether a problem of the dataset is an error. If False, it is a warning: the case is left out, or kept
+            without its mask if its label is known.
 
     Returns:
         Dictionaries with ``image`` (path), ``case_id`` (unique), ``label`` (0 normal, 1 anomalous), ``mask`` (path or
-        None), ``class``, and where the set tells ``mask_threshold``, ``patient``, ``sequence``.
+        None) and ``class``. The keys ``mask_threshold``, ``patient`` and ``sequence`` exist if the dataset states them.
 
     Raises:
-        DatasetError: the name or split is unknown, the set is not there, a table names a file outside its folder, or
-            no case can be used; where strict, for any problem.
+        DatasetError: the name or split is unknown, the dataset is not found, a table names a file outside its folder,
+            or no case is usable; if strict, any problem of the dataset.
     """
     known = name.strip().lower().replace("_", "-").replace(" ", "-")
     if known == "folder":
@@ -47,7 +48,8 @@ def load_datalist(name: str, root: str | os.PathLike[str], *, split: str = "test
         close = difflib.get_close_matches(known, [*DATASETS, *GENERAL], n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise DatasetError(
-            f"there is no set {name!r}; {hint}Public sets: {', '.join(DATASETS)}. General layouts: {', '.join(GENERAL)}"
+            f"there is no dataset {name!r}; {hint}Public datasets: {', '.join(DATASETS)}. "
+            f"General layouts: {', '.join(GENERAL)}"
         )
     report = reporter(strict=strict)
     cases = load_archive(known, root, split=split, report=report)[1]
@@ -64,15 +66,15 @@ GENERAL = ("folder", *_LISTINGS)
 
 
 def _check_counts(dataset: PublicDataset, cases: Datalist, split: str, report: Report) -> None:
-    """Report numbers of images that are not the published ones."""
+    """Report numbers of images that differ from the published numbers."""
     found, published = _count(cases), dataset.counts.get(split)
     if published is None or found == published:
         return
     if split == "test" and found in dataset.parts:
         whose = dataset.parts[found]
         report(
-            f"{dataset.name} has {sum(found)} of {sum(published)} images, as in {whose}: results are not those of the "
-            f"whole set; get it from {dataset.home}"
+            f"{dataset.name} has {sum(found)} of {sum(published)} images, as in {whose}: results are not "
+            f"comparable with the whole dataset; get it from {dataset.home}"
         )
         return
     classes = Counter(case["class"] for case in cases)
@@ -90,13 +92,13 @@ def _count(cases: Datalist) -> Counts:
 
 @dataclass(frozen=True)
 class InventoryRow:
-    """A set of the catalog, and what of it was found.
+    """A dataset of the catalog, and the part of it that was found on disk.
 
     Attributes:
-        dataset: what is known about it.
-        root: its top folder, or None where it was not found.
-        found: of each split that can be loaded, the numbers of normal and anomalous images.
-        problems: what is wrong with it, and what to do.
+        dataset: catalog data of the dataset.
+        root: top folder of the dataset, or None if it was not found.
+        found: numbers of normal and anomalous images of each split that can be loaded.
+        problems: problems of the dataset, and what to do about them.
     """
 
     dataset: PublicDataset
@@ -105,7 +107,7 @@ class InventoryRow:
     problems: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Return the row as a few lines for people."""
+        """Return the row as a few lines of text."""
         known = self.dataset
         lines = [
             f"{known.name}: {known.title} ({known.domain}; {known.modality}), license: {known.license}",
@@ -113,7 +115,7 @@ class InventoryRow:
             f"  published: {_describe(known.counts) or 'numbers of images not verified'}",
         ]
         if self.root:
-            lines.append(f"  found in {self.root}: {_describe(self.found) or 'nothing that can be used'}")
+            lines.append(f"  found in {self.root}: {_describe(self.found) or 'no usable images'}")
         return "\n".join([*lines, *(f"  problem: {problem}" for problem in self.problems)])
 
 
@@ -122,21 +124,21 @@ def _describe(counts: Mapping[str, Counts]) -> str:
 
 
 def list_datasets(root: str | os.PathLike[str] | None = None) -> list[InventoryRow]:
-    """Return all sets of the catalog, and which of them are in a folder.
+    """Return a row for each dataset of the catalog, with the images found in a folder.
 
-    Each is looked for in the folder of its name, in folders called like its archive's, and in the root itself. Sets
-    that files do not tell from others, such as those of polyps, are found in folders of their names only. A set that
-    cannot be read does not stop the others: its row tells why.
+    Each dataset is searched in the folder with its name, in folders with the names of its archive, and in the root.
+    Datasets without distinctive files, such as the polyp datasets, are found only in folders with their names. If a
+    dataset cannot be read, its row states the reason and the others are listed.
 
     Args:
-        root: the folder; without one nothing is looked for.
+        root: path of the folder to search; None searches nothing.
     """
     if root is None:
         return [InventoryRow(dataset) for dataset in DATASETS.values()]
-    return [_take_stock(dataset, Path(root)) for dataset in DATASETS.values()]
+    return [_inspect(dataset, Path(root)) for dataset in DATASETS.values()]
 
 
-def _take_stock(dataset: PublicDataset, root: Path) -> InventoryRow:
+def _inspect(dataset: PublicDataset, root: Path) -> InventoryRow:
     try:
         inside = root / dataset.name
         top = find_archive(dataset.name, inside) if inside.is_dir() else None
@@ -152,7 +154,7 @@ def _take_stock(dataset: PublicDataset, root: Path) -> InventoryRow:
         try:
             cases = load_archive(dataset.name, top, split=split, report=of_split.append)[1]
         except (DatasetError, OSError) as error:
-            of_split = [str(error)] if split == "test" else []  # many keep the test split only
+            of_split = [str(error)] if split == "test" else []  # often only the test split is on disk
         else:
             found[split] = _count(cases)
             _check_counts(dataset, cases, split, of_split.append)

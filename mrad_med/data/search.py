@@ -1,4 +1,4 @@
-"""What there is to score below a path: photographs, frames of videos, DICOM images and series, volumes."""
+"""Find the cases below a path: photographs, frames of videos, DICOM images and series, volumes."""
 
 from __future__ import annotations
 
@@ -31,19 +31,21 @@ __all__ = ["FoundCases", "find_cases", "survey"]
 logger = logging.getLogger(__name__)
 
 _FRAMED = (VIDEO, PHOTOGRAPH)
-_COPY = "its content is that of another case whose hidden name is the same; that case stands for both"
-_ELSEWHERE = 5  # bytes of the shortest word that is hidden where the file itself does not tell whose it is
+_COPY = "another case has the same content and the same hidden name; only that case is kept"
+_ELSEWHERE = 5  # UTF-8 bytes of the shortest word that is hidden in names of files without that identifier
 
 
 @dataclass(frozen=True)
 class FoundCases:
-    """What `survey` found.
+    """Cases found by `survey`.
 
     Attributes:
-        cases: a datalist, see `find_cases`.
-        descriptions: file format and dimensions of each case in words, by case id.
-        remarks: what is unusual about a case, in words, by its name.
-        skipped: DICOM objects that are no images, and copies of images whose names were hidden, with the reason.
+        cases: a datalist; see `find_cases`.
+        descriptions: file format and dimensions of each case as text, by case id.
+        remarks: unusual facts about a case as text, by case id.
+        skipped: DICOM objects that are not images, and copies of images with hidden names, each with the reason.
+        distinct_name: registry of the case ids in use.
+        distinct_video: registry of the video names in use.
     """
 
     cases: Datalist = field(default_factory=list)
@@ -54,7 +56,7 @@ class FoundCases:
     distinct_video: DistinctNames = field(default_factory=DistinctNames, repr=False)
 
     def add(self, image: Any, name: str, kind: str, study: str = "") -> str | None:
-        """Add a case; return its name, None where the same content has this name already."""
+        """Add a case and return its id, or None if the same content already has this name."""
         case_id = self.distinct_name(name, partial(_key_of, image))
         if case_id is None:
             self.skipped.append(FailedCase(name, _COPY))
@@ -66,12 +68,13 @@ class FoundCases:
         return case_id
 
     def add_video(self, name: str, paths: Sequence[str], frames: Sequence[str] = ()) -> str | None:
-        """Return the name of a video, None where the same content has this name already.
+        """Return the name of a video, or None if the same content already has this name.
 
         Args:
-            name: the wanted name.
-            paths: its file, or the files of a sequence.
-            frames: names of frames that are named apart from the video; others of other names are another video.
+            name: wanted name.
+            paths: file of the video, or files of the sequence.
+            frames: names of the frames, if they do not contain the name of the video. The same files with other frame
+                names are another video.
         """
         study = self.distinct_video(name, lambda: make_key(_key_of(list(paths)), *frames))
         if study is None:
@@ -79,12 +82,12 @@ class FoundCases:
         return study
 
     def warn(self) -> None:
-        """Log the remarks, each once, and what was skipped."""
+        """Log each distinct remark once, and the skipped files."""
         by_remark: dict[str, list[str]] = defaultdict(list)
         for case_id, remark in self.remarks.items():
             by_remark[remark].append(case_id)
         for item in self.skipped:
-            by_remark[f"passed over: {item.reason}"].append(item.case_id)
+            by_remark[f"skipped: {item.reason}"].append(item.case_id)
         for remark, names in by_remark.items():
             logger.warning("%s%s: %s", names[0], f" and {len(names) - 1} more" if len(names) > 1 else "", remark)
 
@@ -98,31 +101,33 @@ def find_cases(
     frames_per_second: float | None = None,
     sequence_rate: float | None = None,
 ) -> Datalist:
-    """Return what there is to score below a folder, or in the one file given, sorted by name.
+    """Return the cases below a folder, or in the one file given, sorted by path.
 
-    What a file is, its content tells before its name. Hidden files and folders are passed over, links to folders are
-    not followed. A DICOMDIR stands for its folder. DICOM files of one series make one case, a volume, where they are
-    evenly spaced slices of gray values; where they are not, each is a case of its own. DICOM objects that are no images
-    (reports, plans, segmentations, ...) are passed over with a warning.
+    The file type is detected from the content first, then from the name. Hidden files and folders are skipped. Links
+    to folders are not followed. For a DICOMDIR, its folder is searched. The DICOM files of a series form one case, a
+    volume, if they are evenly spaced slices of gray values. Otherwise each file is a case. DICOM objects that are not
+    images (reports, plans, segmentations, ...) are skipped with a warning.
 
     Args:
-        root: a folder, searched recursively, or a file.
-        exclude: a folder that is passed over, such as the one results are written to.
-        strict: False makes a volume of a series also where slices are missing, repeated or unevenly spaced.
-        keep_identifiers: names of cases are made of paths. Unless True, what in them is a name, number or date of a
-            patient, as the DICOM files that are found state them, is replaced by "anonymous" and a code.
-        frames_per_second: of videos, how many are scored; None is all of them.
-        sequence_rate: take the photographs of a folder whose names differ only in their last number for a video of so
-            many a second; None takes each for itself.
+        root: path of a folder, searched recursively, or of a file.
+        exclude: path of a folder to skip, such as the output folder.
+        strict: whether only evenly spaced slices form a volume. If False, slices may be missing, repeated or unevenly
+            spaced.
+        keep_identifiers: whether case ids, which are made from paths, keep patient identifiers. If False, each part of
+            a path with a patient's name, number or date is replaced by "anonymous" and a code. The identifiers are
+            those in the DICOM files found.
+        frames_per_second: number of frames per second of a video to keep; None keeps all frames.
+        sequence_rate: frames per second of numbered photographs. Photographs of one folder whose names differ only in
+            their last number are then treated as one video. None treats each photograph as a separate case.
 
     Returns:
-        ``{"image", "case_id", "study"}`` for each. The image is what `read_image` takes: a path, the list of paths of a
-        series, or a `Frame`. The name is unique: the path below the root without suffix, or the folder, number and code
-        of a series. The study is what belongs together: ``study-`` and a code for DICOM, the video's name for frames,
-        else empty. Codes are made of contents (of DICOM, of UIDs), so other cases do not change a name.
+        ``{"image", "case_id", "study"}`` for each case. The image is an input of `read_image`: a path, the list of
+        paths of a series, or a `Frame`. The case id is unique: the path below the root without suffix, or the folder,
+        number and code of a series. The study is ``study-`` and a code for DICOM, the name of the video for frames,
+        else empty. Codes are computed from UIDs (DICOM) or contents, so they do not depend on other cases.
 
     Raises:
-        DatasetError: the path does not exist, cannot be listed, holds no image, or is itself the excluded folder.
+        DatasetError: the path does not exist, cannot be listed, has no image, or is the excluded folder.
     """
     found = survey(
         root,
@@ -145,37 +150,41 @@ def survey(
     frames_per_second: float | None = None,
     sequence_rate: float | None = None,
 ) -> FoundCases:
-    """Return what `find_cases` finds, and what is to be said of it; of DICOM and volumes no pixels are read."""
+    """Return the cases of `find_cases` with descriptions and remarks; no pixels of DICOM files and volumes are read."""
     path = Path(root)
     if path.name.upper() == "DICOMDIR" and path.is_file():
         path = path.parent
     files = find_files(path, exclude=exclude)
     base = path.parent if path.is_file() else path
-    kinds = {file: detect_file_type(file) for file in files}
-    read = {file: _try_slice(file) for file, kind in kinds.items() if kind == DICOM}
+    file_types = {file: detect_file_type(file) for file in files}
+    read = {file: _try_slice(file) for file, file_type in file_types.items() if file_type == DICOM}
     slices = {file: item for file, item in read.items() if isinstance(item, Slice)}
     errors = {file: item for file, item in read.items() if isinstance(item, ImageFileError)}
     names = _Names(files, base, None if keep_identifiers else _identifiers(slices.values()))
     order = {str(file): place for place, file in enumerate(files)}
     found = FoundCases()
-    films = {file: _try_frames(file, kind, frames_per_second) for file, kind in kinds.items() if kind in _FRAMED}
+    frames_of = {
+        file: _try_frames(file, file_type, frames_per_second)
+        for file, file_type in file_types.items()
+        if file_type in _FRAMED
+    }
     if sequence_rate is not None:
-        single = [file for file, kind in kinds.items() if kind == PHOTOGRAPH and not films[file]]
+        single = [file for file, file_type in file_types.items() if file_type == PHOTOGRAPH and not frames_of[file]]
         for members in find_sequences(single):
             frames = as_frames(members, rate=sequence_rate, frames_per_second=frames_per_second)
             _add_sequence(frames, names, found)
             order |= dict.fromkeys(map(str, members), min(order[str(file)] for file in members))
             for file in members:
-                del kinds[file]
-    for file, kind in kinds.items():
-        if films.get(file):
-            _add_frames(films[file], names.of(file), found)
-        elif kind != DICOM:
-            found.add(str(file), names.of(file), kind or "image")
+                del file_types[file]
+    for file, file_type in file_types.items():
+        if frames_of.get(file):
+            _add_frames(frames_of[file], names.of(file), found)
+        elif file_type != DICOM:
+            found.add(str(file), names.of(file), file_type or "image")
     _add_dicom(slices, names, base, found, strict=strict)
     _add_rest(errors, names, found)
     if not found.cases:
-        raise DatasetError(f"{root} holds DICOM objects but no image: {found.skipped[0].reason}")
+        raise DatasetError(f"{root} has DICOM objects but no image: {found.skipped[0].reason}")
     found.cases.sort(key=lambda case: min(order[path] for path in _paths(case[AnomalyKeys.IMAGE.value])))
     return found
 
@@ -184,13 +193,13 @@ Codes = Callable[[], tuple[str, str]]
 
 
 class _Names:
-    """Names of cases, made of paths.
+    """Names of cases, made from paths.
 
     Args:
-        files: all there are.
-        base: that names are relative to.
-        identifiers: of all patients, hidden wherever they are found, for a photograph tells nobody whose it is; None
-            hides nothing.
+        files: all files that were found.
+        base: folder that names are relative to.
+        identifiers: identifiers of all patients, to be hidden in every name: a photograph does not state its patient.
+            None hides nothing.
     """
 
     def __init__(self, files: Sequence[Path], base: Path, identifiers: set[str] | None) -> None:
@@ -198,33 +207,33 @@ class _Names:
         self._known = None if identifiers is None else Identifiers(identifiers, shortest=_ELSEWHERE)
 
     def plain(self, file: Path) -> str:
-        """Return the name of a file as it is."""
+        """Return the name of a file without hiding anything."""
         return self._names[file]
 
     def of(self, file: Path, own: Iterable[str] = (), codes: Codes | None = None) -> str:
-        """Return the name of a file, free of everybody's identifiers, and of shorter ones that are its own.
+        """Return the name of a file without the identifiers of any patient.
 
         Args:
             file: one of the files.
-            own: identifiers in its header.
-            codes: returns the keys that stand for hidden parts, see `hide`; by default the key of its content.
+            own: identifiers in the header of the file; these are hidden even if they are short.
+            codes: function that returns the keys for hidden parts, see `hide`; by default the key of the content.
         """
-        return self.hide(self._names[file], own, codes or partial(_twice, partial(content_key, file)))
+        return self.hide(self._names[file], own, codes or partial(_same_for_both, partial(content_key, file)))
 
     def hide(self, name: str, own: Iterable[str], codes: Codes) -> str:
-        """Return a name with ``anonymous-`` and a code for each part that has an identifier.
+        """Return a name in which each part with an identifier is replaced by ``anonymous-`` and a code.
 
         Args:
-            name: parts separated by ``/``.
+            name: name with parts separated by ``/``.
             own: identifiers of the case.
-            codes: returns two keys, called only where something is hidden: one for folders, which may be shared by what
-                belongs together, and one that is the case's own, for the last part. A last part that is not hidden is
-                followed by its code where the two differ.
+            codes: function that returns two keys; called only if a part is hidden. The first key is for folders and may
+                be shared by related cases. The second is unique to the case, for the last part. If the keys differ, a
+                last part that is not hidden gets the second code appended.
         """
         if self._known is None:
             return name
-        parts, mine = name.split("/"), _hidden_by(frozenset(own))
-        hidden = [self._known.found_in(part) or mine.found_in(part) for part in parts]
+        parts, of_case = name.split("/"), _hidden_by(frozenset(own))
+        hidden = [self._known.found_in(part) or of_case.found_in(part) for part in parts]
         if not any(hidden):
             return name
         folder, case = map(code_of, codes())
@@ -234,13 +243,13 @@ class _Names:
         return "/".join([*shown, f"{HIDDEN}-{case}" if hidden[-1] else visible])
 
 
-def _twice(key: Callable[[], str]) -> tuple[str, str]:
+def _same_for_both(key: Callable[[], str]) -> tuple[str, str]:
     value = key()
     return value, value
 
 
 def _key_of(image: Any) -> str:
-    """Return the key of what a case shows."""
+    """Return the key of the content of a case."""
     if isinstance(image, Frame):
         return make_key(content_key(image.path), image.index, image.time)
     return make_key([content_key(path) for path in paths_of(image)])
@@ -252,7 +261,7 @@ def _hidden_by(identifiers: frozenset[str]) -> Identifiers:
 
 
 def _try_slice(file: Path) -> Slice | ImageFileError:
-    """Return what the header of a DICOM file tells, or why it makes no slice."""
+    """Return the slice that a DICOM header describes, or the error if there is none."""
     try:
         return read_slice(file)
     except ImageFileError as error:
@@ -266,7 +275,7 @@ def _paths(image: Any) -> list[str]:
 
 
 def _add_rest(errors: Mapping[Path, ImageFileError], names: _Names, found: FoundCases) -> None:
-    """Pass over DICOM objects that are no images; a damaged one is a case, which fails when it is read."""
+    """Record DICOM objects that are not images as skipped. A damaged image is a case and fails when it is read."""
     for file, error in errors.items():
         name = names.of(file, _try_identifiers(file))
         if isinstance(error, NotAnImageError):
@@ -282,7 +291,7 @@ def _identifiers(slices: Iterable[Slice]) -> set[str]:
 
 
 def _try_identifiers(path: Path) -> set[str]:
-    """Return what the header of a file tells of who the patient is, if it can be read."""
+    """Return the patient identifiers in the header of a file; empty if it cannot be read."""
     with suppress(ImageFileError):
         header = read_header(path, more=IDENTIFIERS)
         with quiet("the DICOM header"):
@@ -290,21 +299,21 @@ def _try_identifiers(path: Path) -> set[str]:
     return set()
 
 
-def _try_frames(path: Path, kind: str | None, frames_per_second: float | None) -> list[Frame]:
-    """Return the frames of a video or the pages of a picture with several; none of what cannot be read as such."""
-    if kind == PHOTOGRAPH and not may_have_pages(path):
+def _try_frames(path: Path, file_type: str | None, frames_per_second: float | None) -> list[Frame]:
+    """Return the frames of a video or of a multi-page image; empty for any other or unreadable file."""
+    if file_type == PHOTOGRAPH and not may_have_pages(path):
         return []
     try:
         frames = list_frames(path)
-    except ImageFileError:  # it fails when it is read, and is told then
+    except ImageFileError:  # the case fails later with this error, when it is read
         return []
-    if kind == PHOTOGRAPH and len(frames) == 1:
+    if file_type == PHOTOGRAPH and len(frames) == 1:
         return []
     return frames if frames_per_second is None else thin_frames(frames, frames_per_second)
 
 
 def _add_frames(frames: Sequence[Frame], name: str, found: FoundCases) -> None:
-    """Add the frames of a video or of a picture with several pages."""
+    """Add the frames of a video or of a multi-page image."""
     study, digits = found.add_video(name, [frames[0].path]), len(str(frames[-1].index))
     for frame in frames if study else ():
         when = "" if frame.time is None else f" at {frame.time:.3f} s"
@@ -312,9 +321,9 @@ def _add_frames(frames: Sequence[Frame], name: str, found: FoundCases) -> None:
 
 
 def _add_sequence(frames: Sequence[Frame], names: _Names, found: FoundCases) -> None:
-    """Add numbered photographs as the frames of one video, named after what their names have in common."""
+    """Add numbered photographs as the frames of one video, named after the common part of their names."""
     paths = [frame.path for frame in frames]
-    plain, codes = [names.plain(Path(path)) for path in paths], partial(_twice, cache(partial(_key_of, paths)))
+    plain, codes = [names.plain(Path(path)) for path in paths], partial(_same_for_both, cache(partial(_key_of, paths)))
     common = re.sub(r"[^\w/]*_?\d+\D*$", "", plain[0])
     common = common if common and not common.endswith("/") else f"{common}sequence"
     hidden = names.hide(common, (), codes)
@@ -328,13 +337,13 @@ def _add_sequence(frames: Sequence[Frame], names: _Names, found: FoundCases) -> 
 
 
 def _add_dicom(slices: Mapping[Path, Slice], names: _Names, base: Path, found: FoundCases, *, strict: bool) -> None:
-    """Add the cases that DICOM files make."""
+    """Add the cases of DICOM files."""
     for series in group_series(slices.values(), base):
         is_volume = series.is_volume or (not strict and _may_be_volume(series, slices))
         parts = [series.files] if is_volume else [(file,) for file in series.files]
         remarks = list(series.problems)
-        if len(parts) > 1:  # pictures that do not tell their position are none that should make a volume
-            remarks = [f"one of {len(parts)} slices that make no volume, each scored by itself", *remarks]
+        if len(parts) > 1:  # images without a position are not expected to form a volume
+            remarks = [f"one of {len(parts)} slices that cannot form a volume and are scored separately", *remarks]
             remarks = [] if series.spacing is None else remarks
         for files in parts:
             first, own = slices[files[0]], _identifiers(slices[file] for file in files)
@@ -350,13 +359,13 @@ def _add_dicom(slices: Mapping[Path, Slice], names: _Names, base: Path, found: F
 
 
 def _dicom_codes(first: Slice) -> tuple[str, str]:
-    """Return the key of what a DICOM file belongs to, its study as far as it is known, and its own."""
+    """Return the key of the study of a DICOM file (of the file if it has no study) and the key of the file."""
     own = instance_key(first)
     return make_key(first.study) if first.study else own, own
 
 
 def _hidden_series(case_id: str, names: _Names, own: Iterable[str], codes: Codes) -> str:
-    """Return the name of a series with hidden identifiers; its own code stands at the end already."""
+    """Return the name of a series with hidden identifiers and its code at the end."""
     place, code = case_id.rsplit("-", 1)
     hidden = names.hide(place, own, codes)
     return hidden if hidden.endswith(f"-{code}") else f"{hidden}-{code}"

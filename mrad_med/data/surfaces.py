@@ -1,6 +1,6 @@
-"""Procedural surfaces with painted defects: labeled industrial-like images that anyone can make from a seed.
+"""Procedural surfaces with painted defects: labeled, industrial-like images that are reproducible from a seed.
 
-Nuisances that are no defects (uneven light, dark rims, folds, highlights) fall on normal and defect images alike.
+Normal and defect images have the same disturbances that are not defects: uneven light, dark rims, folds, highlights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROWS, COLUMNS = (axis / SIDE for axis in np.mgrid[:SIDE, :SIDE].astype(float))
 
 
 def noise(random: np.random.RandomState, *sigmas: float) -> Field:
-    """Return a smooth random field of unit variance; two sigmas stretch it along the columns or rows."""
+    """Return a smooth random field of zero mean and unit variance; two sigmas smooth rows and columns differently."""
     field = gaussian_filter(
         random.standard_normal((SIDE, SIDE)), sigmas[0] if len(sigmas) == 1 else sigmas, mode="wrap"
     )
@@ -73,7 +73,7 @@ def tiles(random: np.random.RandomState) -> Field:
 
 
 def plastic(random: np.random.RandomState) -> Field:
-    """Return a nearly plain surface."""
+    """Return a nearly uniform surface."""
     return 0.08 * noise(random, 1) + 0.3 * noise(random, 60)
 
 
@@ -89,10 +89,10 @@ SURFACES: Mapping[str, Callable[[np.random.RandomState], Field]] = {
 
 
 def light(random: np.random.RandomState) -> Field:
-    """Return the light on a surface: uneven, sometimes with a dark rim, sometimes over folds."""
+    """Return the brightness factor of each pixel: uneven light, sometimes with a dark rim or with folds."""
     angle = random.uniform(0, 2 * np.pi)
     field = 1 + random.uniform(0, 0.3) * (np.cos(angle) * (ROWS - 0.5) + np.sin(angle) * (COLUMNS - 0.5))
-    if random.uniform() < 0.4:  # a dark rim, as of a lamp's cone
+    if random.uniform() < 0.4:  # a dark rim, as from a spotlight
         row, column = random.uniform(0.35, 0.65, 2)
         field = field * (1 - random.uniform(0.3, 0.9) * np.clip(np.hypot(ROWS - row, COLUMNS - column), 0, 1))
     if random.uniform() < 0.4:  # folds, lit from one side
@@ -102,7 +102,7 @@ def light(random: np.random.RandomState) -> Field:
 
 
 def gloss(random: np.random.RandomState, image: Field) -> Field:
-    """Return the image with glossy highlights, which are no defect, on some."""
+    """Return the image, in 35 % of cases with glossy highlights, which do not count as a defect."""
     if random.uniform() > 0.35:
         return image
     spots = np.clip((noise(random, random.uniform(3, 9)) - random.uniform(1.9, 2.6)) * 3, 0, 1)
@@ -110,7 +110,7 @@ def gloss(random: np.random.RandomState, image: Field) -> Field:
 
 
 def paint(random: np.random.RandomState, relief: Field) -> Field:
-    """Return (SIDE, SIDE, 3) in [0, 1]: a relief in a random color."""
+    """Return a relief in a random color: (SIDE, SIDE, 3) with values in [0, 1]."""
     color = np.clip(random.uniform(0.25, 0.75) + random.uniform(-0.3, 0.3, 3), 0.05, 0.95)
     contrast = random.uniform(0.08, 0.18)
     return np.clip(color * (1 + contrast * relief)[..., None], 0, 1)
@@ -125,7 +125,7 @@ def blob(random: np.random.RandomState) -> NDArray[np.bool_]:
 
 
 def line(random: np.random.RandomState) -> NDArray[np.bool_]:
-    """Return a thin, possibly wandering stroke."""
+    """Return a thin, straight or winding stroke."""
     steps = random.randint(80, 250)
     turns = np.cumsum(random.normal(0, random.choice([0.005, 0.15]), steps)) + random.uniform(0, 2 * np.pi)
     path = np.cumsum(np.stack([np.sin(turns), np.cos(turns)]), axis=1) + random.uniform(0.2, 0.8, (2, 1)) * SIDE
@@ -147,13 +147,13 @@ def shade(random: np.random.RandomState, image: Field, soft: Field) -> Field:
 
 
 def foreign(random: np.random.RandomState, image: Field, soft: Field) -> Field:
-    """Return the image with another surface inside the region."""
+    """Return the image with a random surface inside the region."""
     other = paint(random, list(SURFACES.values())[random.randint(len(SURFACES))](random))
     return image + soft[..., None] * (other - image)
 
 
 def bump(random: np.random.RandomState, image: Field, soft: Field) -> Field:
-    """Return the image lit as if the region stood out or were pressed in."""
+    """Return the image lit as if the region were raised or pressed in."""
     slope = np.gradient(gaussian_filter(soft, 4))
     angle = random.uniform(0, 2 * np.pi)
     return np.asarray(image * (1 + 9 * (np.cos(angle) * slope[0] + np.sin(angle) * slope[1]))[..., None])
@@ -174,19 +174,19 @@ DEFECTS: Mapping[str, Callable[[np.random.RandomState, Field, Field], Field]] = 
 def make_surface(
     surface: str, *, defect: str | None = None, count: int = 1, seed: int = 0
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return a picture of a surface, and the mask of its defects.
+    """Return an image of a surface, and the mask of its defects.
 
     Args:
-        surface: one of `SURFACES`.
-        defect: one of `DEFECTS`; None leaves the surface whole.
-        count: places where the defect is painted.
-        seed: of everything random in the picture.
+        surface: name in `SURFACES`.
+        defect: name in `DEFECTS`; None gives a surface without defect.
+        count: number of defects to paint.
+        seed: seed of all random numbers of the image.
 
     Returns:
-        uint8 (384, 384, 3) and uint8 (384, 384) of 0 and 255.
+        The image, uint8 (384, 384, 3), and the mask, uint8 (384, 384) with values 0 and 255.
 
     Raises:
-        ValueError: there is no such surface or defect, or the count is below 1.
+        ValueError: the surface or defect is unknown, or the count is below 1.
     """
     _check(surface, defect, count)
     random = np.random.RandomState(seed)
@@ -205,16 +205,16 @@ def make_surface(
 def write_surface_dataset(
     folder: str | os.PathLike[str], *, surfaces: Sequence[str] = tuple(SURFACES), count: int = 4, seed: int = 0
 ) -> str:
-    """Fill a folder with labeled surfaces, one class each (``<surface>/{normal,defect,mask}/``), and return it.
+    """Write labeled surfaces to a folder, one class each (``<surface>/{normal,defect,mask}/``), and return its path.
 
     Args:
-        folder: made if absent.
-        surfaces: the classes.
-        count: images with defects a class, and as many without.
-        seed: of the whole set.
+        folder: output folder, created if absent.
+        surfaces: names of the surfaces, which become the classes.
+        count: number of images with defects per class, and of images without.
+        seed: seed of the whole dataset.
 
     Raises:
-        ValueError: there is no such surface, or the count is below 1; nothing is written then.
+        ValueError: a surface is unknown, or the count is below 1. Nothing is written.
     """
     for surface in surfaces:
         _check(surface, None, count)
@@ -224,10 +224,10 @@ def write_surface_dataset(
         for index in range(count):
             defect = list(DEFECTS)[index % len(DEFECTS)]
             number, places = int(random.randint(2**31)), int(random.randint(1, 5))
-            picture, mask = make_surface(surface, defect=defect, count=places, seed=number)
+            image, mask = make_surface(surface, defect=defect, count=places, seed=number)
             name = f"{defect}_{index:03d}.png"
-            _save_png(folder / surface / "mask" / name, mask)  # first: no defect may be without one
-            _save_png(folder / surface / "defect" / name, picture)
+            _save_png(folder / surface / "mask" / name, mask)  # first, so a defect image is never without mask
+            _save_png(folder / surface / "defect" / name, image)
             whole, _ = make_surface(surface, seed=number + 1)
             _save_png(folder / surface / "normal" / f"whole_{index:03d}.png", whole)
     return str(folder)
@@ -236,12 +236,12 @@ def write_surface_dataset(
 def _check(surface: str, defect: str | None, count: int) -> None:
     if surface not in SURFACES or (defect is not None and defect not in DEFECTS):
         raise ValueError(
-            f"surfaces are {', '.join(SURFACES)} and defects {', '.join(DEFECTS)}; got {surface!r}, {defect!r}"
+            f"surfaces are {', '.join(SURFACES)}; defects are {', '.join(DEFECTS)}; got {surface!r}, {defect!r}"
         )
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
 
 
-def _save_png(path: Path, picture: NDArray[np.uint8]) -> None:
+def _save_png(path: Path, image: NDArray[np.uint8]) -> None:
     with atomic_path(path) as partial:
-        Image.fromarray(picture).save(partial, format="PNG")
+        Image.fromarray(image).save(partial, format="PNG")

@@ -1,4 +1,4 @@
-"""Sets that are written down: a CSV table, a ``meta.json`` of the AnomalyCLIP family, a MONAI datalist."""
+"""Read datasets from lists of files: CSV tables, ``meta.json`` of the AnomalyCLIP family, MONAI datalists."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ LABELS = {
     **dict.fromkeys(("0", "0.0", "false", "normal", "good", "ok"), 0),
     **dict.fromkeys(("1", "1.0", "true", "anomaly", "anomalous", "abnormal", "defect"), 1),
 }
-OPTIONAL = ("patient", "sequence", AnomalyKeys.MASK_THRESHOLD.value)  # these travel along where they are given
+OPTIONAL = ("patient", "sequence", AnomalyKeys.MASK_THRESHOLD.value)  # copied to the case if present
 
 PROBLEMS = {
-    "image": "name no image, left out; fill it in",
-    "absent": "name an image that is not there, left out; unpack or copy the images again",
-    "twice": "name an image or case_id that an earlier one names, left out; remove them",
-    "label": "have no label of 0 or 1 (or normal, anomaly), left out; fill it in",
-    "columns": "have more cells than the table has columns, left out; quote texts that contain a comma",
-    "mask": "name a mask that is not there, kept without it; unpack or copy the masks again",
-    "unmasked": "are labeled anomalous and have no mask while others have one, kept without; fill in the mask",
+    "image": "name no image and are left out; fill in the image",
+    "absent": "name an image that does not exist and are left out; unpack or copy the images again",
+    "twice": "repeat an image or case_id of an earlier row and are left out; remove them",
+    "label": "have no label of 0 or 1 (or normal, anomaly) and are left out; fill in the label",
+    "columns": "have more cells than the table has columns and are left out; quote texts with commas",
+    "mask": "name a mask that does not exist and are kept without it; unpack or copy the masks again",
+    "unmasked": "are labeled anomalous but have no mask, unlike other rows, and are kept without it; fill in the mask",
 }
 
 
 def cases_of_rows(
     rows: Iterable[Mapping[str, Any]], root: Path, *, where: object, class_name: str, report: Report
 ) -> Datalist:
-    """Return the cases that rows name, each checked against the files.
+    """Return the cases of table rows after checking that their files exist.
 
     Args:
-        rows: with ``image`` and optionally ``mask`` (paths below the root), ``label``, ``class``, ``case_id``,
+        rows: mappings with ``image`` and optionally ``mask`` (paths below the root), ``label``, ``class``, ``case_id``,
             ``patient``, ``sequence``, ``mask_threshold``. Without label, a row with a mask is anomalous.
-        root: the folder that paths are relative to.
-        where: the name of the table, for messages.
-        class_name: of rows that name none.
-        report: told what is wrong, once for each kind.
+        root: folder that paths are relative to.
+        where: name of the table, for messages.
+        class_name: class of rows that do not state one.
+        report: function that receives the problems, one message per type of problem.
 
     Raises:
-        DatasetError: a path leads out of the folder, or no row is left.
+        DatasetError: a path leads out of the folder, or no row is usable.
     """
     problems: dict[str, list[str]] = defaultdict(list)
     cases: Datalist = []
@@ -57,9 +57,9 @@ def cases_of_rows(
     for number, row in enumerate(rows, 1):
         case = _case_of_row(row, root, class_name)
         name = str(row.get("image") or f"row {number}")
-        kind = _why_left_out(row, case, taken)
-        if kind:
-            problems[kind].append(name)
+        reason = _why_left_out(row, case, taken)
+        if reason:
+            problems[reason].append(name)
             continue
         taken.update((case["image"], case["case_id"] or case["image"]))
         if case["mask"] and not Path(case["mask"]).is_file():
@@ -69,11 +69,13 @@ def cases_of_rows(
             problems["unmasked"].append(name)
         cases.append(case)
     if not any(case["mask"] for case in cases):
-        problems.pop("unmasked", None)  # the set has labels only
-    for kind, names in problems.items():
-        report(f"{len(names)} row(s) of {where} {PROBLEMS[kind]}: {shorten(names)}")
+        problems.pop("unmasked", None)  # the dataset has labels only
+    for problem, names in problems.items():
+        report(f"{len(names)} row(s) of {where} {PROBLEMS[problem]}: {shorten(names)}")
     if not cases:
-        raise DatasetError(f"{where} names no image that can be used; is it the right table, beside its images?")
+        raise DatasetError(
+            f"{where} names no usable image; check that it is the right table and in the folder of its images"
+        )
     return _with_case_ids(cases, root)
 
 
@@ -82,7 +84,7 @@ def _case_of_row(row: Mapping[str, Any], root: Path, class_name: str) -> dict[st
     label = row.get("label")
     known = LABELS.get(str(label).strip().lower())
     case_id = str(row.get("case_id") or "")
-    if case_id:  # results become files of this name
+    if case_id:  # output files get this name
         path_below(root, case_id)
     return {
         "image": str(path_below(root, image)),
@@ -102,11 +104,11 @@ def _why_left_out(row: Mapping[str, Any], case: Mapping[str, Any], taken: set[st
         "twice": case["image"] in taken or case["case_id"] in taken,
         "label": case["label"] is None,
     }
-    return next((kind for kind, applies in reasons.items() if applies), None)
+    return next((reason for reason, applies in reasons.items() if applies), None)
 
 
 def _with_case_ids(cases: Datalist, root: Path) -> Datalist:
-    """Return the cases with names: their own, else the image's path, made unlike all others."""
+    """Fill in missing case ids from image paths, distinct from all others, and return the cases."""
     taken = {case["case_id"] for case in cases}
     for case, derived in zip(cases, name_cases([Path(case["image"]) for case in cases], root), strict=True):
         if not case["case_id"]:
@@ -118,10 +120,10 @@ def _with_case_ids(cases: Datalist, root: Path) -> Datalist:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the rows of a CSV file with a header; spaces around names and cells are dropped, names in lower case.
+    """Return the rows of a CSV file with a header. Cells are stripped; column names are also made lower case.
 
     Raises:
-        DatasetError: the file cannot be read as a table, or lacks one of the columns.
+        DatasetError: the file cannot be read as a table, or lacks a column.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -144,23 +146,23 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
 def load_csv(root: str | os.PathLike[str], *, split: str = "test", strict: bool = False) -> Datalist:
     """Return the datalist of a table with the columns ``image`` and ``label`` or ``mask`` (or both).
 
-    Further columns are optional: ``class``, ``case_id``, ``patient``, ``sequence``, ``mask_threshold`` and ``split``;
-    with the last only the rows of the split are read. Without ``label``, images with a mask are anomalous.
+    Optional columns are ``class``, ``case_id``, ``patient``, ``sequence``, ``mask_threshold`` and ``split``. With
+    ``split``, only the rows of the split are read. Without ``label``, images with a mask are anomalous.
 
     Args:
-        root: the table, or a folder with one only; paths are relative to its folder.
-        split: which rows, where the table tells.
-        strict: a row that cannot be used is an error, else a warning.
+        root: path of the table, or of a folder with a single table; file names are relative to its folder.
+        split: name of the split to read, if the table has a column ``split``.
+        strict: whether a problem with a row is an error instead of a warning.
 
     Raises:
-        DatasetError: the table is missing, lacks columns or the split, names a file outside its folder, or names none
-            that can be used.
+        DatasetError: the table is missing, lacks columns or the split, names a file outside its folder, or names no
+            usable image.
     """
     table = _find_listing(Path(root), ".csv", ())
     rows = read_table(table, ["image"])
     columns = {name for row in rows for name in row}
     if rows and not columns & {"label", "mask"}:
-        raise DatasetError(f"{table} lacks the columns label and mask: one of them must say which images are anomalous")
+        raise DatasetError(f"{table} lacks the columns label and mask; one of them must mark the anomalous images")
     if "split" in columns:
         rows = _rows_of_split(rows, split, table)
     if "label" not in columns:
@@ -177,7 +179,7 @@ def _number(text: str, table: Path) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise DatasetError(f"{table} has a mask_threshold that is no number: {text!r}") from error
+        raise DatasetError(f"{table} has a mask_threshold that is not a number: {text!r}") from error
 
 
 def _rows_of_split(rows: list[dict[str, Any]], split: str, table: Path) -> list[dict[str, Any]]:
@@ -188,7 +190,7 @@ def _rows_of_split(rows: list[dict[str, Any]], split: str, table: Path) -> list[
 
 
 def _find_listing(root: Path, suffix: str, preferred: Sequence[str]) -> Path:
-    """Return the file given, or the one of a folder: a preferred name, else the only one with the suffix."""
+    """Return the given file, or from a folder the file with a preferred name or the only file with the suffix."""
     if root.is_file():
         return root
     if not root.is_dir():
@@ -199,7 +201,7 @@ def _find_listing(root: Path, suffix: str, preferred: Sequence[str]) -> Path:
             return root / name
     if len(found) != 1:
         seen = f"{len(found)} ({shorten(path.name for path in found)})" if found else "none"
-        raise DatasetError(f"one {suffix} file is expected in {root}, found {seen}; give its path")
+        raise DatasetError(f"expected one {suffix} file in {root}, found {seen}; give its path")
     return found[0]
 
 
@@ -211,17 +213,18 @@ def _read_json(path: Path) -> Any:
 
 
 def load_meta_json(root: str | os.PathLike[str], *, split: str = "test", strict: bool = False) -> Datalist:
-    """Return the datalist of a ``meta.json`` as the AnomalyCLIP family writes it.
+    """Return the datalist of a ``meta.json`` of the AnomalyCLIP family.
 
     Its layout is ``{split: {class: [{img_path, mask_path, cls_name, specie_name, anomaly}]}}``.
 
     Args:
-        root: the file, or the folder with it; paths are relative to its folder.
+        root: path of the file, or of its folder; file names are relative to this folder.
         split: ``"train"`` or ``"test"``.
-        strict: an entry that cannot be used is an error, else a warning.
+        strict: whether a problem with a case is an error instead of a warning.
 
     Raises:
-        DatasetError: the file is missing, of another layout, or names a file outside its folder or none that is there.
+        DatasetError: the file is missing or has another layout, names a file outside its folder, or names no usable
+            image.
     """
     path = _find_listing(Path(root), "meta.json", ())
     content = _read_json(path)
@@ -229,7 +232,7 @@ def load_meta_json(root: str | os.PathLike[str], *, split: str = "test", strict:
     if isinstance(content, dict) and split not in content:
         raise DatasetError(f"{path} has no split {split!r}; it has {', '.join(map(str, content)) or 'none'}")
     if not isinstance(classes, dict) or not all(_is_list_of_mappings(items) for items in classes.values()):
-        raise DatasetError(f"{path} is of another layout: {{split: {{class: [cases]}}}} is expected")
+        raise DatasetError(f"{path} has an unexpected layout; expected {{split: {{class: [cases]}}}}")
     rows = [
         {"image": item.get("img_path"), "mask": item.get("mask_path"), "label": item.get("anomaly"), "class": name}
         for name, items in classes.items()
@@ -240,18 +243,19 @@ def load_meta_json(root: str | os.PathLike[str], *, split: str = "test", strict:
 
 
 def load_datalist_json(root: str | os.PathLike[str], *, split: str = "test", strict: bool = False) -> Datalist:
-    """Return a MONAI datalist that was saved as JSON: ``{split: [cases]}``, or a list, which is taken for any split.
+    """Return a MONAI datalist saved as JSON: ``{split: [cases]}``, or one list that is used for every split.
 
     A case is ``{"image", "label" and / or "mask", ...}``. As in MONAI's segmentation lists, a ``label`` that is the
-    path of a file is the mask. Optional keys are those of `load_csv`.
+    path of a file is the mask. The optional keys are the optional columns of `load_csv`, except ``split``.
 
     Args:
-        root: the file, or a folder with ``datalist.json``, ``dataset.json`` or one JSON file only.
-        split: such as ``"training"``, ``"validation"``, ``"test"``.
-        strict: a case that cannot be used is an error, else a warning.
+        root: path of the file, or of a folder with ``datalist.json``, ``dataset.json`` or a single JSON file.
+        split: name of the split, such as ``"training"``, ``"validation"``, ``"test"``.
+        strict: whether a problem with a case is an error instead of a warning.
 
     Raises:
-        DatasetError: the file is missing, of another layout, or names a file outside its folder or none that is there.
+        DatasetError: the file is missing or has another layout, names a file outside its folder, or names no usable
+            image.
     """
     path = _find_listing(Path(root), ".json", ("datalist.json", "dataset.json"))
     content = _read_json(path)
@@ -259,7 +263,7 @@ def load_datalist_json(root: str | os.PathLike[str], *, split: str = "test", str
         raise DatasetError(f"{path} has no split {split!r}; it has {', '.join(map(str, content)) or 'none'}")
     items = content[split] if isinstance(content, dict) else content
     if not _is_list_of_mappings(items):
-        raise DatasetError(f"{path} is of another layout: [cases] or {{split: [cases]}} is expected")
+        raise DatasetError(f"{path} has an unexpected layout; expected [cases] or {{split: [cases]}}")
     report = reporter(strict=strict)
     rows = [_row_of_item(item) for item in items]
     return cases_of_rows(rows, path.parent, where=path, class_name=path.parent.resolve().name, report=report)

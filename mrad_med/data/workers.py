@@ -1,9 +1,9 @@
-"""Items of a dataset, loaded ahead by other processes that send them through pipes.
+"""Load the items of a dataset ahead in other processes, which send them through pipes.
 
-PyTorch's `DataLoader` hands tensors over in shared memory, of which a Docker container has 64 MB by default: a process
-that finds no room there is killed, or the reader waits forever. Pipes need no shared memory. Threads need none either,
-but pydicom's switches, Pillow's limit and Python's filters of warnings are common to all threads of a process: a thread
-that leaves `quiet` would let the warnings of another one through, which may quote a patient.
+PyTorch's `DataLoader` passes tensors through shared memory, and a Docker container has 64 MB of it by default. When it
+is full, the process is killed or the reader waits forever. Pipes need no shared memory. Threads need none either, but
+all threads of a process share pydicom's settings, Pillow's limit and Python's warning filters. A thread that leaves
+`quiet` would reveal the warnings of another thread, which may quote patient data.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from torch import Tensor
 
 __all__ = ["TIME_LIMIT", "LostItem", "load_ahead"]
 
-TIME_LIMIT = 900.0  # seconds; the largest volumes take a tenth of it
-_ITEMS_AHEAD = 2  # for each process
+TIME_LIMIT = 900.0  # seconds; the largest volumes need a tenth of it
+_ITEMS_AHEAD = 2  # per process
 _SECONDS_BETWEEN_CHECKS = 1.0
-_SIGKILL = 9  # Windows has no name for it
+_SIGKILL = 9  # Windows has no signal.SIGKILL
 
 
 @dataclass(frozen=True)
 class LostItem:
-    """Stands for an item whose process ended or was stopped while it loaded the item.
+    """Placeholder for an item whose process ended or was stopped while it loaded the item.
 
     Attributes:
         index: number of the item in the dataset.
-        reason: what happened and what to do.
+        reason: cause of the loss and what to do.
     """
 
     index: int
@@ -49,13 +49,12 @@ class LostItem:
 
 
 def load_ahead(dataset: Any, *, num_workers: int, time_limit: float = TIME_LIMIT) -> Iterator[Any]:
-    """Yield the items of a dataset in order; other processes load the next ones meanwhile.
+    """Yield the items of a dataset in order while other processes load the next ones.
 
-    A process that ends, or that is stopped because an item takes too long, costs this item alone: another process takes
-    its place.
+    If a process ends, or is stopped because an item takes too long, only this item is lost. A new process replaces it.
 
     Args:
-        dataset: has a length and items by number; the processes are forks where the system has them.
+        dataset: sequence with a length and items by number. It is copied by fork on Linux, else sent to the processes.
         num_workers: number of processes, at least 1.
         time_limit: seconds that an item may take.
 
@@ -64,24 +63,24 @@ def load_ahead(dataset: Any, *, num_workers: int, time_limit: float = TIME_LIMIT
 
     Raises:
         OSError: no process can be started.
-        Exception: loading an item raised it.
+        Exception: any error that loading an item raised.
     """
-    crew = _Crew(dataset, min(num_workers, len(dataset)), time_limit)
+    pool = _Pool(dataset, min(num_workers, len(dataset)), time_limit)
     pending: deque[Future[Any]] = deque()
-    # A thread waits for each process: it empties the pipe while the caller is busy, so that the process can continue.
+    # One thread per process empties its pipe while the caller is busy, so the process can continue.
     with ThreadPoolExecutor(num_workers, thread_name_prefix="mrad_med-loader") as threads:
         try:
             for index in range(len(dataset)):
-                crew.fill_up()
-                pending.append(threads.submit(crew.load, index))
+                pool.fill_up()
+                pending.append(threads.submit(pool.load, index))
                 if len(pending) > _ITEMS_AHEAD * num_workers:
-                    yield crew.wait_for(pending.popleft())
+                    yield pool.wait_for(pending.popleft())
             while pending:
-                yield crew.wait_for(pending.popleft())
+                yield pool.wait_for(pending.popleft())
         finally:
             for future in pending:
                 future.cancel()
-            crew.dismiss()
+            pool.stop()
 
 
 @dataclass(frozen=True)
@@ -95,27 +94,27 @@ class _Worker:
     connection: Connection
 
 
-class _Crew:
+class _Pool:
     """Processes that load items, each one item at a time.
 
-    Processes are started by the caller's thread alone: a fork copies the locks that other threads hold at that moment.
+    Only the caller's thread starts processes, because a fork copies the locks that other threads hold at that moment.
     """
 
     def __init__(self, dataset: Any, size: int, time_limit: float) -> None:
         self.dataset = dataset
         self.size = size
         self.time_limit = time_limit
-        # MONAI matches a transform with its inverse by id, which only forks keep; it allows for "spawn".
+        # MONAI matches a transform with its inverse by id. Only forks keep the id; for "spawn" MONAI compares names.
         self._context: Any = get_context("fork" if sys.platform == "linux" else None)
         self._workers: list[_Worker] = []
         self._idle: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
         torch.get_num_threads()  # fixes the number for this thread before a worker sets its own
 
     def fill_up(self) -> None:
-        """Start processes in place of those that ended.
+        """Replace the processes that ended.
 
         Raises:
-            OSError: none can be started, and none is left.
+            OSError: no process can be started and none is left.
         """
         self._workers = [worker for worker in self._workers if not worker.connection.closed]
         try:
@@ -124,15 +123,14 @@ class _Crew:
         except OSError as error:
             if not self._workers:
                 raise OSError(
-                    f"no process that reads ahead can be started ({error.strerror}): use fewer --jobs (num_workers), "
-                    "or 0"
+                    f"cannot start a process to read ahead ({error.strerror}): use fewer --jobs (num_workers), or 0"
                 ) from error
 
     def wait_for(self, future: Future[Any]) -> Any:
-        """Return what `load` returned in another thread, and keep the crew complete meanwhile.
+        """Return the result of `load` from another thread, and replace ended processes meanwhile.
 
         Raises:
-            Exception: loading the item raised it.
+            Exception: any error that loading the item raised.
         """
         while not future.done():
             self.fill_up()
@@ -151,13 +149,13 @@ class _Crew:
             ours.close()
             raise
         finally:
-            theirs.close()  # so that the end of the process is the end of what can be read
+            theirs.close()  # so reading ends when the process ends
         worker = _Worker(process, ours)
         self._workers.append(worker)
         self._idle.put(worker)
 
     def load(self, index: int) -> Any:
-        """Return an item, a `LostItem`, or what loading it raised; called by several threads."""
+        """Return an item, a `LostItem`, or the error of loading it (`_Raised`); called by several threads."""
         worker = self._idle.get()
         if worker is None:
             return LostItem(index, "the loading was stopped")
@@ -167,8 +165,10 @@ class _Crew:
             if worker.connection.poll(self.time_limit):
                 content = worker.connection.recv_bytes()
                 self._idle.put(worker)
-                return pickle.loads(content)  # noqa: S301 - written by a process that this one started
-            reason = f"loading it took more than {self.time_limit:g} s: can its disk or network folder be reached?"
+                return pickle.loads(content)  # noqa: S301 - from a process that this one started
+            reason = (
+                f"loading it took more than {self.time_limit:g} s; check that its disk or network folder can be reached"
+            )
             worker.process.kill()
         except (EOFError, OSError):  # the process ended
             pass
@@ -176,8 +176,8 @@ class _Crew:
         worker.connection.close()
         return LostItem(index, reason or _explain(worker.process.exitcode))
 
-    def dismiss(self) -> None:
-        """Stop all processes; threads that wait for one return."""
+    def stop(self) -> None:
+        """Stop all processes, and release the threads that wait for one."""
         for worker in self._workers:
             worker.process.kill()
         for _ in range(self.size):
@@ -192,14 +192,14 @@ def _explain(exitcode: int | None) -> str:
         return "the process that loaded it was killed, probably out of memory: use fewer --jobs (num_workers)"
     if exitcode is not None and exitcode < 0:
         name = signal.Signals(-exitcode).name
-        return f"the process that loaded it crashed ({name}); is the file damaged? Leave it out and report it"
+        return f"the process that loaded it crashed ({name}); the file may be damaged: leave it out and report it"
     return f"the process that loaded it ended with status {exitcode}; please report it"
 
 
 def _serve(dataset: Any, connection: Connection, other_end: Connection) -> None:
-    """Load items and send them, until the other side closes the pipe."""
-    other_end.close()  # else this process would keep its own pipe open after the other side has ended
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the other side decides
+    """Load items and send them until the other side closes the pipe."""
+    other_end.close()  # else this process would keep the pipe open after the other side has ended
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the main process handles it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):
@@ -215,7 +215,7 @@ def _serve(dataset: Any, connection: Connection, other_end: Connection) -> None:
 def _pack_error(error: BaseException) -> bytes:
     try:
         return _pack(_Raised(error))
-    except Exception:  # an error may hold anything
+    except Exception:  # an error may contain objects that cannot be pickled
         return _pack(_Raised(RuntimeError(f"loading an item raised {type(error).__name__}")))
 
 
@@ -226,7 +226,7 @@ def _pack(item: Any) -> bytes:
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles the values of tensors as they are, once; torch's own way makes three copies."""
+    """Pickler that copies the values of a tensor once; torch's own pickling makes three copies."""
 
     def reducer_override(self, value: Any) -> Any:
         if type(value) not in (Tensor, MetaTensor) or value.device.type != "cpu" or value.requires_grad:
@@ -234,7 +234,7 @@ class _Pickler(pickle.Pickler):
         state = value.__dict__ if isinstance(value, MetaTensor) else None
         try:
             return _unpack_tensor, (value.as_subclass(Tensor).contiguous().numpy(), state)
-        except TypeError:  # NumPy lacks bfloat16 and others
+        except TypeError:  # NumPy has no bfloat16 and some other types
             return NotImplemented
 
 

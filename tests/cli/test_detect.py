@@ -114,7 +114,7 @@ def test_each_kind_has_its_outputs_and_a_bad_file_costs_only_itself(study, out, 
     printed = capfd.readouterr()
     assert "3 of 4 case(s) scored" in printed.out
     # Progress counts images: 6 and 5 slices, a photograph and the damaged file. It shows the remaining time.
-    assert re.search(r"pictures: 100%.* 13/13 \[\d\d:\d\d<00:00, .*picture/s\]", printed.err)
+    assert re.search(r"images: 100%.* 13/13 \[\d\d:\d\d<00:00, .*image/s\]", printed.err)
     last = printed.err.splitlines()[-1]
     rows = {row["case_id"]: row for row in table(out)}
     assert {name: row["status"] for name, row in rows.items()} == {**dict.fromkeys(CASES, "ok"), "ct/damaged": "failed"}
@@ -122,7 +122,7 @@ def test_each_kind_has_its_outputs_and_a_bad_file_costs_only_itself(study, out, 
     record = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert record["failures"] == [{"case_id": "ct/damaged", "reason": rows["ct/damaged"]["reason"]}]
     assert record["cases"] == {"total": 4, "ok": 3, "failed": 1}
-    assert any("ct/report: passed over: " in message and "structured report" in message for message in caplog.messages)
+    assert any("ct/report: skipped: " in message and "structured report" in message for message in caplog.messages)
     assert Counter(row["case_id"] for row in table(out, "slices")) == {"brain": 6, "ct/series_1-238d1e6b95": 5}
     assert [row["study"] for row in table(out, "studies")] == ["study-40c5e4875b"]
     (study / "ct" / "damaged.dcm").unlink()

@@ -204,7 +204,7 @@ def test_a_head_is_trained_and_its_file_named(tmp_path: Path, capsys: pytest.Cap
         (["mrad_tf"], "mrad_tf has no configs/train.json; choose a bundle with one, such as mrad_ft"),
         (["nothing"], "nothing is not a bundle directory"),
         (["mrad_ft", "--epoch", "2"], "no value named epoch"),
-        (["mrad_ft", "--device", "cpu"], "labeled images are expected"),
+        (["mrad_ft", "--device", "cpu"], "put the labeled images there"),
     ],
 )
 def test_impossible_trainings_are_reported_in_one_line(
@@ -246,8 +246,8 @@ def test_a_bundle_is_evaluated_and_its_table_shown(tmp_path: Path, capsys: pytes
     ("words", "message"),
     [
         (["nothing", "--dataset", "folder"], "nothing is not a bundle directory"),
-        (["mrad_tf", "--dataset", "kvasr"], "there is no set 'kvasr'; did you mean 'kvasir'?"),
-        (["mrad_tf", "--dataset", "folder", "--split", "test"], "labeled images are expected"),
+        (["mrad_tf", "--dataset", "kvasr"], "there is no dataset 'kvasr'; did you mean 'kvasir'?"),
+        (["mrad_tf", "--dataset", "folder", "--split", "test"], "put the labeled images there"),
         (["mrad_tf", "--dataset", "folder", "--resample", "5"], "no value named resample"),
     ],
 )
@@ -294,7 +294,7 @@ def test_a_benchmark_of_unknown_sets_shows_no_tables_of_before(tmp_path: Path, c
     (tmp_path / "benchmark.md").write_text("of another run", encoding="utf-8")
     assert main(["benchmark", f"kvasr={tmp_path}", "--out", str(tmp_path)]) == 2
     captured = capsys.readouterr()
-    assert "there is no set 'kvasr'; did you mean 'kvasir'?" in captured.err
+    assert "there is no dataset 'kvasr'; did you mean 'kvasir'?" in captured.err
     assert captured.out == ""
 
 

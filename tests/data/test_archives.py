@@ -1,4 +1,4 @@
-"""Every public archive as it is downloaded, with its traps; and archives that are broken, nested or somewhere else."""
+"""Every public archive as downloaded, and archives that are incomplete, nested or in another place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.small_archives import DTD, MAKERS, MVTEC, litter, make_archive, make_
 
 
 def load(name: str, root: Path, split: str = "test") -> list[dict]:
-    """Load a set of which nothing must be wrong."""
+    """Load a dataset that must have no problems."""
     return load_archive(name, root, split=split, report=pytest.fail)[1]
 
 
@@ -22,7 +22,7 @@ def load_and_listen(name: str, root: Path, split: str = "test") -> tuple[list[di
     return load_archive(name, root, split=split, report=problems.append)[1], problems
 
 
-def told(cases: list[dict], root: Path) -> list[tuple]:
+def shown(cases: list[dict], root: Path) -> list[tuple]:
     """Return case, label, mask below the root, and class."""
     return [
         (
@@ -140,7 +140,7 @@ def test_every_archive_has_its_test():
 def test_archive_is_read_as_downloaded(tmp_path, name):
     root = make_archive(name, tmp_path)
     cases = load(name, root)
-    assert sorted(told(cases, root), key=str) == sorted(EXPECTED[name], key=str)
+    assert sorted(shown(cases, root), key=str) == sorted(EXPECTED[name], key=str)
     assert len({case["case_id"] for case in cases}) == len(cases)
     assert all(Path(case["image"]).is_file() for case in cases)
     assert load(name, tmp_path) == cases  # found from the folder above, beside what macOS left
@@ -149,7 +149,7 @@ def test_archive_is_read_as_downloaded(tmp_path, name):
 @pytest.mark.parametrize("name", ["mvtec-ad", "cvc-300", "br35h", "ksdd2", "bmad-liver"])
 def test_archive_is_found_where_it_is_nested(tmp_path, name):
     root = make_archive(name, tmp_path / "TestDataset" / "TestDataset")
-    assert told(load(name, tmp_path), root) == told(load(name, root), root)
+    assert shown(load(name, tmp_path), root) == shown(load(name, root), root)
 
 
 TRAIN = {
@@ -174,7 +174,7 @@ def test_train_split_is_read_too(tmp_path, name, count):
 
 def test_validation_split_of_bmad_is_read_too(tmp_path):
     root = make_archive("bmad-brain", tmp_path)
-    assert told(load("bmad-brain", root, "valid"), root) == [
+    assert shown(load("bmad-brain", root, "valid"), root) == [
         ("valid/good/img/00003_60", 0, None, "bmad-brain"),
         ("valid/Ungood/img/00124_60", 1, "valid/Ungood/label/00124_60.png", "bmad-brain"),
     ]
@@ -185,7 +185,7 @@ def test_class_numbers_in_the_masks_of_visa_are_anomalous(tmp_path):
     assert [case["mask_threshold"] for case in cases] == [0, 0]
 
 
-def test_patients_and_sequences_are_told_where_names_tell(tmp_path):
+def test_patients_and_sequences_are_read_from_names(tmp_path):
     brain, ksdd = make_archive("bmad-brain", tmp_path), make_archive("ksdd", tmp_path)
     picture(brain / "test/good/img/odd.png")
     assert [case.get("patient") for case in load("bmad-brain", brain)] == ["00003", None, "00124"]
@@ -193,22 +193,20 @@ def test_patients_and_sequences_are_told_where_names_tell(tmp_path):
     assert not any("patient" in case or "sequence" in case for case in load("kvasir", make_archive("kvasir", tmp_path)))
 
 
-# where it is
+# location
 
 
-def test_polyps_are_told_apart_by_their_folders(tmp_path):
+def test_polyps_are_identified_by_their_folders(tmp_path):
     for name in ("Kvasir", "CVC-300", "CVC-ClinicDB"):
         make_polyps(tmp_path / "TestDataset" / name)
     pictures(tmp_path, "TestDataset/CVC-300/images/777.png")
     assert load_archive("cvc-300", tmp_path, split="test", report=lambda _: None)[0].name == "CVC-300"
     assert len(load("kvasir", tmp_path)) == 3
-    with pytest.raises(
-        DatasetError, match=r"etis was not found in .* nor in folders called ETIS-LaribPolypDB, ETIS up"
-    ):
+    with pytest.raises(DatasetError, match=r"etis was not found in .* or in folders named ETIS-LaribPolypDB, ETIS up"):
         load("etis", tmp_path)
 
 
-def test_only_folder_of_another_set_is_not_taken_for_the_one_asked_for(tmp_path):
+def test_only_folder_of_another_set_is_not_treated_as_the_requested_one(tmp_path):
     make_polyps(tmp_path / "CVC-300")
     assert find_archive("kvasir", tmp_path) is None
     make_polyps(tmp_path / "archive" / "polyps")
@@ -228,10 +226,10 @@ def test_names_in_any_script_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
-def test_wrong_root_is_refused_with_what_is_looked_for(tmp_path, name):
+def test_wrong_root_is_refused_with_the_expected_contents(tmp_path, name):
     pictures(tmp_path, "holidays/1.jpg")
     litter(tmp_path)
-    message = rf"^{name} was not found in .* up to 3 levels below; there must be .+: unpack the whole archive"
+    message = rf"^{name} was not found in .* up to 3 levels below\. Expected .+: unpack the whole archive"
     with pytest.raises(DatasetError, match=message):
         load(name, tmp_path)
 
@@ -250,21 +248,21 @@ def test_split_that_was_not_unpacked_is_refused(tmp_path):
     root = make_archive("isic2016", tmp_path)
     shutil.rmtree(root / "ISBI2016_ISIC_Part1_Training_Data")
     problems: list[str] = []
-    with pytest.raises(DatasetError, match=r"ISIC2016 has no case of the split train of isic2016; unpack the whole"):
+    with pytest.raises(DatasetError, match=r"ISIC2016 has no case of split train of isic2016; unpack the whole"):
         load_archive("isic2016", root, split="train", report=problems.append)
     assert problems == [f"{root} has no folder ISBI2016_ISIC_Part1_Training_Data; unpack the whole archive"]
 
 
-# what is wrong with it
+# problems
 
 
 def spoil(name: str, root: Path) -> tuple[list[dict], list[str]]:
     cases, problems = load_and_listen(name, root)
-    assert problems, "nothing was told"
+    assert problems, "no problem was reported"
     return cases, [problem.replace(str(root), "ROOT") for problem in problems]
 
 
-def test_lost_classes_and_folders_that_are_none_are_named(tmp_path):
+def test_lost_classes_and_unknown_folders_are_named(tmp_path):
     root = make_archive("mpdd", tmp_path)
     shutil.rmtree(root / "tubes")
     shutil.rmtree(root / "connector/test")
@@ -272,8 +270,8 @@ def test_lost_classes_and_folders_that_are_none_are_named(tmp_path):
     cases, problems = spoil("mpdd", root)
     assert {case["class"] for case in cases} == {"bracket_black", "bracket_brown", "bracket_white", "metal_plate"}
     assert problems == [
-        "ROOT has folders that are no class of mpdd, left out: my_class; move them",
-        "ROOT lacks test/ of 2 of 6 classes: connector, tubes; unpack the whole archive",
+        "ROOT has folders that are not classes of mpdd, left out: my_class; move them",
+        "ROOT lacks test/ for 2 of 6 classes: connector, tubes; unpack the whole archive",
     ]
 
 
@@ -288,7 +286,7 @@ def test_lost_folders_of_a_class_are_named(tmp_path):
         "no image in ROOT/bracket_black/test/empty; unpack the archive again",
         "1 of 1 image(s) in ROOT/connector/test/scratches have no mask of the same name: 000.png; unpack or copy the "
         "masks again",
-        "ROOT/metal_plate/ground_truth has masks of rust, of which there is no image; unpack again",
+        "ROOT/metal_plate/ground_truth has masks of rust but no images of them; unpack again",
         "ROOT/tubes/test has no folder good/ of normal images; unpack the archive again",
     ]
     assert [case["case_id"] for case in cases if case["label"] and not case["mask"]] == ["connector/test/scratches/000"]
@@ -300,7 +298,7 @@ def test_image_without_mask_is_kept_without_and_mask_without_image_is_named(tmp_
     (root / "Ground Truth/10.tif").unlink()
     (root / "Original/2.tif").unlink()
     cases, problems = spoil("cvc-clinicdb", root)
-    assert told(cases, root) == [
+    assert shown(cases, root) == [
         ("Original/1", 1, "Ground Truth/1.tif", "cvc-clinicdb"),
         ("Original/10", 1, None, "cvc-clinicdb"),
     ]
@@ -329,7 +327,7 @@ def test_lost_or_empty_folder_of_a_label_is_named(tmp_path):
     assert problems == ["no image in ROOT/no; unpack the archive again"]
 
 
-def test_image_whose_mask_would_tell_its_label_is_left_out_without(tmp_path):
+def test_image_that_is_labeled_by_its_mask_is_left_out_without_mask(tmp_path):
     root = make_archive("ksdd2", tmp_path)
     (root / "test/20000_GT.png").unlink()
     (root / "test/20001_GT.png").write_bytes(b"half")
@@ -377,9 +375,10 @@ def test_images_and_rows_of_headct_that_lack_each_other_are_named(tmp_path):
     cases, problems = spoil("headct", root)
     assert [case["case_id"] for case in cases] == ["head_ct/head_ct/000", "head_ct/head_ct/010"]
     assert problems == [
-        "2 image(s) of headct are not in labels.csv, left out: head_ct/head_ct/011.png, head_ct/head_ct/copy.png",
-        "1 row(s) of ROOT/labels.csv name an image that is not there, left out; unpack or copy the images again: "
-        "head_ct/head_ct/1",
+        "2 image(s) of headct are not in labels.csv and are left out: "
+        "head_ct/head_ct/011.png, head_ct/head_ct/copy.png",
+        "1 row(s) of ROOT/labels.csv name an image that does not exist and are left out; "
+        "unpack or copy the images again: head_ct/head_ct/1",
     ]
 
 
@@ -390,7 +389,7 @@ def test_table_of_headct_with_other_columns_is_refused(tmp_path):
         load("headct", root)
 
 
-def test_headct_may_lie_one_folder_less_deep(tmp_path):
+def test_headct_may_be_one_folder_less_deep(tmp_path):
     root = make_archive("headct", tmp_path)
     (root / "head_ct/head_ct").rename(root / "moved")
     (root / "head_ct").rmdir()
@@ -398,7 +397,7 @@ def test_headct_may_lie_one_folder_less_deep(tmp_path):
     assert [case["label"] for case in load("headct", root)] == [1, 1, 0]
 
 
-def test_folder_that_cannot_be_listed_is_passed_over_unless_it_is_the_root(tmp_path, monkeypatch):
+def test_folder_that_cannot_be_listed_is_skipped_unless_it_is_the_root(tmp_path, monkeypatch):
     def list_all_but_closed(folder: Path) -> list[Path]:
         if folder.name == "closed":
             raise DatasetError("cannot list closed")
@@ -412,13 +411,13 @@ def test_folder_that_cannot_be_listed_is_passed_over_unless_it_is_the_root(tmp_p
         find_archive("cvc-300", tmp_path / "closed")
 
 
-# a folder of one's own
+# custom folders
 
 
 def test_folder_of_images_and_masks_is_labeled_by_the_masks(tmp_path):
     pictures(tmp_path, "mine/images/a.jpg mine/images/b~ä.png mine/masks/a_mask.png")
     picture(tmp_path / "mine/masks/b ä.png", spot=1)
-    assert told(load_folder(tmp_path / "mine", strict=True), tmp_path / "mine") == [
+    assert shown(load_folder(tmp_path / "mine", strict=True), tmp_path / "mine") == [
         ("images/a", 0, "masks/a_mask.png", "mine"),
         ("images/b ä", 1, "masks/b ä.png", "mine"),
     ]
@@ -436,7 +435,7 @@ def test_folder_of_normal_and_defect_images_is_read_too(tmp_path, caplog):
         load_folder(tmp_path, strict=True)
 
 
-def test_image_that_nothing_labels_is_left_out(tmp_path, caplog):
+def test_image_without_label_is_left_out(tmp_path, caplog):
     pictures(tmp_path, "images/a.png images/b.png masks/b.png")
     assert [case["case_id"] for case in load_folder(tmp_path)] == ["images/b"]
     assert "have no mask of the same name: a.png" in caplog.text
@@ -447,12 +446,12 @@ def test_image_that_nothing_labels_is_left_out(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("images/a.png masks/b.png", "no image in .* has a mask of its name in masks/: they are paired by their names"),
-        ("images/a.png", "no image in .* has a mask of its name in masks/"),
+        ("images/a.png masks/b.png", "no image in .* has a mask of the same name in masks/; rename the masks"),
+        ("images/a.png", "no image in .* has a mask of the same name in masks/"),
         ("good/a.png", r"neither .* nor a folder below it has normal/ or defect/"),
     ],
 )
-def test_folder_of_no_use_is_refused(tmp_path, names, message):
+def test_folder_without_usable_images_is_refused(tmp_path, names, message):
     pictures(tmp_path, names)
     with pytest.raises(DatasetError, match=message):
         load_folder(tmp_path)

@@ -1,4 +1,4 @@
-"""The catalog: whole, consistent in itself, and with what was published."""
+"""The catalog: complete, consistent, and equal to the published numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_catalog_has_every_archive_by_its_name():
 
 
 @pytest.mark.parametrize("entry", DATASETS.values(), ids=lambda entry: entry.name)
-def test_entry_is_complete(entry):
+def test_dataset_is_complete(entry):
     assert entry.domain in ("medical", "industrial")
     assert entry.home.startswith(("https://", "http://"))
     assert all((entry.title, entry.modality, entry.license, entry.reference))

@@ -1,4 +1,4 @@
-"""Copies of images: found by what is in the files, whatever they are called."""
+"""Copies of images: found by their content, whatever their names."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ def make_cases(root: Path, **contents: bytes) -> list[dict]:
     return [{"case_id": name, "image": str(root / name)} for name in contents]
 
 
-def test_later_copies_are_told_with_the_first(tmp_path):
+def test_later_copies_are_returned_with_the_first(tmp_path):
     cases = make_cases(tmp_path, a=b"1", b=b"22", c=b"1", d=b"23", e=b"1", f=b"22")
     assert find_duplicates(cases) == {"c": "a", "e": "a", "f": "b"}
 
 
-def test_order_of_the_datalist_says_which_is_the_first(tmp_path):
+def test_order_of_the_datalist_defines_the_first(tmp_path):
     cases = make_cases(tmp_path, a=b"1", b=b"1", c=b"1")
     duplicates = find_duplicates(cases[::-1])
     assert duplicates == {"b": "c", "a": "c"}
     assert list(duplicates) == ["b", "a"]
 
 
-def test_files_of_one_size_with_other_bytes_are_no_copies(tmp_path):
+def test_files_of_one_size_with_other_bytes_are_not_copies(tmp_path):
     assert find_duplicates(make_cases(tmp_path, a=b"xy", b=b"yx", c=b"xx")) == {}
     assert find_duplicates([]) == {}
 

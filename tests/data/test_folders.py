@@ -1,4 +1,4 @@
-"""Datalists of folders as people have them: nested, badly named, linked in circles, half labeled."""
+"""Datalists of folders: nested, badly named, with circular links, partly labeled."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_one_of_the_two_folders_is_enough(tmp_path, name, label):
 
 def test_folder_with_neither_is_refused(tmp_path):
     fill(tmp_path, ["good/a.png", "mask/a.png"])
-    with pytest.raises(DatasetError, match="nor a folder below it has normal/ or defect/: labeled images"):
+    with pytest.raises(DatasetError, match="nor a folder below it has normal/ or defect/; put the labeled images"):
         load_labeled_folder(tmp_path)
 
 
@@ -136,7 +136,7 @@ def test_class_that_lacks_a_mask_is_named(tmp_path):
         load_labeled_folder(tmp_path)
 
 
-def test_hidden_classes_are_passed_over(tmp_path):
+def test_hidden_classes_are_skipped(tmp_path):
     fill(tmp_path, ["a/normal/1.png", ".trash/b/normal/1.png", "deeper/.c/normal/1.png"])
     assert [item["class"] for item in load_labeled_folder(tmp_path)] == ["a"]
 
@@ -236,10 +236,18 @@ def test_class_numbers_in_the_masks_of_visa_are_anomalous(tmp_path):
         (VISA[:1], COLUMNS, r"1cls\.csv has no split 'test'; 'train' and 'test' are expected"),
         ((f"{GOOD[:-1].replace('normal', 'broken')},", *VISA), COLUMNS, "^1 row.* have no label of 0 or 1 .*001.JPG$"),
         ((GOOD + ",", *VISA), COLUMNS, r"^1 row\(s\) of .*1cls\.csv have more cells than the table has columns"),
-        (("candle,test,normal", *VISA), COLUMNS, r"^1 row\(s\) of .*1cls\.csv name no image, .*: row 1$"),
-        ((GOOD, GOOD), COLUMNS, r"^1 row\(s\) of .*1cls\.csv name an image .* that an earlier one names"),
-        (("candle,test,normal,gone.JPG,", *VISA), COLUMNS, r"^1 row.* name an image that is not there, .*: gone\.JPG$"),
-        (("candle,test,anomaly,candle/Data/Images/Anomaly/000.JPG,gone.png",), COLUMNS, "^1 row.* a mask that is not"),
+        (("candle,test,normal", *VISA), COLUMNS, r"^1 row\(s\) of .*1cls\.csv name no image .*: row 1$"),
+        ((GOOD, GOOD), COLUMNS, r"^1 row\(s\) of .*1cls\.csv repeat an image .* of an earlier row"),
+        (
+            ("candle,test,normal,gone.JPG,", *VISA),
+            COLUMNS,
+            r"^1 row.* name an image that does not exist .*: gone\.JPG$",
+        ),
+        (
+            ("candle,test,anomaly,candle/Data/Images/Anomaly/000.JPG,gone.png",),
+            COLUMNS,
+            "^1 row.* a mask that does not exist",
+        ),
         (("candle,test,normal,/etc/passwd,",), COLUMNS, "names a file outside its folder .*: '/etc/passwd'"),
         (("candle,test,normal,candle/../../a.JPG,",), COLUMNS, r"outside its folder .*: 'candle/\.\./\.\./a\.JPG'"),
         (
@@ -328,7 +336,7 @@ def test_unknown_class_is_refused_with_those_there_are(held_out, unknown):
 
 
 def test_negative_number_of_held_out_classes_is_refused():
-    with pytest.raises(DatasetError, match="cannot be negative, got -1"):
+    with pytest.raises(DatasetError, match="must not be negative, got -1"):
         choose_held_out(make_classes("b", "a"), -1)
 
 

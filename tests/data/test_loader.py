@@ -1,4 +1,4 @@
-"""Batches: a bad file costs only itself, wherever it stands, and is named at the end."""
+"""Batches: a bad file fails only its own case, at any position, and is named at the end."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mrad_med.errors import FailedCasesError, ImageFileError
 from mrad_med.types import FailedCase
 
 REASON = "the file is empty (0 bytes); copy or export it again"
-SECRET = "Beeblebrox, Zaphod"  # as it might stand in a header
+SECRET = "Beeblebrox, Zaphod"  # as in a header
 
 
 class Load:
-    """Stands for the preprocessing: the case's number as an image of its shape, or its error."""
+    """Test preprocessing: the number of the case as an image of its shape, or its error."""
 
     def __call__(self, case: dict) -> dict:
         if "error" in case:
@@ -80,7 +80,7 @@ def test_files_that_are_really_bad_are_left_out_with_the_reason(image_folder, ti
     assert loader.failures == [FailedCase(Path(name).stem, REASON)]
 
 
-def test_reason_is_the_projects_own_however_deep_it_lies():
+def test_reason_is_the_message_of_this_project_however_deep():
     error = RuntimeError(f"applying transform {SECRET}")
     error.__cause__ = RuntimeError(SECRET)
     error.__cause__.__cause__ = ImageFileError(REASON)
@@ -89,7 +89,7 @@ def test_reason_is_the_projects_own_however_deep_it_lies():
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyError, ZeroDivisionError, MemoryError])
-def test_unforeseen_error_is_told_by_its_kind_and_not_by_its_text(kind, caplog):
+def test_unforeseen_error_is_reported_by_its_type_and_not_by_its_text(kind, caplog):
     cases = [*make_cases(2), {"case_id": "bad", "image": (), "error": kind(SECRET)}]
     loader = make_loader(cases)
     with caplog.at_level(logging.DEBUG):
@@ -99,7 +99,7 @@ def test_unforeseen_error_is_told_by_its_kind_and_not_by_its_text(kind, caplog):
     assert SECRET not in caplog.text
 
 
-def test_unforeseen_error_is_told_by_the_kind_at_its_root():
+def test_unforeseen_error_is_reported_by_the_type_at_its_root():
     error = RuntimeError("applying transform")
     error.__cause__ = KeyError(SECRET)
     failed = CaseDataset([{"case_id": "a", "error": error}], Load())[0]
@@ -107,7 +107,7 @@ def test_unforeseen_error_is_told_by_the_kind_at_its_root():
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1)])
-def test_wish_to_stop_is_no_bad_file(error):
+def test_keyboard_interrupt_is_not_a_bad_file(error):
     with pytest.raises(type(error)):
         list(make_loader([{"case_id": "a", "error": error}]))
 
@@ -197,7 +197,7 @@ def test_run_without_failures_ends_in_silence(bad):
 @pytest.mark.parametrize("progress", [True, False])
 def test_progress_bar_can_be_switched_off(capsys, progress):
     list(CaseLoader(CaseDataset(make_cases(2), Load()), progress=progress))
-    assert ("pictures" in capsys.readouterr().err) is progress
+    assert ("images" in capsys.readouterr().err) is progress
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])

@@ -1,4 +1,4 @@
-"""Masks and their images: paired by name whatever their order, and every doubt about a pair told."""
+"""Masks and their images: paired by name in any order, and every doubtful pair reported."""
 
 from __future__ import annotations
 
@@ -65,8 +65,7 @@ def test_files_that_share_a_name_are_not_paired_but_named(images, masks, unclear
     found, problems = pairs_of(images, masks, "_mask")
     assert found == {"b.png": "b.png"}
     assert problems == [
-        "2 file(s) in i or m share a name, so which mask belongs to which image is open: "
-        f"{unclear}; remove those that are too many"
+        f"2 file(s) in i or m share a name, so their masks cannot be assigned: {unclear}; keep one file per name"
     ]
 
 
@@ -117,7 +116,7 @@ def test_path_below_the_root_is_returned(tmp_path, name, below):
     ],
 )
 def test_path_that_leads_out_of_the_root_is_refused(tmp_path, name):
-    message = f"names a file outside its folder {tmp_path}: {name!r}; paths below it are expected"
+    message = f"names a file outside its folder {tmp_path}: {name!r}; use paths below it"
     with pytest.raises(DatasetError, match=re.escape(message)):
         path_below(tmp_path, name)
 
@@ -132,7 +131,7 @@ def test_folders_and_images_are_listed_in_order_without_litter(tmp_path):
     assert [path.name for path in list_folders(tmp_path)] == ["sub"]
 
 
-def test_links_count_as_what_they_lead_to(tmp_path):
+def test_links_count_as_their_targets(tmp_path):
     pictures(tmp_path, "elsewhere/a.png set/b.png")
     (tmp_path / "set/a.png").symlink_to(tmp_path / "elsewhere/a.png")
     (tmp_path / "set/sub").symlink_to(tmp_path / "elsewhere")
@@ -190,7 +189,7 @@ def case(image: Path, mask: Path | None) -> dict:
     return {"image": str(image), "case_id": image.stem, "mask": None if mask is None else str(mask)}
 
 
-def test_masks_of_their_images_sizes_are_no_problem(tmp_path):
+def test_masks_of_the_size_of_their_images_are_not_a_problem(tmp_path):
     picture(tmp_path / "a.tif")
     picture(tmp_path / "a.png")
     assert check_masks([case(tmp_path / "a.tif", tmp_path / "a.png"), case(tmp_path / "b.png", None)]) == []
@@ -205,7 +204,7 @@ def test_mask_of_another_size_is_named_with_both(tmp_path):
     ]
 
 
-def test_sizes_are_compared_as_pictures_are_shown(tmp_path):
+def test_sizes_are_compared_as_displayed(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("L", (20, 16)).save(tmp_path / "a.jpg", exif=exif)

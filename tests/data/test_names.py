@@ -1,4 +1,4 @@
-"""Names of cases: fit to be printed, and free of who the patient is."""
+"""Case ids: printable, and without patient identifiers."""
 
 from __future__ import annotations
 
@@ -59,25 +59,25 @@ def test_printable_name_has_neither_control_characters_nor_backslashes(name, exp
         *("1952-3-14", "14 March 1952", "Mar. 14, 1952", "14mar1952", "520314", "scan 14-03-52", "17sep25"),
     ],
 )
-def test_part_that_tells_the_patient_is_replaced(part):
+def test_part_with_an_identifier_is_replaced(part):
     assert without_identifiers(f"visits/{part}/series_3", FINGAL) == "visits/anonymous/series_3"
 
 
 @pytest.mark.parametrize(
     "part", ["Oliver's", "73518", "2025-09-18", "2025", "Fin gull", "pi", "MR", "IM_0001", "1952-3-15", "25-9-17"]
 )
-def test_part_that_tells_nothing_is_kept(part):
+def test_part_without_an_identifier_is_kept(part):
     identifiers = ["Fingal^Oli", *FINGAL[1:]]
     assert without_identifiers(f"visits/{part}/series_3", identifiers) == f"visits/{part}/series_3"
 
 
-def test_each_part_is_judged_by_itself():
+def test_each_part_is_checked_separately():
     assert without_identifiers("Fingal/ct/2025-09-17/Fingal_3", FINGAL) == "anonymous/ct/anonymous/anonymous"
     assert without_identifiers("Fin/gal", FINGAL) == "Fin/gal"
 
 
 @pytest.mark.parametrize("identifiers", [[], [""], ["^", " ", "=", "_"], ["1", "MR", "42", "F"]])
-def test_what_is_too_short_to_tell_anything_hides_nothing(identifiers):
+def test_identifier_that_is_too_short_hides_nothing(identifiers):
     assert without_identifiers("MR/1/42/F", identifiers) == "MR/1/42/F"
 
 
@@ -98,7 +98,7 @@ def test_short_identifiers_are_words_and_long_ones_are_found_inside(identifier, 
 
 
 @pytest.mark.parametrize("part", ["Li_Bo", "Bo Li", "LI.BO", "ct_li_bo_2", "libo"])
-def test_short_words_of_a_name_tell_together(part):
+def test_short_words_of_a_name_identify_together(part):
     assert without_identifiers(part, ["Li^Bo"]) == "anonymous"
     assert without_identifiers("li/bo/bolt", ["Li^Bo"]) == "li/bo/bolt"
 
@@ -129,7 +129,7 @@ def test_name_without_identifiers_is_kept_as_it_is():
     assert without_identifiers("", FINGAL) == ""
 
 
-def test_words_shorter_than_asked_for_are_passed_over():
+def test_words_shorter_than_requested_are_skipped():
     assert hide(Identifiers(["Lee^Anna"], shortest=5), "Lee/Anna/anna lee/2025") == "Lee/Anna/anonymous/2025"
     assert hide(Identifiers(["20250917"], shortest=5), "17 Sep 2025") == "anonymous"
 
@@ -137,11 +137,11 @@ def test_words_shorter_than_asked_for_are_passed_over():
 def test_name_is_given_to_one_content_and_another_content_has_its_own_code():
     distinct = DistinctNames()
     asked = [("x", "a"), ("y", "a"), ("x", "b"), ("x", "b"), ("x", "a"), ("x", "c"), ("y", "b"), ("x", "b")]
-    given = [distinct(name, lambda letter=letter: letter * 64) for name, letter in asked]
+    given = [distinct(name, lambda digit=digit: digit * 64) for name, digit in asked]
     assert given == ["x", "y", "x-bbbbbbbbbb", None, None, "x-cccccccccc", "y-bbbbbbbbbb", None]
 
 
-def test_codes_that_happen_to_be_equal_are_told_apart_by_the_whole_key():
+def test_equal_codes_are_distinguished_by_the_whole_key():
     distinct = DistinctNames()
     keys = ["0" * 64, "a" * 10 + "1" * 54, "a" * 10 + "2" * 54]
     assert [distinct("x", lambda key=key: key) for key in [*keys, *keys]] == [

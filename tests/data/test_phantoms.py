@@ -24,9 +24,9 @@ CHANNELS = {
 }
 
 
-def paleness_of(picture: np.ndarray) -> np.ndarray:
+def paleness_of(image: np.ndarray) -> np.ndarray:
     """Green against red: tissue is reddish, the lesion is not."""
-    return picture[..., 1] / np.maximum(picture[..., 0], 1)
+    return image[..., 1] / np.maximum(image[..., 0], 1)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -39,8 +39,8 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("size", [(360, 480), (120, 90), (64, 64)])
 def test_phantom_has_the_size_asked_for(size):
-    picture, mask = make_phantom(size)
-    assert (picture.shape, picture.dtype) == ((*size, 3), np.uint8)
+    image, mask = make_phantom(size)
+    assert (image.shape, image.dtype) == ((*size, 3), np.uint8)
     assert (mask.shape, mask.dtype) == (size, np.uint8)
     assert np.unique(mask).tolist() == [0, 255]
 
@@ -66,10 +66,10 @@ def test_seed_changes_the_texture_and_the_place_of_the_lesion():
 
 @pytest.mark.parametrize("size", [(360, 480), (180, 240), (240, 180)])
 @pytest.mark.parametrize("seed", [20260202, 1, 2])
-def test_lesion_lies_where_its_mask_says(size, seed):
-    picture, mask = make_phantom(size, seed=seed)
+def test_lesion_is_where_its_mask_is(size, seed):
+    image, mask = make_phantom(size, seed=seed)
     inside = mask > 0
-    paleness = paleness_of(picture)
+    paleness = paleness_of(image)
     assert paleness[inside].mean() > paleness[~inside].mean() + 0.08
     threshold = (paleness[inside].mean() + paleness[~inside].mean()) / 2
     found = paleness > threshold
@@ -95,11 +95,11 @@ def test_phantom_without_a_lesion_is_the_same_tissue():
 
 
 def test_tissue_is_neither_black_nor_white():
-    picture, mask = make_phantom()
-    tissue = picture[mask == 0].mean(-1)
+    image, mask = make_phantom()
+    tissue = image[mask == 0].mean(-1)
     assert 40 < tissue.mean() < 215
     assert tissue.std() > 5
-    assert (picture == 255).mean() < 0.05
+    assert (image == 255).mean() < 0.05
 
 
 # the folders
@@ -126,8 +126,8 @@ def test_every_sample_can_be_read(sample_folder, name):
 
 
 def test_phantom_of_the_folder_is_the_phantom(sample_folder):
-    with Image.open(sample_folder / "phantom.png") as picture:
-        np.testing.assert_array_equal(np.asarray(picture), make_phantom()[0])
+    with Image.open(sample_folder / "phantom.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), make_phantom()[0])
 
 
 def test_writing_the_samples_again_changes_nothing(sample_folder):
@@ -144,5 +144,5 @@ def test_sample_dataset_is_a_labeled_folder(tmp_path):
     pictures = digests(tmp_path / "set")
     assert len(pictures) == len(set(pictures.values())) == 6  # no phantom twice
     for item in items[2:]:
-        picture, mask = (np.asarray(Image.open(item[key])) for key in ("image", "mask"))
-        assert paleness_of(picture)[mask > 0].mean() > paleness_of(picture)[mask == 0].mean() + 0.08
+        image, mask = (np.asarray(Image.open(item[key])) for key in ("image", "mask"))
+        assert paleness_of(image)[mask > 0].mean() > paleness_of(image)[mask == 0].mean() + 0.08

@@ -1,4 +1,4 @@
-"""Sets by name: the right loader for each, numbers checked against the published ones, and what is on disk."""
+"""Datasets by name: the loader for each, numbers checked against the published ones, and the inventory on disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.small_archives import MAKERS, make_archive, make_polyps, picture, pic
 
 @pytest.fixture
 def publish(monkeypatch):
-    """Pretend that other numbers of images were published for a set."""
+    """Replace the published numbers of images of a dataset."""
 
     def change(name: str, **changes) -> None:
         entry = dataclasses.replace(DATASETS[name], **changes)
@@ -60,7 +60,7 @@ def test_general_layouts_have_names_too(tmp_path):
     ("name", "hint"), [("mvtec", "did you mean 'mvtec-ad'? "), ("kvasir-seg", "did you mean 'kvasir'? "), ("zzz", "")]
 )
 def test_unknown_name_is_refused_with_those_there_are(tmp_path, name, hint):
-    message = f"there is no set '{name}'; {hint}Public sets: mvtec-ad, visa, btad, "
+    message = f"there is no dataset '{name}'; {hint}Public datasets: mvtec-ad, visa, btad, "
     with pytest.raises(DatasetError, match=f"{re.escape(message)}.*General layouts: folder, meta.json, csv, datalist$"):
         load_datalist(name, tmp_path)
 
@@ -80,7 +80,7 @@ def test_problem_of_the_set_is_a_warning_or_where_strict_an_error(tmp_path, capl
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_numbers_that_are_not_the_published_ones_are_told(tmp_path, caplog, name):
+def test_numbers_that_are_not_the_published_ones_are_reported(tmp_path, caplog, name):
     cases = load_datalist(name, make_archive(name, tmp_path))
     expected = DATASETS[name].counts.get("test")
     if expected is None:
@@ -104,19 +104,19 @@ def test_shortfall_names_the_classes(tmp_path):
         load_datalist("btad", root, strict=True)
 
 
-def test_surplus_is_told_as_well(tmp_path, caplog, publish):
+def test_surplus_is_reported_as_well(tmp_path, caplog, publish):
     publish("br35h", counts={"test": (1, 1)})
     load_datalist("br35h", make_archive("br35h", tmp_path))
     assert "found 2 of 1 normal and 1 of 1 anomalous images; unpack" in caplog.text
 
 
-def test_published_numbers_are_met_in_silence(tmp_path, caplog, publish):
+def test_published_numbers_cause_no_warning(tmp_path, caplog, publish):
     publish("headct", counts={"test": (1, 2)})
     assert len(load_datalist("headct", make_archive("headct", tmp_path), strict=True)) == 3
     assert caplog.records == []
 
 
-def test_known_part_of_a_set_is_told_by_its_name(tmp_path, caplog):
+def test_known_part_of_a_set_is_reported_by_its_name(tmp_path, caplog):
     for number in range(62):
         pictures(tmp_path, f"TestDataset/CVC-ClinicDB/images/{number}.png TestDataset/CVC-ClinicDB/masks/{number}.png")
     assert len(load_datalist("cvc-clinicdb", tmp_path)) == 62
@@ -153,7 +153,7 @@ def test_set_is_found_in_the_folder_of_its_name(tmp_path):
     assert found == {"etis": tmp_path / "etis" / "data", "mpdd": tmp_path / "mpdd" / "MPDD"}
 
 
-def test_root_itself_is_taken_for_a_set_that_its_files_or_its_name_tell(tmp_path):
+def test_root_is_a_dataset_if_its_files_or_its_name_identify_it(tmp_path):
     for name in ("btad", "cvc-300"):
         root = make_archive(name, tmp_path / name)
         assert {row.dataset.name: row.root for row in list_datasets(root) if row.root} == {name: root}
@@ -161,7 +161,7 @@ def test_root_itself_is_taken_for_a_set_that_its_files_or_its_name_tell(tmp_path
     assert not any(row.root for row in list_datasets(tmp_path / "somewhere"))
 
 
-def test_split_that_was_not_unpacked_is_no_problem_of_the_inventory(tmp_path, publish):
+def test_split_that_was_not_unpacked_is_not_a_problem_of_the_inventory(tmp_path, publish):
     publish("tn3k", counts={"test": (0, 1)})
     root = make_archive("tn3k", tmp_path)
     shutil.rmtree(root / "trainval-image")
@@ -179,12 +179,12 @@ def test_set_that_cannot_be_read_does_not_stop_the_others(tmp_path):
     assert "1cls.csv lacks the columns object, split, label, mask; it has image" in rows["visa"].problems[0]
 
 
-def test_folder_that_cannot_be_listed_is_told_in_every_row(tmp_path):
+def test_folder_that_cannot_be_listed_is_reported_in_every_row(tmp_path):
     rows = list_datasets(tmp_path / "nowhere")
     assert all(row.root is None and "cannot list" in row.problems[0] for row in rows)
 
 
-def test_row_is_told_in_a_few_lines(tmp_path):
+def test_row_is_a_few_lines_of_text(tmp_path):
     root = make_archive("headct", tmp_path)
     rows = {row.dataset.name: row for row in list_datasets(tmp_path)}
     home = "https://www.kaggle.com/datasets/felipekitamura/head-ct-hemorrhage"

@@ -1,4 +1,4 @@
-"""The chest phantom, as other programs see it: where it lies, what its voxels are, and that nobody is named."""
+"""The chest phantom in other programs: its position, its voxels, and no patient name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def hounsfield(item: pydicom.Dataset) -> np.ndarray:
 
 
 def stored(volume: np.ndarray) -> np.ndarray:
-    """Return what 12 bits that begin at -1024 hold of a volume."""
+    """Return a volume as stored in 12 bits that start at -1024."""
     return volume.clip(-1024, 4095 - 1024)
 
 
@@ -87,8 +87,8 @@ def test_lesion_is_dense_tissue_in_the_left_lung():
     ],
     ids=["liver", "heart", "lesion", "lung", "spine", "front", "air"],
 )
-def test_organs_lie_where_a_patient_has_them(place, expected, mirrored):
-    """Places are in mm to the patient's right, front and head; Hounsfield units are those of the organs."""
+def test_organs_are_where_a_patient_has_them(place, expected, mirrored):
+    """Positions are in mm to the patient's right, front and head; Hounsfield units are those of the organs."""
     volume, _, affine = make_chest_phantom()
     for sign, value in ((1, expected), (-1, mirrored)):
         x, y, z = np.round(world(np.linalg.inv(affine), np.multiply(place, (sign, 1, 1)))).astype(int)
@@ -117,7 +117,7 @@ def test_noise_is_of_its_seed():
     first, again, other = (make_chest_phantom(SIZE, seed=seed)[0] for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     difference = other - first
-    assert abs(difference.std() - 12 * np.sqrt(2)) < 0.5  # of two that know nothing of each other
+    assert abs(difference.std() - 12 * np.sqrt(2)) < 0.5  # of two independent volumes
     assert abs(difference.mean()) < 2
 
 
@@ -159,7 +159,7 @@ def test_slices_are_one_series_of_nobody(study):
         assert not slices[0][keyword].value
 
 
-def test_another_modality_is_told(tmp_path):
+def test_another_modality_is_written(tmp_path):
     volume, _, affine = make_chest_phantom(SIZE)
     folder = Path(write_sample_series(tmp_path / "new" / "pt", volume, affine, modality="PT"))
     assert folder == tmp_path / "new" / "pt"
@@ -224,7 +224,7 @@ def test_lesion_is_at_one_place_of_the_world_whichever_file_is_read(study):
         np.testing.assert_allclose(world(own, center_of_mass(nodule)), centroid, atol=1.0)
 
 
-# another program's opinion
+# checks by another program
 
 needs_dciodvfy = pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy of dicom3tools is not installed")
 

@@ -1,4 +1,4 @@
-"""What there is to score in folders as people have them: nested, badly named, linked in circles, of all kinds."""
+"""Cases found in folders: nested, badly named, with circular links, of all file types."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def found_names(root: Path, **options) -> list[str]:
         ("Scan.NII.GZ", "Scan"),
         ("day 1.5.jpeg", "day 1.5"),
         ("IM0001", "IM0001"),
-        ("anything.xyz", "anything.xyz"),  # asked for by name: the reader will say what is wrong with it
+        ("anything.xyz", "anything.xyz"),  # given explicitly: the reader will report the problem
     ],
 )
 def test_file_is_one_case(tmp_path, name, case_id):
@@ -82,7 +82,7 @@ def test_dicom_without_a_suffix_is_found_by_its_first_bytes(tmp_path, name):
     assert found_names(tmp_path) == [name]
 
 
-def test_hidden_files_and_folders_are_passed_over(tmp_path):
+def test_hidden_files_and_folders_are_skipped(tmp_path):
     fill(tmp_path, ["a.png", ".b.png", ".partial-7-c.png", ".cache/d.png", "sub/.e/f.png"])
     assert case_ids(tmp_path) == ["a"]
 
@@ -97,7 +97,7 @@ def test_folder_named_like_an_image_is_a_folder(tmp_path):
     assert case_ids(tmp_path) == ["b.png/a"]
 
 
-def test_names_with_spaces_and_letters_of_any_script_are_kept(tmp_path):
+def test_names_with_spaces_and_characters_of_any_script_are_kept(tmp_path):
     names = ["Fall 3 (neu).png", "Größe.png", "病例.png", "50% $x$.png"]
     fill(tmp_path, names)
     assert sorted(case_ids(tmp_path)) == sorted(name.removesuffix(".png") for name in names)
@@ -123,7 +123,7 @@ def test_names_that_differ_only_in_the_suffix_keep_it(tmp_path):
     ],
 )
 def test_no_two_cases_share_a_name(tmp_path, names):
-    """Results are files by the case's name: one would overwrite the other."""
+    """Output files are named by case id: one would overwrite the other."""
     ids = case_ids(fill(tmp_path, names))
     assert len(set(ids)) == len(ids) == len(names)
 
@@ -165,7 +165,9 @@ def test_links_that_lead_nowhere_do_not_stop_the_search(tmp_path):
 @pytest.mark.parametrize("names", [[], ["notes.txt", "sub/table.csv", ".hidden.png"]])
 def test_folder_without_images_is_refused(tmp_path, names):
     fill(tmp_path, names)
-    with pytest.raises(DatasetError, match=r"no image below .*: photographs \(png, jpg, tif, \.\.\.\), DICOM .* NIfTI"):
+    with pytest.raises(
+        DatasetError, match=r"no image below .*; supported are photographs \(png, jpg, tif, \.\.\.\), DICOM .* NIfTI"
+    ):
         find_cases(tmp_path)
 
 
@@ -202,7 +204,7 @@ def write_slices(folder: Path, count: int = 4, **options) -> list[Path]:
 
 
 def write_object(path: Path, sop_class: str, modality: str) -> Path:
-    """A DICOM object that holds no picture."""
+    """A DICOM object without an image."""
     dataset = make_image(np.zeros((ROWS, COLUMNS), np.uint8), Modality=modality, StudyDate="20250917")
     dataset.SOPClassUID = sop_class
     for keyword in ("PixelData", "Rows", "Columns"):
@@ -249,7 +251,7 @@ def test_slices_of_a_series_are_one_case_in_the_order_of_their_places(tmp_path, 
     assert caplog.messages == []
 
 
-def test_series_of_one_folder_are_told_apart(tmp_path):
+def test_series_of_one_folder_are_separate_cases(tmp_path):
     first = write_slices(tmp_path, 3, names=["1", "3", "5"])
     second = write_slices(tmp_path, 4, names=["2", "4", "6", "8"])
     other = write_slices(tmp_path, 2, names=["7", "9"], SeriesNumber=8)
@@ -272,15 +274,15 @@ def test_series_across_folders_is_one_case(tmp_path):
     ]
 
 
-def test_copies_of_slices_are_passed_over_and_told(tmp_path, caplog):
+def test_copies_of_slices_are_skipped_and_reported(tmp_path, caplog):
     paths = write_slices(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "copy of a")
     name = f"a/series_3-{code(paths[0])}"
     assert find_cases(tmp_path) == [{"image": texts(paths), "case_id": name, "study": STUDY}]
-    assert caplog.messages == [f"{name}: 4 copies of slices passed over"]
+    assert caplog.messages == [f"{name}: 4 copies of slices skipped"]
 
 
-def test_series_with_a_gap_is_made_of_images_unless_told_otherwise(tmp_path, caplog):
+def test_series_with_a_gap_is_separate_images_unless_not_strict(tmp_path, caplog):
     paths = write_slices(tmp_path, 6)
     paths.pop(2).unlink()
     cases = find_cases(tmp_path)
@@ -289,7 +291,7 @@ def test_series_with_a_gap_is_made_of_images_unless_told_otherwise(tmp_path, cap
     assert {case["study"] for case in cases} == {STUDY}
     gap = "1 gap(s) between slices (up to 4 mm where 2 mm are usual), about 1 slice(s) missing"
     assert caplog.messages == [
-        f"slice000 and 4 more: one of 5 slices that make no volume, each scored by itself; {gap}"
+        f"slice000 and 4 more: one of 5 slices that cannot form a volume and are scored separately; {gap}"
     ]
     caplog.clear()
     (case,) = find_cases(tmp_path, strict=False)
@@ -304,7 +306,7 @@ def test_slices_that_no_setting_makes_a_volume_are_images(tmp_path, strict, capl
     write_slices(tmp_path, 3, uid="1.2.3.4", names=["x", "y", "z"], origin=(0, 0, 6), spacing=(1.0, 1.5))
     assert case_ids(tmp_path, strict=strict) == ["slice000", "slice001", "slice002", "x", "y", "z"]
     assert caplog.messages == [
-        "slice000 and 5 more: one of 6 slices that make no volume, each scored by itself; "
+        "slice000 and 5 more: one of 6 slices that cannot form a volume and are scored separately; "
         "different pixel spacings in one series"
     ]
     for case in find_cases(tmp_path, strict=strict):
@@ -317,7 +319,7 @@ def test_slices_with_colors_are_images(tmp_path, strict):
     assert [case["image"] for case in find_cases(tmp_path, strict=strict)] == texts(paths)
 
 
-def test_pictures_that_tell_no_place_are_images_without_a_remark(tmp_path, caplog):
+def test_images_without_position_get_no_remark(tmp_path, caplog):
     for index in range(3):
         dataset = make_image(np.zeros((ROWS, COLUMNS), np.uint8), Modality="US", SeriesInstanceUID="1.2.3.4")
         write_image(tmp_path / f"{index}.dcm", dataset)
@@ -325,7 +327,7 @@ def test_pictures_that_tell_no_place_are_images_without_a_remark(tmp_path, caplo
     assert caplog.messages == []
 
 
-def test_objects_that_are_no_images_are_passed_over_with_the_reason(tmp_path, caplog):
+def test_objects_that_are_not_images_are_skipped_with_the_reason(tmp_path, caplog):
     paths = write_slices(tmp_path / "a")
     for index in range(2):
         write_object(tmp_path / "a" / f"contours{index}.dcm", RTStructureSetStorage, "RTSTRUCT")
@@ -335,15 +337,15 @@ def test_objects_that_are_no_images_are_passed_over_with_the_reason(tmp_path, ca
     assert [item.case_id for item in found.skipped] == ["a/contours0", "a/contours1", "a/report"]
     found.warn()
     assert caplog.messages == [
-        "a/contours0 and 1 more: passed over: this DICOM object is a radiotherapy structure set, not an image; "
+        "a/contours0 and 1 more: skipped: this DICOM object is a radiotherapy structure set, not an image; "
         "leave it out",
-        "a/report: passed over: this DICOM object is a structured report, not an image; leave it out",
+        "a/report: skipped: this DICOM object is a structured report, not an image; leave it out",
     ]
 
 
 def test_folder_of_nothing_but_reports_is_refused(tmp_path):
     write_object(tmp_path / "report", EnhancedSRStorage, "SR")
-    with pytest.raises(DatasetError, match="holds DICOM objects but no image: this DICOM object is a structured repo"):
+    with pytest.raises(DatasetError, match="has DICOM objects but no image: this DICOM object is a structured repo"):
         find_cases(tmp_path)
 
 
@@ -367,16 +369,16 @@ def test_damaged_slice_is_a_case_of_its_own_that_the_reader_refuses(tmp_path):
         read_image(found.cases[1]["image"])
 
 
-def test_kind_of_each_case_is_told_in_words(tmp_path):
+def test_each_case_has_a_description(tmp_path):
     paths = write_slices(tmp_path / "ct", 3, spacing=(0.5, 0.75))
     write_colors(tmp_path / "us", 1, Modality="US", NumberOfFrames=1)
-    write_image(tmp_path / "film.dcm", make_image(np.zeros((4, ROWS, COLUMNS), np.uint8), NumberOfFrames=4))
+    write_image(tmp_path / "frames.dcm", make_image(np.zeros((4, ROWS, COLUMNS), np.uint8), NumberOfFrames=4))
     Image.new("L", (20, 20)).save(tmp_path / "a.png")
     fill(tmp_path, ["v.nii"])
     assert survey(tmp_path).descriptions == {
         f"ct/series_3-{code(paths[0])}": f"DICOM CT 3 slices of {COLUMNS} x {ROWS}, axial, 0.75 x 0.5 x 2 mm",
         "us/0": f"DICOM US image of {COLUMNS} x {ROWS}, axial, 1 x 1 x 1 mm",
-        "film": f"DICOM 4 frames of {COLUMNS} x {ROWS}, unknown",
+        "frames": f"DICOM 4 frames of {COLUMNS} x {ROWS}, unknown",
         "a": "photograph",
         "v": "volume",
     }
@@ -401,21 +403,21 @@ def test_cases_of_all_kinds_are_in_the_order_of_their_files(tmp_path):
     assert case_ids(tmp_path) == ["z", "a/x", f"b/series_3-{code(paths[0])}", "b/b", "c/0", "c/1", "d/y"]
 
 
-# who the patient is
+# patient identifiers
 
 PATIENT = {"PatientName": "Fingal^Olive", "PatientID": "73519", "StudyDate": "20250917", "PatientBirthDate": "19520314"}
-TELLING = ("fingal", "olive", "73519", "2025-09-17", "20250917", "19520314", "14.03.1952")
+IDENTIFYING = ("fingal", "olive", "73519", "2025-09-17", "20250917", "19520314", "14.03.1952")
 
 
 @pytest.fixture
-def telling_folder(tmp_path) -> Path:
-    """Folders as exports make them: all kinds of DICOM files in folders and files named after the patient."""
+def patient_folder(tmp_path) -> Path:
+    """Folders as in exports: several types of DICOM files in folders and files named after the patient."""
     root = tmp_path / "export"
     write_slices(root / "Fingal_Olive" / "2025-09-17", uid="1.2.3.1", **PATIENT)
     gap = write_slices(root / "Olive" / "late", 5, uid="1.2.3.2", names=[f"olive{i}" for i in range(5)], **PATIENT)
     gap[2].unlink()
     (root / "73519" / "b").mkdir(parents=True)
-    (root / "73519" / "b" / "olive.dcm").write_bytes(DAMAGED)  # which does not tell who the patient is
+    (root / "73519" / "b" / "olive.dcm").write_bytes(DAMAGED)  # without patient identifiers
     write_slices(root / "73519" / "c", 1, uid="1.2.3.4", names=["olive.dcm"], NumberOfFrames=-1, **PATIENT)
     report = write_object(root / "14.03.1952" / "fingal_report.dcm", EnhancedSRStorage, "SR")
     plan = write_object(root / "14.03.1952" / "fingal_contours.dcm", RTStructureSetStorage, "RTSTRUCT")
@@ -427,11 +429,11 @@ def telling_folder(tmp_path) -> Path:
     return root
 
 
-def test_names_of_cases_do_not_tell_the_patient(telling_folder):
-    found = survey(telling_folder)
-    series, late = telling_folder / "Fingal_Olive" / "2025-09-17", telling_folder / "Olive" / "late"
-    study, damaged = make_key("1.2.3")[:10], content_code(telling_folder / "73519" / "b" / "olive.dcm")
-    no_frames = content_code(telling_folder / "73519" / "c" / "olive.dcm")
+def test_case_ids_do_not_identify_the_patient(patient_folder):
+    found = survey(patient_folder)
+    series, late = patient_folder / "Fingal_Olive" / "2025-09-17", patient_folder / "Olive" / "late"
+    study, damaged = make_key("1.2.3")[:10], content_code(patient_folder / "73519" / "b" / "olive.dcm")
+    no_frames = content_code(patient_folder / "73519" / "c" / "olive.dcm")
     assert [case["case_id"] for case in found.cases] == [
         f"anonymous-{damaged}/b/anonymous-{damaged}",
         f"anonymous-{no_frames}/c/anonymous-{no_frames}",
@@ -439,32 +441,32 @@ def test_names_of_cases_do_not_tell_the_patient(telling_folder):
         *(f"anonymous-{study}/late/anonymous-{code(late / f'olive{index}')}" for index in (0, 1, 3, 4)),
     ]
     assert [Path(case["image"]).name for case in found.cases[3:]] == ["olive0", "olive1", "olive3", "olive4"]
-    others = [content_code(path) for path in sorted((telling_folder / "14.03.1952").iterdir())]
+    others = [content_code(path) for path in sorted((patient_folder / "14.03.1952").iterdir())]
     assert [item.case_id for item in found.skipped] == [f"anonymous-{other}/anonymous-{other}" for other in others]
 
 
-def test_neither_log_nor_output_tells_the_patient(telling_folder, caplog, capfd):
+def test_neither_log_nor_output_identifies_the_patient(patient_folder, caplog, capfd):
     with caplog.at_level(logging.DEBUG):
-        names = [case["case_id"] for case in find_cases(telling_folder)]
-        find_cases(telling_folder, strict=False)
+        names = [case["case_id"] for case in find_cases(patient_folder)]
+        find_cases(patient_folder, strict=False)
     out, err = capfd.readouterr()
-    told = (caplog.text + out + err).lower()
-    assert f"{names[3]} and 3 more: one of 4 slices" in told
-    assert not [word for word in TELLING if word in told]
+    log = (caplog.text + out + err).lower()
+    assert f"{names[3]} and 3 more: one of 4 slices" in log
+    assert not [word for word in IDENTIFYING if word in log]
 
 
-def test_only_report_of_a_patient_does_not_tell_its_name_either(telling_folder, caplog):
+def test_only_report_of_a_patient_does_not_reveal_its_name(patient_folder, caplog):
     for name in ("Olive", "Fingal_Olive", "73519"):
-        shutil.rmtree(telling_folder / name)
-    fill(telling_folder, ["a.png"])
-    assert case_ids(telling_folder) == ["a"]
+        shutil.rmtree(patient_folder / name)
+    fill(patient_folder, ["a.png"])
+    assert case_ids(patient_folder) == ["a"]
     assert len(caplog.messages) == 2
-    assert not [word for word in TELLING if word in caplog.text.lower()]
+    assert not [word for word in IDENTIFYING if word in caplog.text.lower()]
 
 
-def test_names_are_kept_where_that_is_asked_for(telling_folder):
-    found = survey(telling_folder, keep_identifiers=True)
-    first = telling_folder / "Fingal_Olive" / "2025-09-17" / "slice000.dcm"
+def test_names_are_kept_on_request(patient_folder):
+    found = survey(patient_folder, keep_identifiers=True)
+    first = patient_folder / "Fingal_Olive" / "2025-09-17" / "slice000.dcm"
     assert [case["case_id"] for case in found.cases] == [
         "73519/b/olive",
         "73519/c/olive",
@@ -508,7 +510,7 @@ def test_names_of_all_patients_are_hidden_wherever_they_are_found(tmp_path):
     clips = [f"anonymous-{content_code(tmp_path / name / 'clip.gif')}/clip" for name in ("Olive", "Quill")]
     assert [case["case_id"] for case in cases] == [
         other,
-        "Ada/photo",  # three letters of somebody are a word of anybody's
+        "Ada/photo",  # three characters of one name occur in many words
         "Lee/photo",
         f"{study}/series_3-{code(second[0])}",
         f"{pixels}/{pixels}",
@@ -525,7 +527,7 @@ def test_names_of_all_patients_are_hidden_wherever_they_are_found(tmp_path):
 
 
 def copy_below(root: Path, *names: str, **options) -> dict[str, str]:
-    """Return what the cases of some of the folders of a root are called, by their first file and frame."""
+    """Return the case ids of some folders of a root, by their first file and frame."""
     for path in root.parent.glob("some"):
         shutil.rmtree(path)
     for name in names:
@@ -565,7 +567,7 @@ def test_other_cases_change_no_name(wards, options):
     for left_out in names:
         rest = copy_below(wards, *(name for name in names if name != left_out), **options)
         expected = {place: name for place, name in together.items() if not place.startswith(left_out)}
-        if left_out == "Fingal_Olive":  # nobody else states that "olive" is a name
+        if left_out == "Fingal_Olive":  # no other file states that "olive" is a name
             rest = {place: name for place, name in rest.items() if "olive" not in place}
             expected = {place: name for place, name in expected.items() if "olive" not in place}
         assert rest == expected
@@ -590,7 +592,7 @@ def test_copies_of_one_image_below_two_hidden_folders_are_one_case(tmp_path):
     assert len(names) == 2 + 2 + 2  # series, photographs, frames
     assert [item.case_id.split("/")[-1] for item in found.skipped] == ["a", "clip"]
     assert {item.reason for item in found.skipped} == {
-        "its content is that of another case whose hidden name is the same; that case stands for both"
+        "another case has the same content and the same hidden name; only that case is kept"
     }
     assert len(survey(tmp_path, keep_identifiers=True).cases) == 2 + 3 + 4
 
@@ -637,13 +639,13 @@ def test_frames_of_an_animation_are_cases_with_their_times(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".tif"])
-def test_single_picture_that_might_have_pages_is_an_image(tmp_path, suffix):
+def test_single_image_that_might_have_pages_is_an_image(tmp_path, suffix):
     Image.new("L", (20, 24)).save(tmp_path / f"a{suffix}")
     assert find_cases(tmp_path) == [{"image": str(tmp_path / f"a{suffix}"), "case_id": "a", "study": ""}]
 
 
 def test_pages_without_times_are_cases(tmp_path):
-    pages = [Image.new("L", (20, 24), shade) for shade in (0, 9)]
+    pages = [Image.new("L", (20, 24), gray) for gray in (0, 9)]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
     found = survey(tmp_path)
     assert found.descriptions == {"a/frame_0": "frame", "a/frame_1": "frame"}
@@ -727,7 +729,7 @@ def test_photographs_without_suffix_are_found(tmp_path, kind):
     assert read_image(case["image"]).shape == (3, 32, 24)
 
 
-def test_pictures_with_pages_are_no_pictures_of_a_sequence(tmp_path):
+def test_images_with_pages_are_not_part_of_a_sequence(tmp_path):
     pages = [Image.new("RGB", (32, 24), (60 * number, 0, 0)) for number in range(3)]
     for number in (1, 2):
         pages[0].save(tmp_path / f"v_{number}.tif", save_all=True, append_images=pages[1:])

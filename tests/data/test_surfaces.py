@@ -16,7 +16,7 @@ from mrad_med.data.surfaces import SIDE, blob, line
 
 @pytest.fixture
 def small(monkeypatch):
-    """Make smaller pictures: what is written where does not depend on their size."""
+    """Make smaller images: the written files do not depend on their size."""
     side = 96
     rows, columns = (axis / side for axis in np.mgrid[:side, :side].astype(float))
     for name, value in (("SIDE", side), ("ROWS", rows), ("COLUMNS", columns)):
@@ -32,26 +32,26 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# one picture
+# one image
 
 
 @pytest.mark.parametrize("surface", SURFACES)
-def test_whole_surface_is_a_picture_of_its_own_with_an_empty_mask(surface):
-    picture, mask = make_surface(surface, seed=3)
-    assert (picture.shape, picture.dtype, mask.shape, mask.dtype) == ((384, 384, 3), np.uint8, (384, 384), np.uint8)
-    assert picture.std() > 1
+def test_surface_without_defect_has_an_empty_mask(surface):
+    image, mask = make_surface(surface, seed=3)
+    assert (image.shape, image.dtype, mask.shape, mask.dtype) == ((384, 384, 3), np.uint8, (384, 384), np.uint8)
+    assert image.std() > 1
     assert mask.max() == 0
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_mask_of_a_defect_is_black_and_white(defect):
-    picture, mask = make_surface("plastic", defect=defect, seed=5)
-    assert (picture.shape, picture.dtype, mask.shape, mask.dtype) == ((384, 384, 3), np.uint8, (384, 384), np.uint8)
+    image, mask = make_surface("plastic", defect=defect, seed=5)
+    assert (image.shape, image.dtype, mask.shape, mask.dtype) == ((384, 384, 3), np.uint8, (384, 384), np.uint8)
     assert np.unique(mask).tolist() == [0, 255]
     assert 0 < (mask > 0).mean() < 0.5
 
 
-def test_same_seed_makes_the_same_picture_and_another_seed_another():
+def test_same_seed_makes_the_same_image_and_another_seed_another():
     first, again, other = (make_surface("tiles", defect="stain", count=2, seed=seed) for seed in (7, 7, 8))
     for i in range(2):
         np.testing.assert_array_equal(first[i], again[i])
@@ -69,7 +69,7 @@ def test_random_numbers_of_others_are_neither_used_nor_moved():
 
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_mask_marks_where_the_defect_was_painted(defect, monkeypatch):
-    """Under constant light, without gloss, and but for the camera's noise."""
+    """The light is constant, and there is no gloss; only the noise differs."""
     monkeypatch.setattr("mrad_med.data.surfaces.light", lambda _: np.ones((SIDE, SIDE)))
     monkeypatch.setattr("mrad_med.data.surfaces.gloss", lambda _, image: image)
     whole, _ = make_surface("granite", seed=4)
@@ -103,7 +103,7 @@ def test_more_places_cover_more(small):
 @pytest.mark.parametrize(("surface", "defect"), [("leder", None), ("leather", "Kratzer"), ("", "bump")])
 def test_unknown_names_are_refused_with_those_there_are(surface, defect):
     with pytest.raises(
-        ValueError, match=rf"surfaces are brushed_metal, .*defects bump, .*got '{surface}', '?{defect}'?$"
+        ValueError, match=rf"surfaces are brushed_metal, .*defects are bump, .*got '{surface}', '?{defect}'?$"
     ):
         make_surface(surface, defect=defect)
 
@@ -133,8 +133,8 @@ def test_dataset_is_read_as_one_class_a_surface(tmp_path, small):
         ("wood", "wood/defect/foreign_001", 1),
     ]
     for case in cases:
-        with Image.open(case["image"]) as picture:
-            assert (picture.size, picture.mode) == ((96, 96), "RGB")
+        with Image.open(case["image"]) as image:
+            assert (image.size, image.mode) == ((96, 96), "RGB")
         if case["label"]:
             with Image.open(case["mask"]) as mask:
                 assert np.unique(np.asarray(mask)).tolist() == [0, 255]
@@ -152,7 +152,7 @@ def test_dataset_is_the_same_from_the_same_seed_and_can_be_written_twice(tmp_pat
     assert all(content != before[name] for name, content in contents(other).items())
 
 
-def test_killed_writing_leaves_whole_pictures_and_no_defect_without_a_mask(tmp_path, small, monkeypatch):
+def test_killed_writing_leaves_whole_images_and_no_defect_without_a_mask(tmp_path, small, monkeypatch):
     calls = []
     save = Image.Image.save
 

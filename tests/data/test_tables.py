@@ -1,4 +1,4 @@
-"""Sets that are written down in tables: what is read, what is left out, and what is never followed."""
+"""Datasets in tables: which rows are read, which are left out, and which paths are refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def make_json(root: Path, content: object, name: str) -> Path:
     return root / name
 
 
-def told(cases: list[dict], *keys: str) -> list[tuple]:
+def shown(cases: list[dict], *keys: str) -> list[tuple]:
     return [tuple(case[key] for key in keys) for case in cases]
 
 
@@ -90,14 +90,14 @@ def test_folder_with_one_table_may_be_given_instead_of_it(tmp_path):
 
 def test_without_label_images_with_a_mask_are_anomalous(tmp_path):
     table = make_csv(tmp_path, "image,mask", "a.png,m/a.png", "b.png,")
-    assert told(load_csv(table, strict=True), "case_id", "label", "mask") == [
+    assert shown(load_csv(table, strict=True), "case_id", "label", "mask") == [
         ("a", 1, str(tmp_path / "m/a.png")),
         ("b", 0, None),
     ]
 
 
 def test_empty_label_is_anomalous_where_there_is_a_mask(tmp_path):
-    assert told(load_csv(make_csv(tmp_path, "image,label,mask", "a.png,,m/a.png", "b.png,0,m/b.png")), "label") == [
+    assert shown(load_csv(make_csv(tmp_path, "image,label,mask", "a.png,,m/a.png", "b.png,0,m/b.png")), "label") == [
         (1,),
         (0,),
     ]
@@ -107,24 +107,24 @@ def test_empty_label_is_anomalous_where_there_is_a_mask(tmp_path):
     ("word", "label"), [("0", 0), ("Normal", 0), ("good", 0), ("0.0", 0), ("1", 1), ("ANOMALY", 1), ("True", 1)]
 )
 def test_labels_are_numbers_or_words(tmp_path, word, label):
-    assert told(load_csv(make_csv(tmp_path, "image,label", f"a.png,{word}"), strict=True), "label") == [(label,)]
+    assert shown(load_csv(make_csv(tmp_path, "image,label", f"a.png,{word}"), strict=True), "label") == [(label,)]
 
 
 def test_split_column_chooses_rows(tmp_path):
     table = make_csv(tmp_path, "image,label,split", "a.png,1,test", "b.png,0,train")
-    assert told(load_csv(table, split="train"), "case_id", "label") == [("b", 0)]
+    assert shown(load_csv(table, split="train"), "case_id", "label") == [("b", 0)]
     with pytest.raises(DatasetError, match=r"cases\.csv has no split 'valid'; it has test, train$"):
         load_csv(table, split="valid")
 
 
 PROBLEMS = [
-    ("image,label", ",1", "1 row.* name no image, left out; fill it in: row 1"),
-    ("image,label", "gone.png,1", r"1 row.* name an image that is not there, left out; .*: gone\.png"),
-    ("image,label", "b.png,1", r"1 row.* name an image or case_id that an earlier one names, left out; .*: b\.png"),
-    ("image,label", "a.png,2", r"1 row.* have no label of 0 or 1 \(or normal, anomaly\), left out; .*: a\.png"),
+    ("image,label", ",1", "1 row.* name no image and are left out; fill in the image: row 1"),
+    ("image,label", "gone.png,1", r"1 row.* name an image that does not exist and are left out; .*: gone\.png"),
+    ("image,label", "b.png,1", r"1 row.* repeat an image or case_id of an earlier row and are left out; .*: b\.png"),
+    ("image,label", "a.png,2", r"1 row.* have no label of 0 or 1 \(or normal, anomaly\) and are left out; .*: a\.png"),
     ("image,label", "a.png,", r"1 row.* have no label of 0 or 1 .*: a\.png"),
     ("image,label", "a.png", r"1 row.* have no label of 0 or 1 .*: a\.png"),
-    ("image,label", "a.png,1,2", r"1 row.* have more cells than the table has columns, left out; .*: a\.png"),
+    ("image,label", "a.png,1,2", r"1 row.* have more cells than the table has columns and are left out; .*: a\.png"),
 ]
 
 
@@ -132,35 +132,38 @@ PROBLEMS = [
 def test_row_that_cannot_be_used_costs_only_itself(tmp_path, caplog, columns, row, message):
     table = make_csv(tmp_path, columns, "b.png,0", row)
     message = message.replace("row 1", "row 2")
-    assert told(load_csv(table), "case_id") == [("b",)]
+    assert shown(load_csv(table), "case_id") == [("b",)]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert caplog.records[0].getMessage().startswith("1 row")
     with pytest.raises(DatasetError, match=message):
         load_csv(table, strict=True)
 
 
-def test_two_rows_of_one_case_id_are_told(tmp_path):
+def test_two_rows_of_one_case_id_are_reported(tmp_path):
     table = make_csv(tmp_path, "image,label,case_id", "a.png,0,x", "b.png,0,x")
-    assert told(load_csv(table), "image") == [(str(tmp_path / "a.png"),)]
-    with pytest.raises(DatasetError, match=r"that an earlier one names, left out; remove them: b\.png"):
+    assert shown(load_csv(table), "image") == [(str(tmp_path / "a.png"),)]
+    with pytest.raises(DatasetError, match=r"of an earlier row and are left out; remove them: b\.png"):
         load_csv(table, strict=True)
 
 
 def test_names_of_files_make_way_for_given_case_ids(tmp_path):
     table = make_csv(tmp_path, "image,label,case_id", "a.png,0,", "b.png,0,a")
-    assert told(load_csv(table, strict=True), "case_id") == [("a_",), ("a",)]
+    assert shown(load_csv(table, strict=True), "case_id") == [("a_",), ("a",)]
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("a.png,1,m/gone.png", r"1 row.* name a mask that is not there, kept without it; .*: a\.png"),
-        ("a.png,1,", r"1 row.* are labeled anomalous and have no mask while others have one, kept without; .*: a\.png"),
+        ("a.png,1,m/gone.png", r"1 row.* name a mask that does not exist and are kept without it; .*: a\.png"),
+        (
+            "a.png,1,",
+            r"1 row.* are labeled anomalous but have no mask, unlike other rows, and are kept without it; .*: a\.png",
+        ),
     ],
 )
 def test_case_whose_mask_is_missing_is_kept_without(tmp_path, caplog, row, message):
     table = make_csv(tmp_path, "image,label,mask", "b.png,1,m/b.png", row)
-    assert told(load_csv(table), "case_id", "label", "mask") == [("b", 1, str(tmp_path / "m/b.png")), ("a", 1, None)]
+    assert shown(load_csv(table), "case_id", "label", "mask") == [("b", 1, str(tmp_path / "m/b.png")), ("a", 1, None)]
     assert len(caplog.records) == 1
     with pytest.raises(DatasetError, match=message):
         load_csv(table, strict=True)
@@ -168,7 +171,7 @@ def test_case_whose_mask_is_missing_is_kept_without(tmp_path, caplog, row, messa
 
 def test_anomalous_cases_need_no_masks_where_none_has_one(tmp_path):
     table = make_csv(tmp_path, "image,label,mask", "a.png,1,", "b.png,1,")
-    assert told(load_csv(table, strict=True), "mask") == [(None,), (None,)]
+    assert shown(load_csv(table, strict=True), "mask") == [(None,), (None,)]
 
 
 @pytest.mark.parametrize(
@@ -195,10 +198,13 @@ def test_nothing_outside_the_folder_can_be_named(tmp_path, row):
     ("lines", "message"),
     [
         (["picture,label", "a.png,1"], "lacks the columns image; it has picture, label"),
-        (["image,class", "a.png,tile"], "lacks the columns label and mask: one of them must say which"),
-        (["image,label"], "names no image that can be used"),
-        (["image,label", "gone.png,1"], "names no image that can be used; is it the right table, beside its images"),
-        (["image,label,mask_threshold", "a.png,1,half"], "has a mask_threshold that is no number: 'half'"),
+        (["image,class", "a.png,tile"], "lacks the columns label and mask; one of them must mark"),
+        (["image,label"], "names no usable image"),
+        (
+            ["image,label", "gone.png,1"],
+            "names no usable image; check that it is the right table and in the folder of its images",
+        ),
+        (["image,label,mask_threshold", "a.png,1,half"], "has a mask_threshold that is not a number: 'half'"),
     ],
 )
 def test_table_of_no_use_is_refused(tmp_path, lines, message):
@@ -212,7 +218,7 @@ def test_table_of_no_use_is_refused(tmp_path, lines, message):
 def test_one_table_is_expected_in_a_folder(tmp_path, names, found):
     for name in names:
         text(tmp_path / name)
-    with pytest.raises(DatasetError, match=rf"one \.csv file is expected in .*, found {found}; give its path"):
+    with pytest.raises(DatasetError, match=rf"expected one \.csv file in .*, found {found}; give its path"):
         load_csv(tmp_path)
 
 
@@ -239,11 +245,11 @@ def test_meta_json_is_read_class_by_class(tmp_path):
     }
     make_json(tmp_path, meta, "meta.json")
     text(tmp_path / "meta_old.json", "{}")
-    assert told(load_meta_json(tmp_path, strict=True), "case_id", "label", "mask", "class") == [
+    assert shown(load_meta_json(tmp_path, strict=True), "case_id", "label", "mask", "class") == [
         ("a", 1, str(tmp_path / "m/a.png"), "tile"),
         ("sub/c 1", 0, None, "board"),
     ]
-    assert told(load_meta_json(tmp_path / "meta.json", split="train"), "case_id", "class") == [("b", "tile")]
+    assert shown(load_meta_json(tmp_path / "meta.json", split="train"), "case_id", "class") == [("b", "tile")]
 
 
 @pytest.mark.parametrize(
@@ -251,14 +257,14 @@ def test_meta_json_is_read_class_by_class(tmp_path):
     [
         ({"train": {}}, r"meta\.json has no split 'test'; it has train$"),
         ({}, r"has no split 'test'; it has none$"),
-        ([], "is of another layout: {split: {class:"),
-        ({"test": []}, "is of another layout"),
-        ({"test": {"tile": [1]}}, "is of another layout"),
-        ({"test": {"tile": {}}}, "is of another layout"),
-        ({"test": {}}, "names no image that can be used"),
+        ([], "has an unexpected layout; expected {split: {class:"),
+        ({"test": []}, "has an unexpected layout"),
+        ({"test": {"tile": [1]}}, "has an unexpected layout"),
+        ({"test": {"tile": {}}}, "has an unexpected layout"),
+        ({"test": {}}, "names no usable image"),
         ({"test": {"tile": [meta_entry("../a.png", anomaly=0)]}}, "outside its folder"),
         ({"test": {"tile": [meta_entry("a.png", "/m.png", anomaly=1)]}}, "outside its folder"),
-        ({"test": {"tile": [{"path": "a.png"}]}}, "names no image that can be used"),
+        ({"test": {"tile": [{"path": "a.png"}]}}, "names no usable image"),
     ],
 )
 def test_meta_json_of_another_layout_is_refused(tmp_path, content, message):
@@ -304,12 +310,12 @@ def test_monai_datalist_is_read_by_its_splits(tmp_path):
             "class": tmp_path.name,
         },
     ]
-    assert told(load_datalist_json(tmp_path, split="training"), "case_id") == [("b",)]
+    assert shown(load_datalist_json(tmp_path, split="training"), "case_id") == [("b",)]
 
 
 def test_list_is_taken_for_any_split_and_a_label_that_is_a_path_for_a_mask(tmp_path):
     path = make_json(tmp_path, [{"image": "a.png", "label": "m/a.png"}, {"image": "b.png", "label": "0"}], "l.json")
-    assert told(load_datalist_json(path, split="any", strict=True), "label", "mask") == [
+    assert shown(load_datalist_json(path, split="any", strict=True), "label", "mask") == [
         (1, str(tmp_path / "m/a.png")),
         (0, None),
     ]
@@ -319,12 +325,12 @@ def test_list_is_taken_for_any_split_and_a_label_that_is_a_path_for_a_mask(tmp_p
     ("content", "message"),
     [
         ({"training": []}, "has no split 'test'; it has training"),
-        ({"test": {}}, r"is of another layout: \[cases\] or {split: \[cases\]} is expected"),
-        ({"test": ["a.png"]}, "is of another layout"),
-        ("test", "is of another layout"),
-        ([], "names no image that can be used"),
-        ([{"image": ["a.png", "b.png"], "label": 0}], "names no image that can be used"),
-        ([{"image": "a.png"}], "names no image that can be used"),
+        ({"test": {}}, r"has an unexpected layout; expected \[cases\] or {split: \[cases\]}"),
+        ({"test": ["a.png"]}, "has an unexpected layout"),
+        ("test", "has an unexpected layout"),
+        ([], "names no usable image"),
+        ([{"image": ["a.png", "b.png"], "label": 0}], "names no usable image"),
+        ([{"image": "a.png"}], "names no usable image"),
         ([{"image": "../a.png", "label": 0}], "outside its folder"),
         ([{"image": "a.png", "label": "/etc/passwd"}], "outside its folder"),
     ],

@@ -1,4 +1,4 @@
-"""Processes that read ahead: no shared memory, nothing changes, and a lost process costs one item."""
+"""Processes that read ahead: no shared memory, unchanged items, and a lost process loses one item."""
 
 from __future__ import annotations
 
@@ -127,8 +127,14 @@ def test_no_tensor_goes_through_shared_memory(monkeypatch):
     ("ending", "reason"),
     [
         (die(signal.SIGKILL), KILLED),
-        (die(signal.SIGTERM), r"the process that loaded it crashed (SIGTERM); is the file damaged? Leave it out and "),
-        (die(signal.SIGSEGV), r"the process that loaded it crashed (SIGSEGV); is the file damaged? Leave it out and "),
+        (
+            die(signal.SIGTERM),
+            r"the process that loaded it crashed (SIGTERM); the file may be damaged: leave it out and ",
+        ),
+        (
+            die(signal.SIGSEGV),
+            r"the process that loaded it crashed (SIGSEGV); the file may be damaged: leave it out and ",
+        ),
         (lambda: os._exit(3), "the process that loaded it ended with status 3; please report it"),
     ],
 )
@@ -162,7 +168,7 @@ def test_an_item_that_takes_too_long_is_given_up():
     start = time.monotonic()
     found = list(load_ahead(dataset, num_workers=1, time_limit=0.5))
     assert time.monotonic() - start < 30
-    reason = "loading it took more than 0.5 s: can its disk or network folder be reached?"
+    reason = "loading it took more than 0.5 s; check that its disk or network folder can be reached"
     assert found == [0, LostItem(1, reason), 2, 3]
     assert children() == []
 
@@ -240,23 +246,21 @@ def test_a_lack_of_processes_is_named(monkeypatch):
     def refuse(*_: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(workers._Crew, "_start", refuse)
-    with pytest.raises(
-        OSError, match=r"no process that reads ahead can be started \(Resource temp.*\): use fewer --jobs"
-    ):
+    monkeypatch.setattr(workers._Pool, "_start", refuse)
+    with pytest.raises(OSError, match=r"cannot start a process to read ahead \(Resource temp.*\): use fewer --jobs"):
         list(load_ahead(Actions(give(0)), num_workers=2))
 
 
 @pytest.mark.parametrize(("ending", "lost"), [(give("well"), ["well", "well"]), (die(signal.SIGKILL), None)])
 def test_fewer_processes_than_asked_for_do_the_work(monkeypatch, ending, lost):
-    start = workers._Crew._start
+    start = workers._Pool._start
 
-    def start_one_at_a_time(crew: workers._Crew) -> None:
-        if crew._workers:
+    def start_one_at_a_time(pool: workers._Pool) -> None:
+        if pool._workers:
             raise BlockingIOError(11, "Resource temporarily unavailable")
-        start(crew)
+        start(pool)
 
-    monkeypatch.setattr(workers._Crew, "_start", start_one_at_a_time)
+    monkeypatch.setattr(workers._Pool, "_start", start_one_at_a_time)
     dataset = Actions(give(0), ending, ending, give(3), give(4))
     found = list(load_ahead(dataset, num_workers=3))
     expected = lost or [LostItem(1, KILLED), LostItem(2, KILLED)]
@@ -275,7 +279,7 @@ def test_workers_leave_the_number_of_threads_and_open_files_alone():
 
 
 class LoadOrDie:
-    """Stands for the preprocessing; one case is too large for the memory."""
+    """Test preprocessing; one case is too large for the memory."""
 
     def __call__(self, case: dict) -> dict:
         if case["case_id"] == "large":

@@ -126,7 +126,7 @@ def test_what_is_no_slice_is_passed_over(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         series = only(tmp_path)
     assert len(series.files) == SLICES
-    assert "2 of 7 file(s) passed over: no images, or damaged" in caplog.text
+    assert "2 of 7 file(s) skipped: not images, or damaged" in caplog.text
 
 
 def test_slices_without_preamble_are_found(tmp_path):
@@ -211,7 +211,7 @@ def test_directions_and_sizes_are_told_apart(tmp_path):
     write_series(tmp_path, voxels(2)[:4], uid="1.2.3", names=["d", "e"])
     found = find_series(tmp_path)
     assert [len(series.files) for series in found] == [5, 2, 2]
-    assert all("pictures of 2 sizes in one series, told apart" in series.problems for series in found)
+    assert all("images of 2 sizes in one series, split by size" in series.problems for series in found)
 
 
 def test_missing_positions_are_told_and_refused(tmp_path):
@@ -222,7 +222,7 @@ def test_missing_positions_are_told_and_refused(tmp_path):
     series = only(tmp_path)
     assert series.plane == "unknown"
     assert series.spacing is None
-    assert series.problems == ("5 slice(s) do not tell their position",)
+    assert series.problems == ("5 slice(s) do not state their position",)
     for strict in (True, False):
         with pytest.raises(ImageFileError, match=r"5 slice\(s\) do not tell their position; read them as images"):
             read_series(series, strict=strict)
@@ -356,7 +356,7 @@ def test_series_cannot_be_changed(tmp_path):
 
 
 def test_folder_without_images_is_refused(tmp_path):
-    with pytest.raises(DatasetError, match=r"no DICOM image in .*: slices are looked for by their content"):
+    with pytest.raises(DatasetError, match=r"no DICOM image in .*; files are recognized by their content"):
         find_series(tmp_path)
     with pytest.raises(DatasetError, match="there is no file or folder"):
         find_series(tmp_path / "none")
