@@ -32,7 +32,7 @@ from mrad_med.types import FailedCase
 from tests.conftest import TINY_SIZE
 from tests.small_dicom import COLUMNS, ROWS, make_image, write_image, write_series
 
-NOWHERE = "the affine in its header gives no directions to its axes; export it again"
+NOWHERE = "the affine in its header does not define independent axes; export it again"
 PLACE = {
     "ImagePositionPatient": [0, 0, 0],
     "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
@@ -103,31 +103,37 @@ def cut_png(folder: Path) -> None:
 
 # function that writes the files, and beginning of the reason of the refusal
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
-    "truncated pixels": (cut_dicom, r"its pixel data cannot be decoded \(ValueError\): damaged, truncated"),
+    "truncated pixels": (cut_dicom, r"its pixel data cannot be decoded \(ValueError\): it is damaged, truncated"),
     "truncated photograph": (cut_png, r"the image is damaged or truncated \("),
     "no pixels": (dicom("PixelData"), r"its pixel data cannot be decoded \(AttributeError\)"),
     "no number of samples": (dicom("SamplesPerPixel"), r"its pixel data cannot be decoded \(AttributeError\)"),
-    "no kind of tones": (
+    "no photometric interpretation": (
         dicom("PhotometricInterpretation"),
-        "the header does not tell whether its pixels are gray or",
+        "its header does not state the photometric interpretation",
     ),
-    "colors of one sample": (dicom(PhotometricInterpretation="RGB"), r"1 sample\(s\) a pixel contradict its kind of"),
-    "unknown tones": (
+    "colors of one sample": (
+        dicom(PhotometricInterpretation="RGB"),
+        r"1 sample\(s\) per pixel do not match its photometric",
+    ),
+    "unknown photometric interpretation": (
         dicom(PhotometricInterpretation="GRAYISH"),
-        r"1 sample\(s\) a pixel contradict its kind of",
+        r"1 sample\(s\) per pixel do not match its photometric",
     ),
-    "more rows than pixels": (dicom(Rows=ROWS + 1), r"its pixel data cannot be decoded \(ValueError\): damaged"),
+    "more rows than pixels": (dicom(Rows=ROWS + 1), r"its pixel data cannot be decoded \(ValueError\): it is damaged"),
     "spacing of zero": (
         dicom(PixelSpacing=[0, 0.5]),
         "its header holds a spacing that is not above 0; export the DICOM",
     ),
     "directions that are none": (dicom(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "its header holds directions of"),
-    "slope of zero": (dicom(RescaleSlope=0, RescaleIntercept=5), "its rescaling turns all values into one or none"),
+    "slope of zero": (
+        dicom(RescaleSlope=0, RescaleIntercept=5),
+        "its rescale slope is 0, or slope or intercept is not finite",
+    ),
     "negative number of frames": (dicom(NumberOfFrames=-3), "its number of frames is below 1; export the DICOM file"),
     "huge photograph": (huge_png, "60000 x 60000 pixels are more than the limit of 100000000; make the image smaller"),
     "huge volume": (huge_nifti, "20000 x 20000 x 20000 voxels are more than the limit of 500000000; crop it"),
     "huge DICOM": (huge_dicom, "60000 x 60000 pixels are more than the limit of 100000000; make the image smaller"),
-    "four axes": (nifti(np.zeros((20, 20, 5, 3), np.float32)), "4-D data; 2-D images and 3-D volumes can be scored"),
+    "four axes": (nifti(np.zeros((20, 20, 5, 3), np.float32)), "4-D data cannot be scored; split it into 2-D images"),
     "nothing but NaN": (nifti(np.full((20, 20, 3), np.nan, np.float32)), "the image has no finite value"),
     "nothing but infinity": (nifti(np.full((20, 20, 3), -np.inf, np.float32)), "the image has no finite value"),
     "affine of zeros": (nifti(np.zeros((20, 20, 3), np.int16), np.diag([0, 0, 0, 1])), NOWHERE),
@@ -398,33 +404,36 @@ def test_image_that_was_read_can_be_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (np.zeros(50), r"an array of float64 \(50,\); numbers \(H, W\), \(H, W, 3\) or \(X, Y, Z\) are expected"),
-        (np.zeros((20, 20, 5, 2)), r"an array of float64 \(20, 20, 5, 2\)"),
-        (np.zeros((20, 20, 1)), r"an array of float64 \(20, 20, 1\)"),
-        (np.zeros((20, 20, 4), np.uint8), r"an array of uint8 \(20, 20, 4\)"),
-        (np.zeros((20, 20), complex), "an array of complex128"),
-        (np.zeros((20, 20), object), "an array of object"),
-        (np.full((20, 20), "x"), "an array of <U1"),
-        (np.zeros((20, 20), bool), "an array of bool"),
+        (np.zeros(50), r"the array is float64 \(50,\); expected are real numbers \(H, W\), \(H, W, 3\) or \(X, Y, Z\)"),
+        (np.zeros((20, 20, 5, 2)), r"the array is float64 \(20, 20, 5, 2\)"),
+        (np.zeros((20, 20, 1)), r"the array is float64 \(20, 20, 1\)"),
+        (np.zeros((20, 20, 4), np.uint8), r"the array is uint8 \(20, 20, 4\)"),
+        (np.zeros((20, 20), complex), "the array is complex128"),
+        (np.zeros((20, 20), object), "the array is object"),
+        (np.full((20, 20), "x"), "the array is <U1"),
+        (np.zeros((20, 20), bool), "the array is bool"),
         (np.zeros((15, 20)), "20 x 15 pixels are too few"),
         (np.zeros((20, 15, 15)), "20 x 15 x 15 pixels are too few"),
         (np.zeros((0, 20)), "20 x 0 pixels are too few"),
         (Image.new("L", (15, 20)), "15 x 20 pixels are too few"),
-        (MetaTensor(torch.zeros(2, 20, 20, 5)), "4-D data; 2-D images and 3-D volumes can be scored"),
-        (MetaTensor(torch.zeros(1, 20, 20, 5, 2)), r"a MetaTensor of the shape \(1, 20, 20, 5, 2\); plain numbers"),
+        (MetaTensor(torch.zeros(2, 20, 20, 5)), "4-D data cannot be scored; split it into 2-D images"),
+        (MetaTensor(torch.zeros(1, 20, 20, 5, 2)), r"the MetaTensor has the shape \(1, 20, 20, 5, 2\); expected"),
         (
             MetaTensor(torch.zeros(20, 20)),
-            r"a MetaTensor of the shape \(20, 20\); plain numbers \(C, W, H\) or",
+            r"the MetaTensor has the shape \(20, 20\); expected are real numbers \(C, W, H\) or",
         ),
-        (MetaTensor(torch.zeros(1, 20, 20, dtype=torch.complex64)), "a MetaTensor of complex numbers"),
+        (MetaTensor(torch.zeros(1, 20, 20, dtype=torch.complex64)), "the MetaTensor has complex numbers"),
         (MetaTensor(torch.zeros(1, 20, 8)), "20 x 8 pixels are too few"),
-        (torch.zeros(1, 20, 20), "an image of type Tensor; give a path, the paths of a series, a Pillow image, an arr"),
-        (None, "an image of type NoneType"),
-        (b"a.png", "an image of type bytes"),
-        ({"image": "a.png"}, "an image of type dict"),
-        ([], "a series without files; give at least one slice"),
+        (
+            torch.zeros(1, 20, 20),
+            "the type Tensor is not supported; give a path, the paths of a series, a Pillow image, an arr",
+        ),
+        (None, "the type NoneType is not supported"),
+        (b"a.png", "the type bytes is not supported"),
+        ({"image": "a.png"}, "the type dict is not supported"),
+        ([], "the series has no files; give at least one slice"),
         (["missing.dcm"], "there is no such file"),
-        (["missing.dcm", 5], "an image of type list; give a path"),
+        (["missing.dcm", 5], "the type list is not supported; give a path"),
         ("missing.dcm", "there is no such file"),
         ("x" * 5000, "there is no such file"),
         ("nul\0.png", "there is no such file"),
@@ -446,7 +455,7 @@ def test_deflated_dicom_is_read_unless_it_would_fill_the_memory(tmp_path, monkey
     assert (tmp_path / "bad.dcm").stat().st_size < 100_000
     monkeypatch.setattr("mrad_med.io.dicom.headers._MAX_INFLATED", 10_000_000)
     tracemalloc.start()
-    with pytest.raises(ImageFileError, match="would inflate to more than the limit of 10000000 bytes; export it unc"):
+    with pytest.raises(ImageFileError, match="inflated size is above the limit of 10000000 bytes; export it unc"):
         read_image(tmp_path / "bad.dcm")
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()

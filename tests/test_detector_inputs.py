@@ -139,7 +139,7 @@ def test_list_of_photographs_is_refused_with_advice(tmp_path, make):
     for path in paths:
         Image.fromarray(make_pixels(40, 60, 3)).save(path)
     (failure,) = make().detect(paths, progress=False).failures
-    assert failure.reason.startswith("a list of files is one DICOM series; give several images by name")
+    assert failure.reason.startswith("a list of files must be one DICOM series; give several images by name")
 
 
 def test_images_of_all_kinds_are_scored_together_by_their_names(tmp_path, make):

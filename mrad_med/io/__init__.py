@@ -1,4 +1,4 @@
-"""Any image file or series to an array on its own grid, and back."""
+"""Read image files and DICOM series as arrays on their own grid, and write results to files."""
 
 import lazy_loader
 

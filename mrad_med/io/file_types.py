@@ -1,4 +1,4 @@
-"""What kind of image a file holds: by its first bytes, or else by its name."""
+"""File types of images, detected from the first bytes or else from the name."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = [
     "VIDEO_SUFFIXES",
     "VOLUME",
     "VOLUME_SUFFIXES",
-    "is_picture",
     "detect_file_type",
+    "is_image",
     "may_have_pages",
 ]
 
@@ -49,56 +49,55 @@ _BEGINNINGS = {
 }
 _DICOM_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")  # 2 or 8, in either byte order
 _IN_RIFF = {b"WEBP": PHOTOGRAPH, b"AVI ": VIDEO}
-_NO_VIDEOS = (b"avif", b"heic", b"heim", b"heis", b"heix", b"mif1", b"crx ", b"M4A ", b"M4B ")  # pictures, sound
-_NIFTI_SIZES = {348: (344, (b"n+1\0", b"ni1\0")), 540: (4, (b"n+2\0", b"ni2\0"))}  # header size: place of its magic
-_FIRST = 360  # bytes that tell
+_NOT_VIDEOS = (b"avif", b"heic", b"heim", b"heis", b"heix", b"mif1", b"crx ", b"M4A ", b"M4B ")  # images, sound
+_NIFTI_SIZES = {348: (344, (b"n+1\0", b"ni1\0")), 540: (4, (b"n+2\0", b"ni2\0"))}  # header size: offset of its magic
+_FIRST = 360  # bytes read to detect the type
 
-
-# How files begin; and WEBP within RIFF.
+# First bytes of image formats; WebP is detected inside RIFF.
 _WITH_PAGES = (b"GIF8", b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WITHOUT_PAGES = (b"\xff\xd8\xff", b"BM", b"P5", b"P6")
 
 
 def detect_file_type(path: Path) -> str | None:
-    """Return what kind of image a file holds, or None for a file that is none.
+    """Return the type of an image file: photograph, DICOM, volume or video. Return None for any other file.
 
-    What the first bytes tell comes before the name, so that files without suffix, or with a wrong one, are known. Where
-    they tell nothing, as in a damaged file, the name decides.
+    The first bytes take precedence, so files with a missing or wrong suffix are detected. The name decides where the
+    first bytes match no format, for example in a damaged file.
     """
     try:
         with path.open("rb") as stream:
             start = stream.read(_FIRST)
     except OSError:
         start = b""
-    if path.name.upper() == "DICOMDIR":  # the index of an export disk is no image
+    if path.name.upper() == "DICOMDIR":  # the index of an export disk is not an image
         return None
-    if start[128:132] == b"DICM":  # before all else: what comes before it may be the start of a TIFF file as well
+    if start[128:132] == b"DICM":  # checked first: the bytes before it may be a valid TIFF header
         return DICOM
     name = path.name.lower()
-    by_name = next((kind for kind, suffixes in _BY_SUFFIX.items() if name.endswith(suffixes)), None)
-    # Without preamble only two bytes tell of DICOM, which may be any file's; a name of another kind is believed.
+    by_name = next((file_type for file_type, suffixes in _BY_SUFFIX.items() if name.endswith(suffixes)), None)
+    # Without a preamble only two bytes indicate DICOM. Other files may have them, so the name takes precedence.
     return _by_content(start) or by_name or (DICOM if start[:2] in _DICOM_GROUPS else None)
 
 
 def _by_content(start: bytes) -> str | None:
-    for beginning, kind in _BEGINNINGS.items():
+    for beginning, file_type in _BEGINNINGS.items():
         if start.startswith(beginning):
-            return kind
+            return file_type
     if start.startswith(b"BM") and start[6:10] == bytes(4):
         return PHOTOGRAPH
     if start.startswith(b"RIFF"):
         return _IN_RIFF.get(start[8:12])
     if start[4:8] == b"ftyp":
-        return None if start[8:12] in _NO_VIDEOS else VIDEO
+        return None if start[8:12] in _NOT_VIDEOS else VIDEO
     if start.startswith(b"\x1f\x8b"):
         start = _unzipped(start)
     sizes = (int.from_bytes(start[:4], order) for order in ("little", "big"))
-    places = [_NIFTI_SIZES[size] for size in sizes if size in _NIFTI_SIZES]
-    return VOLUME if any(start[place : place + 4] in magics for place, magics in places) else None
+    magics_at = [_NIFTI_SIZES[size] for size in sizes if size in _NIFTI_SIZES]
+    return VOLUME if any(start[offset : offset + 4] in magics for offset, magics in magics_at) else None
 
 
 def _unzipped(start: bytes) -> bytes:
-    """Return the first bytes of what a gzip file holds, as far as its first bytes tell."""
+    """Return the decompressed beginning of a gzip file."""
     try:
         return zlib.decompressobj(wbits=31).decompress(start, _FIRST)
     except zlib.error:
@@ -106,12 +105,16 @@ def _unzipped(start: bytes) -> bytes:
 
 
 def may_have_pages(path: Path) -> bool:
-    """Tell by its first bytes whether a file is a picture that may be several: GIF, PNG, TIFF, WebP."""
+    """Return whether the first bytes are those of a format that can hold several images: GIF, PNG, TIFF, WebP."""
     return _begins(path, _WITH_PAGES)
 
 
-def is_picture(path: str | os.PathLike[str]) -> bool:
-    """Tell by its first bytes whether a file is a picture, and no video."""
+def is_image(path: str | os.PathLike[str]) -> bool:
+    """Return whether the first bytes are those of an image format that Pillow reads, and not of a video.
+
+    Raises:
+        ImageFileError: the file is missing or empty.
+    """
     if not Path(path).is_file():
         raise ImageFileError("there is no such file")
     if Path(path).stat().st_size == 0:

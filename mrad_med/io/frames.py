@@ -1,4 +1,4 @@
-"""Frames of videos, and pages of pictures with several: which there are, when they are shown, and what is on them."""
+"""Frames of videos and pages of multi-page images: their number, display times and pixels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from mrad_med.errors import ImageFileError
-from mrad_med.io.file_types import is_picture
+from mrad_med.io.file_types import is_image
 from mrad_med.io.limits import MAX_PIXELS, check_pixels
 from mrad_med.io.refusals import refusing
 from mrad_med.io.videos import OverlayVideo, VideoReader, check_count, check_rate, identity_of, video_times
@@ -36,23 +36,23 @@ __all__ = [
     "thin_frames",
 ]
 
-MAX_OPEN = 2  # files, or one twice: what reads ahead and what draws results are at different places of a video
-MAX_ANIMATED_PIXELS = 2_000_000_000  # 1000 frames of full HD; to be listed, an animation must be decoded
+MAX_OPEN = 2  # files; one that is read with two values of max_pixels is opened twice
+MAX_ANIMATED_PIXELS = 2_000_000_000  # 1000 frames of full HD; an animation is decoded to be listed
 
-_PICTURES = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's names
-_NUMBER = re.compile(r"\d+(?=\D*$)")  # the last one of a name
-_DAMAGED = "no video or picture, or damaged ({kind}); is the copy complete? Export it again"
-_ROUNDING = 6e-4  # seconds; Matroska tells times in milliseconds
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's names
+_NUMBER = re.compile(r"\d+(?=\D*$)")  # the last number of a name
+_DAMAGED = "the file is not a video or image, or is damaged ({kind}); copy or export it again"
+_ROUNDING = 6e-4  # seconds; Matroska stores times in milliseconds
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a video, one page of a picture with several, or one of a sequence of pictures.
+    """One frame of a video, one page of a multi-page image, or one image of a sequence.
 
     Attributes:
-        path: of the file.
-        index: number in the file from 0, in the order of display.
-        time: seconds since the first frame of the video or sequence; None where the file tells no times, as TIFF does.
+        path: path of the file.
+        index: number of the frame in the file, from 0, in display order.
+        time: seconds since the first frame of the video or sequence; None where the file has no times, as in TIFF.
     """
 
     path: str
@@ -63,33 +63,33 @@ class Frame:
 def list_frames(
     path: str | os.PathLike[str], *, frames_per_second: float | None = None, max_pixels: int = MAX_PIXELS
 ) -> list[Frame]:
-    """Return the frames of a video, an animated GIF, WebP or PNG, or a TIFF with pages, in the order of display.
+    """Return the frames of a video, an animated GIF, WebP or PNG, or a multi-page TIFF, in display order.
 
-    Times rise from frame to frame. What a file is, its first bytes tell. A video is decoded only where its packets do
-    not tell when its frames are shown (interlaced video, some AVI files). Of a damaged one, frames may be listed that
-    `read_frame` then refuses.
+    Times increase from frame to frame. The file type is detected from the first bytes. A video is decoded only where
+    its packets do not state display times (interlaced video, some AVI files). For a damaged video the list may contain
+    frames that `read_frame` refuses.
 
     Args:
-        path: of the file.
-        frames_per_second: list only the first frame at or after each multiple of 1 / ``frames_per_second`` seconds;
-            None lists all. Pages without times are all listed.
-        max_pixels: files with larger pictures are refused.
+        path: path of the file.
+        frames_per_second: sampling rate; only the first frame at or after each multiple of
+            1 / ``frames_per_second`` seconds is listed. None lists all frames. Pages without times are all listed.
+        max_pixels: largest number of pixels of a frame; files with larger frames are refused.
 
     Raises:
         ValueError: ``frames_per_second`` is not positive.
-        ImageFileError: missing, damaged, of no known kind, without frames, too large, pages of more than 8 bits a
-            value, or a video while PyAV is missing.
+        ImageFileError: the file is missing, damaged, too large, of an unknown type or without frames; its pages have
+            more than 8 bits per value; or it is a video and PyAV is not installed.
     """
     if frames_per_second is not None:
         check_rate(frames_per_second)
     with refusing(_DAMAGED):
-        times_of = _page_times if is_picture(path) else video_times
+        times_of = _page_times if is_image(path) else video_times
         frames = [Frame(str(path), index, time) for index, time in enumerate(times_of(Path(path), max_pixels))]
     return frames if frames_per_second is None else thin_frames(frames, frames_per_second)
 
 
 def find_sequences(paths: Iterable[Path]) -> list[list[Path]]:
-    """Return the pictures of a folder whose names differ only in their last number, two or more, in its order."""
+    """Return groups of at least two images in a folder whose names differ only in the last number, sorted by it."""
     groups: dict[tuple[Path, str], list[tuple[int, Path]]] = defaultdict(list)
     for path in paths:
         number = _NUMBER.search(path.stem)
@@ -100,12 +100,12 @@ def find_sequences(paths: Iterable[Path]) -> list[list[Path]]:
 
 
 def as_frames(paths: Sequence[Path], *, rate: float, frames_per_second: float | None = None) -> list[Frame]:
-    """Return pictures as the frames of a video.
+    """Return single images as the frames of a video.
 
     Args:
-        paths: in the order of display.
-        rate: pictures a second; they are evenly spaced in time.
-        frames_per_second: list no more than that many of each second; None lists all.
+        paths: image files in display order.
+        rate: frame rate, in images per second; frames are evenly spaced in time.
+        frames_per_second: sampling rate, see `list_frames`; None lists all frames.
 
     Raises:
         ValueError: a rate is not positive.
@@ -118,7 +118,9 @@ def as_frames(paths: Sequence[Path], *, rate: float, frames_per_second: float | 
 
 
 def thin_frames(frames: list[Frame], frames_per_second: float) -> list[Frame]:
-    """Return the first frame at or after each multiple of 1 / ``frames_per_second`` seconds; all that have no times.
+    """Return the first frame at or after each multiple of 1 / ``frames_per_second`` seconds.
+
+    All frames are returned if any of them has no time.
 
     Raises:
         ValueError: ``frames_per_second`` is not positive.
@@ -131,17 +133,17 @@ def thin_frames(frames: list[Frame], frames_per_second: float) -> list[Frame]:
 
 
 class FrameReader:
-    """Read frames from files that stay open from one frame to the next.
+    """Read frames and keep their files open between calls.
 
-    Frames that are asked for in order are decoded once each; asking for an earlier one decodes from the start again.
-    The files that were read last stay open until `close`, or until the end of a ``with`` statement; a file is opened
-    once for each ``max_pixels``. Threads may ask at once.
+    Frames read in display order are decoded once each. Reading an earlier frame decodes from the start again. The most
+    recently read files stay open until `close`, or until the end of a ``with`` statement. A file is opened once for
+    each ``max_pixels``. The reader can be used by several threads.
 
-    A forked process opens files of its own, and lets go of those that it inherited: their handles share one position
-    with those of its parent. A copy that is pickled begins without open files.
+    A forked process opens its own files and closes the inherited ones, because these share a file position with the
+    parent process. A pickled copy starts without open files.
 
     Args:
-        max_open: number of files that are open at most.
+        max_open: largest number of files that are open at the same time.
 
     Raises:
         ValueError: ``max_open`` is not positive.
@@ -162,11 +164,11 @@ class FrameReader:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Return what a copy is made of: no open file."""
+        """Return the constructor of a copy without open files."""
         return partial(FrameReader, max_open=self._max_open), ()
 
     def read(self, frame: Frame, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-        """Return a frame's picture, see `read_frame`."""
+        """Return the pixels of a frame; see `read_frame`."""
         with refusing(_DAMAGED):
             files = self._files()
             with files.lock:
@@ -179,11 +181,11 @@ class FrameReader:
             files.close()
 
     def _files(self) -> _OpenFiles:
-        """Return the files of this process."""
+        """Return the open files of this process."""
         process = os.getpid()
         files = self._by_process.setdefault(process, _OpenFiles())
         for other in [known for known in list(self._by_process) if known != process]:
-            self._by_process.pop(other, _OpenFiles()).close()  # without its lock, which a thread of the parent may hold
+            self._by_process.pop(other, _OpenFiles()).close()  # without the lock; a thread of the parent may hold it
         return files
 
 
@@ -192,7 +194,7 @@ class _OpenFiles:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self._sources: dict[tuple[Any, ...], _PageReader | VideoReader] = {}  # the one that was read last is the last
+        self._sources: dict[tuple[Any, ...], _PageReader | VideoReader] = {}  # sorted by last use
 
     def read(self, frame: Frame, max_pixels: int, max_open: int) -> NDArray[np.uint8]:
         path = Path(frame.path)
@@ -201,35 +203,35 @@ class _OpenFiles:
         if source is None:
             while len(self._sources) >= max_open:
                 self._sources.pop(next(iter(self._sources))).close()
-            source = (_PageReader if is_picture(path) else VideoReader)(path, max_pixels)
+            source = (_PageReader if is_image(path) else VideoReader)(path, max_pixels)
         try:
-            picture = source.read(frame.index)
+            pixels = source.read(frame.index)
         except ImageFileError:
             self._sources[identity] = source
             raise
         except BaseException:
-            source.close()  # for its state is unknown
+            source.close()  # its state is unknown
             raise
         self._sources[identity] = source
-        return picture
+        return pixels
 
     def close(self) -> None:
         while self._sources:
             self._sources.popitem()[1].close()
 
 
-_SHARED = FrameReader()  # of transforms, which are made from configs and pickled to workers
+_SHARED = FrameReader()  # global: transforms are built from configs and pickled to workers
 
 
 def read_frame(frame: Frame, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Return a frame's picture: (H, W, 3) uint8, RGB, upright, transparency over black, pixels as they are stored.
+    """Return the pixels of a frame: (H, W, 3) uint8 RGB, upright, with transparency composited over black.
 
-    Of a video it is, bit by bit, what decoding all from the start gives. The file stays open until `close_frames`, see
-    `FrameReader`.
+    Pixels are not resampled. A frame of a video equals, bit by bit, the frame obtained by decoding the video from the
+    start. The file stays open until `close_frames`; see `FrameReader`.
 
     Args:
-        frame: one of `list_frames`.
-        max_pixels: larger pictures are refused.
+        frame: one frame of `list_frames`.
+        max_pixels: largest number of pixels of a frame; larger ones are refused.
 
     Raises:
         ImageFileError: the file is missing, has changed or is unusable (see `list_frames`), or the frame is damaged.
@@ -238,56 +240,56 @@ def read_frame(frame: Frame, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint
 
 
 def close_frames() -> None:
-    """Close what `read_frame` keeps open in this process."""
+    """Close the files that `read_frame` keeps open in this process."""
     _SHARED.close()
 
 
 class _PageReader:
-    """An open picture with several pages."""
+    """An open image with one or several pages."""
 
     def __init__(self, path: Path, max_pixels: int) -> None:
         self._path, self._max_pixels = path, max_pixels
-        self._picture = Image.open(path, formats=_PICTURES)
+        self._image = Image.open(path, formats=_FORMATS)
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        if index < self._picture.tell():  # which of PNG Pillow does not always find
+        if index < self._image.tell():  # Pillow does not always find earlier frames of a PNG
             self.close()
-            self._picture = Image.open(self._path, formats=_PICTURES)
-        self._picture.seek(index)
-        _check_page(self._picture, self._max_pixels)
-        picture = ImageOps.exif_transpose(self._picture)
-        if picture.has_transparency_data:
-            transparent = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), transparent)
-        return np.array(picture.convert("RGB"))
+            self._image = Image.open(self._path, formats=_FORMATS)
+        self._image.seek(index)
+        _check_page(self._image, self._max_pixels)
+        page = ImageOps.exif_transpose(self._image)
+        if page.has_transparency_data:
+            transparent = page.convert("RGBA")
+            page = Image.alpha_composite(Image.new("RGBA", page.size, (0, 0, 0, 255)), transparent)
+        return np.array(page.convert("RGB"))
 
     def close(self) -> None:
-        self._picture.close()
+        self._image.close()
 
 
-def _check_page(picture: Image.Image, max_pixels: int) -> None:
-    check_pixels(picture.width, picture.height, max_pixels)
-    if picture.mode[0] in "IF":
+def _check_page(page: Image.Image, max_pixels: int) -> None:
+    check_pixels(page.width, page.height, max_pixels)
+    if page.mode[0] in "IF":
         raise ImageFileError(
-            "pages or frames of more than 8 bits a value; score each as an image of its own, which keeps its depth"
+            "the pages or frames have more than 8 bits per value; save each as a separate image, which keeps its depth"
         )
 
 
 def _page_times(path: Path, max_pixels: int) -> list[float] | list[None]:
-    """Return when pages are shown, in seconds after the first; None of each where the file does not tell it."""
-    with Image.open(path, formats=_PICTURES) as picture:
-        _check_page(picture, max_pixels)  # before more is read
-        count, has_times = getattr(picture, "n_frames", 1), picture.format != "TIFF"
+    """Return the display time of each page, in seconds after the first; None for each if the file has no times."""
+    with Image.open(path, formats=_FORMATS) as image:
+        _check_page(image, max_pixels)  # before more is read
+        count, has_times = getattr(image, "n_frames", 1), image.format != "TIFF"
         check_count(count, path)
-        if has_times and count * picture.width * picture.height > MAX_ANIMATED_PIXELS:
-            raise ImageFileError(f"an animation of more than {MAX_ANIMATED_PIXELS} pixels in all; export it as a video")
+        if has_times and count * image.width * image.height > MAX_ANIMATED_PIXELS:
+            raise ImageFileError(f"the animation has more than {MAX_ANIMATED_PIXELS} pixels; export it as a video")
         durations = []
         for index in range(count if count > 1 else 0):
-            picture.seek(index)
-            _check_page(picture, max_pixels)
+            image.seek(index)
+            _check_page(image, max_pixels)
             if has_times:
-                picture.load()  # before that, WebP does not tell
-                durations.append(picture.info.get("duration", 0) / 1000)
+                image.load()  # Pillow knows durations of WebP only after loading
+                durations.append(image.info.get("duration", 0) / 1000)
     if not durations or min(durations[:-1]) <= 0:
         return [None] * count
     return list(itertools.accumulate(durations[:-1], initial=0.0))

@@ -1,4 +1,4 @@
-"""Where slices lie in the patient: their order, the affine of a stack of them, and what is wrong with it."""
+"""Positions of slices in the patient: their order, the affine of a stack, and its faults."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = [
     "upright_affine",
 ]
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's axes end left and posterior; NIfTI's and MONAI's right, anterior
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM axes point left and posterior; NIfTI and MONAI: right, anterior
 
-SAME_POSITION = 0.01  # mm along the normal: less than any scanner's step, more than rounding in headers
-SIDEWAYS = 0.1  # mm off the line through the first and the last slice
-UNEVEN = 0.05  # of the usual distance between slices
-GAP = 1.5  # times the usual distance between slices
-MIN_TILT = 0.1  # degrees between the stack and the normal of its slices; below it is rounding
-SQUARE = 0.01  # how far two directions may be from unit length and right angle
-PLANE_COSINE = 0.9  # to the nearest axis of the patient: up to 26 degrees off, as a tilted gantry is, is no oblique
+SAME_POSITION = 0.01  # mm along the normal; less than any scanner's step, more than rounding in headers
+SIDEWAYS = 0.1  # mm; largest distance from the line through the first and the last slice
+UNEVEN = 0.05  # largest deviation, as a fraction of the usual distance between slices
+GAP = 1.5  # multiple of the usual distance between slices
+MIN_TILT = 0.1  # degrees between the stack and the normal of its slices; smaller angles are rounding
+SQUARE = 0.01  # tolerance of the unit length and the right angle of two directions
+PLANE_COSINE = 0.9  # smallest cosine to a patient axis; up to 26 degrees, as with a tilted gantry, is not oblique
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Planes:
     """Parallel slices on one grid, in DICOM's patient coordinates (left, posterior, superior), in mm.
 
     Attributes:
-        positions: (N, 3) center of each slice's first pixel.
-        orientation: (2, 3) unit directions in which columns and rows are counted (along a row; down a column).
-        spacing: distance between columns, and between rows.
-        thickness: of one slice; the step of a stack that is a single slice.
+        positions: (N, 3) center of the first pixel of each slice.
+        orientation: (2, 3) unit vectors along a row and down a column, in which columns and rows are counted.
+        spacing: distance between columns, and distance between rows.
+        thickness: thickness of one slice; the step of a stack with a single slice.
     """
 
     positions: NDArray[np.float64]
@@ -46,10 +46,10 @@ class Planes:
     thickness: float = 1.0
 
     def problem(self) -> str | None:
-        """Return why no affine can be made of these numbers, or None."""
+        """Return why these numbers do not define an affine, or None."""
         numbers = [self.positions, self.orientation, np.asarray(self.spacing), np.asarray(self.thickness)]
         if not all(np.isfinite(values).all() for values in numbers):
-            return "a position, direction or spacing that is no finite number"
+            return "a position, direction or spacing that is not a finite number"
         if min(self.spacing) <= 0 or self.thickness <= 0:
             return "a spacing that is not above 0"
         if np.abs(self.orientation @ self.orientation.T - np.eye(2)).max() > SQUARE:
@@ -59,15 +59,15 @@ class Planes:
 
 @dataclass(frozen=True)
 class Stack:
-    """Slices in the order in which they lie in the patient.
+    """Slices sorted by their position in the patient.
 
     Attributes:
-        order: indices of the slices by position along the normal of their plane; of those that share a position, the
-            first given comes first.
-        repeated: those of ``order`` that repeat a position.
-        affine: (4, 4) from (column, row, slice) to RAS in mm; the slices are those of ``order`` but not ``repeated``.
-        faults: why the affine is not true everywhere.
-        remarks: what is unusual, though the affine tells it truly.
+        order: indices of the slices, sorted by position along the normal of their plane. Slices at one position keep
+            the given order.
+        repeated: indices in ``order`` of slices at the position of an earlier one.
+        affine: (4, 4) matrix from (column, row, slice) to RAS, in mm, for the slices of ``order`` without ``repeated``.
+        faults: reasons why the affine is not correct for all slices.
+        remarks: unusual properties that the affine represents correctly.
     """
 
     order: tuple[int, ...]
@@ -84,17 +84,17 @@ def plane_normal(orientation: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def plane_name(orientation: NDArray[np.float64]) -> str:
-    """Return ``"axial"``, ``"coronal"``, ``"sagittal"``, or ``"oblique"`` where no axis of the patient is near."""
+    """Return ``"axial"``, ``"coronal"``, ``"sagittal"``, or ``"oblique"`` if no patient axis is near the normal."""
     cosines = np.abs(plane_normal(orientation))
     axis = int(cosines.argmax())
     return ("sagittal", "coronal", "axial")[axis] if cosines[axis] >= PLANE_COSINE else "oblique"
 
 
 def plane_matrices(planes: Planes) -> NDArray[np.float64]:
-    """Return (N, 4, 3), for each slice the matrix that brings (column, row, 1) to the patient (LPS, mm).
+    """Return the matrix of each slice that maps (column, row, 1) to patient coordinates (LPS, mm): (N, 4, 3).
 
     Args:
-        planes: slices without a `Planes.problem`.
+        planes: slices for which `Planes.problem` is None.
 
     Reference:
         DICOM PS3.3, C.7.6.2.1.1, equation C.7.6.2.1-1.
@@ -107,18 +107,18 @@ def plane_matrices(planes: Planes) -> NDArray[np.float64]:
 
 
 def upright_affine(spacing: tuple[float, float], step: float = 1.0) -> NDArray[np.float64]:
-    """Return the RAS affine of pictures whose place is not known: seen upright, as an axial slice is."""
+    """Return the (4, 4) RAS affine of images without a known position, treated as upright axial slices."""
     return LPS_TO_RAS @ np.diag([spacing[0], spacing[1], step, 1.0])
 
 
 def stack_planes(planes: Planes) -> Stack:
-    """Return the order and the affine of slices, and what is wrong with them.
+    """Return the order, the affine and the faults of slices.
 
-    The third column of the affine is the mean step from the first slice to the last. Where the gantry was tilted it is
-    not the normal of the slices: the affine is a shear, and true.
+    The third column of the affine is the mean step from the first slice to the last. With a tilted gantry this step is
+    not parallel to the normal of the slices, and the affine contains the correct shear.
 
     Args:
-        planes: without a `Planes.problem`.
+        planes: slices for which `Planes.problem` is None.
     """
     normal = plane_normal(planes.orientation)
     heights = planes.positions @ normal
@@ -145,14 +145,14 @@ def _repetitions(again: NDArray[np.bool_]) -> list[str]:
 
 
 def _distances(distances: NDArray[np.float64]) -> list[str]:
-    """Return the faults of the distances between neighbors along the normal."""
+    """Return the faults of the distances (N - 1,) between neighboring slices along the normal."""
     if len(distances) < 2:
         return []
-    usual = float(np.quantile(distances, 0.5, method="lower"))  # a median would lie between two where many are gaps
+    usual = float(np.quantile(distances, 0.5, method="lower"))  # a median may average a usual distance and a gap
     wide = distances[distances > GAP * usual]
     if len(wide):
         missing = int(np.maximum(np.round(wide / usual) - 1, 1).sum())
-        most = f"up to {wide.max():.4g} mm where {usual:.4g} mm are usual"
+        most = f"up to {wide.max():.4g} mm, usually {usual:.4g} mm"
         return [f"{len(wide)} gap(s) between slices ({most}), about {missing} slice(s) missing"]
     if np.abs(distances - usual).max() > max(UNEVEN * usual, SAME_POSITION):
         return [f"uneven distances between slices, from {distances.min():.4g} to {distances.max():.4g} mm"]
@@ -160,7 +160,7 @@ def _distances(distances: NDArray[np.float64]) -> list[str]:
 
 
 def _sideways(slices: NDArray[np.float64], normal: NDArray[np.float64]) -> list[str]:
-    """Return the fault of slices that do not lie on one line, whatever their distances are."""
+    """Return the fault of slices whose positions are not on one line."""
     if len(slices) < 3:
         return []
     line = slices[-1] - slices[0]
@@ -172,4 +172,4 @@ def _sideways(slices: NDArray[np.float64], normal: NDArray[np.float64]) -> list[
 def _tilt(step: NDArray[np.float64], normal: NDArray[np.float64]) -> list[str]:
     sideways = float(np.linalg.norm(step - (step @ normal) * normal))
     degrees = float(np.degrees(np.arctan2(sideways, step @ normal)))
-    return [f"a gantry tilt of {degrees:.1f} degrees, which the affine holds"] if degrees > MIN_TILT else []
+    return [f"a gantry tilt of {degrees:.1f} degrees, included in the affine"] if degrees > MIN_TILT else []

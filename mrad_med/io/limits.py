@@ -1,4 +1,4 @@
-"""How large images may be that are read, and the error of those that cannot be used."""
+"""Limits of the size of images and volumes, checked before decoding."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ MAX_VOXELS = 500_000_000  # 512 x 512 x 1900; a float32 volume of that size take
 
 
 def check_pixels(width: int, height: int, limit: int) -> None:
-    """Refuse a picture before it is decoded.
+    """Check the number of pixels of an image before it is decoded.
 
     Raises:
-        ImageFileError: it has more pixels than the limit.
+        ImageFileError: the image has more pixels than ``limit``.
     """
     if width * height > limit:
         raise ImageFileError(
@@ -26,10 +26,10 @@ def check_pixels(width: int, height: int, limit: int) -> None:
 
 
 def check_voxels(*size: int, limit: int) -> None:
-    """Refuse a volume before it is decoded.
+    """Check the number of voxels of a volume before it is decoded.
 
     Raises:
-        ImageFileError: it has more voxels than the limit.
+        ImageFileError: the volume has more voxels than ``limit``.
     """
     if math.prod(size) > limit:
         raise ImageFileError(f"{' x '.join(map(str, size))} voxels are more than the limit of {limit}; crop it")

@@ -1,4 +1,4 @@
-"""The one place where errors of libraries become errors of images."""
+"""Conversion of errors of libraries to `ImageFileError`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["refusing"]
 
 @contextmanager
 def refusing(message: str) -> Iterator[None]:
-    """Raise an `ImageFileError` in place of whatever a library raises while it reads an image.
+    """Replace any error that a library raises while reading an image by an `ImageFileError`.
 
-    Libraries raise nearly everything on damaged files, and their messages may quote the file's content. So neither the
-    message nor the chain of the new error holds theirs. An `ImageFileError` stays as it is. A lack of memory, an
-    interruption and an exit are not faults of the file, and stay as they are too.
+    Libraries raise errors of many classes on damaged files, and their messages may quote the file's content. The new
+    error therefore has neither their message nor their traceback chain. Not replaced are an `ImageFileError`, and a
+    `MemoryError`, an interruption or an exit, because these are not faults of the file.
 
     Args:
-        message: what is wrong and what to do; ``{kind}`` in it becomes the name of the error's class.
+        message: text of the new error; ``{kind}`` in it is replaced by the class name of the original error.
 
     Raises:
-        ImageFileError: anything else went wrong.
+        ImageFileError: the block raised another error.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Maps and masks of volumes as files that viewers open, and tables of their slices."""
+"""Writer for anomaly maps and masks of volumes, and positions of their slices."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ __all__ = ["require_nrrd", "slice_positions", "write_volume"]
 
 
 def write_volume(path: str | os.PathLike[str], values: NDArray[Any], affine: NDArray[np.float64]) -> None:
-    """Write a map or a mask as NIfTI-1 (``.nii``, ``.nii.gz``) or NRRD (``.nrrd``), whole or not at all.
+    """Write a map or a mask as NIfTI-1 (``.nii``, ``.nii.gz``) or NRRD (``.nrrd``).
 
-    Values are stored as they are, and the grid as the affine tells it, be it oblique, flipped or anisotropic. NIfTI
-    keeps affines as float32, NRRD as float64; NRRD files tell when they were written.
+    The file is written completely or not at all. Values are stored unchanged. The grid may be oblique, flipped or
+    anisotropic. NIfTI stores the affine as float32, NRRD as float64. NRRD files state the time of writing.
 
     Args:
-        path: the file to write; its end decides the format.
-        values: (X, Y, Z): a map of float32, or a mask of bool or uint8, which is stored as uint8.
-        affine: (4, 4) voxel to world matrix, RAS and mm, as MONAI and nibabel have it.
+        path: file to write; its suffix determines the format.
+        values: (X, Y, Z) map of float32, or mask of bool or uint8; a mask is stored as uint8.
+        affine: (4, 4) voxel to world matrix (RAS, mm), as in MONAI and nibabel.
 
     Raises:
-        ValueError: values or affine are none of these, or the name ends in no known format.
-        ImportError: NRRD is asked for and pynrrd is missing.
+        ValueError: ``values`` or ``affine`` do not have this form, or the suffix is unknown.
+        ImportError: the suffix is ``.nrrd`` and pynrrd is not installed.
         OSError: the file cannot be written.
     """
     affine = np.asarray(affine, dtype=np.float64)
@@ -44,16 +44,16 @@ def write_volume(path: str | os.PathLike[str], values: NDArray[Any], affine: NDA
     elif name.endswith(".nrrd"):
         _write_nrrd(path, stored, affine)
     else:
-        raise ValueError(f"volumes are written as .nii, .nii.gz or .nrrd, not as {''.join(Path(path).suffixes[-2:])!r}")
+        raise ValueError(f"volumes are written as .nii, .nii.gz or .nrrd, got {''.join(Path(path).suffixes[-2:])!r}")
 
 
 def _check(values: NDArray[Any], affine: NDArray[np.float64]) -> None:
     if values.ndim != 3 or values.dtype not in (np.float32, np.bool_, np.uint8):
-        raise ValueError(f"a volume is (X, Y, Z) of float32, uint8 or bool, got {values.shape} of {values.dtype}")
+        raise ValueError(f"a volume must be (X, Y, Z) of float32, uint8 or bool, got {values.shape} of {values.dtype}")
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], [0, 0, 0, 1]):
-        raise ValueError("an affine is a finite (4, 4) voxel to world matrix that ends in 0, 0, 0, 1")
+        raise ValueError("the affine must be a finite (4, 4) voxel to world matrix whose last row is 0, 0, 0, 1")
     if np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise ValueError("the affine gives no three directions to the axes of the volume")
+        raise ValueError("the affine does not define three independent axes")
 
 
 def _nifti(values: NDArray[Any], affine: NDArray[np.float64]) -> Any:
@@ -62,7 +62,7 @@ def _nifti(values: NDArray[Any], affine: NDArray[np.float64]) -> Any:
     image.set_sform(affine, code="scanner")
     try:
         image.set_qform(affine, code="scanner", strip_shears=False)
-    except HeaderDataError:  # a quaternion cannot tell the shear of a tilted gantry; readers then take the sform
+    except HeaderDataError:  # a quaternion cannot represent the shear of a tilted gantry; readers then use the sform
         image.set_qform(None, code="unknown")
     return image
 
@@ -71,7 +71,7 @@ def require_nrrd() -> Any:
     """Return pynrrd.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: pynrrd is not installed.
     """
     nrrd, is_installed = optional_import("nrrd")
     if not is_installed:
@@ -81,7 +81,7 @@ def require_nrrd() -> Any:
 
 def _write_nrrd(path: str | os.PathLike[str], values: NDArray[Any], affine: NDArray[np.float64]) -> None:
     nrrd = require_nrrd()
-    lps = (LPS_TO_RAS @ affine)[:3]  # its own inverse
+    lps = (LPS_TO_RAS @ affine)[:3]  # LPS_TO_RAS is its own inverse
     header = {
         "space": "left-posterior-superior",
         "space directions": lps[:, :3].T,
@@ -94,24 +94,24 @@ def _write_nrrd(path: str | os.PathLike[str], values: NDArray[Any], affine: NDAr
 
 
 def slice_positions(affine: NDArray[np.float64], count: int, *, axis: int = 2) -> NDArray[np.float64]:
-    """Return where slices lie along their normal, in mm, rising to the patient's right, anterior or superior.
+    """Return the positions of slices along their normal, in mm, increasing to the right, anterior or superior.
 
-    Of axial slices this is the world's z, of a sheared or oblique volume the distance of each slice's plane from the
-    origin of the world.
+    For axial slices this is the world's z coordinate. For a sheared or oblique volume it is the signed distance of the
+    plane of each slice from the world's origin.
 
     Args:
         affine: (4, 4) voxel to world matrix (RAS, mm).
         count: number of slices.
-        axis: of the array, along which the slices lie.
+        axis: axis of the array along which the slices are counted: 0, 1 or 2.
 
     Returns:
-        (count,).
+        (count,) positions.
 
     Raises:
-        ValueError: there is no such axis.
+        ValueError: ``axis`` is not 0, 1 or 2.
     """
     if axis not in (0, 1, 2):
-        raise ValueError(f"a volume has the axes 0, 1 and 2, got {axis}")
+        raise ValueError(f"the axis must be 0, 1 or 2, got {axis}")
     normal = plane_normal(affine[:3, [other for other in range(3) if other != axis]].T)
     normal *= np.sign(normal[np.abs(normal).argmax()])
     index = np.arange(count)

@@ -242,5 +242,5 @@ def test_progress_of_real_files_is_counted_in_cases(tmp_path, tiny_clip, capsys)
     assert len(list(loader)) == 1
     assert "2/2" in capsys.readouterr().err
     assert loader.failures == [
-        FailedCase("b", "not an image in any known format; is the name right and the copy complete?")
+        FailedCase("b", "not an image in any known format; check that the name is right and the copy complete")
     ]

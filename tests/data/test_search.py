@@ -289,7 +289,7 @@ def test_series_with_a_gap_is_separate_images_unless_not_strict(tmp_path, caplog
     assert [case["image"] for case in cases] == texts(paths)
     assert [case["case_id"] for case in cases] == [path.stem for path in paths]
     assert {case["study"] for case in cases} == {STUDY}
-    gap = "1 gap(s) between slices (up to 4 mm where 2 mm are usual), about 1 slice(s) missing"
+    gap = "1 gap(s) between slices (up to 4 mm, usually 2 mm), about 1 slice(s) missing"
     assert caplog.messages == [
         f"slice000 and 4 more: one of 5 slices that cannot form a volume and are scored separately; {gap}"
     ]
@@ -667,7 +667,7 @@ def test_damaged_animation_or_video_is_one_case_that_the_reader_refuses(tmp_path
     (tmp_path / name).write_bytes(b"GIF89a damaged")
     (case,) = find_cases(tmp_path)
     assert case["image"] == str(tmp_path / name)
-    with pytest.raises(ImageFileError, match="not an image in any known format; is the name right"):
+    with pytest.raises(ImageFileError, match="not an image in any known format; check that the name is right"):
         read_image(case["image"])
 
 

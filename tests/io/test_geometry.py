@@ -51,7 +51,7 @@ def test_position_that_repeats_counts_once():
 @pytest.mark.parametrize(
     ("heights", "fault"),
     [
-        ([0, 1, 2, 5], "1 gap(s) between slices (up to 3 mm where 1 mm are usual), about 2 slice(s) missing"),
+        ([0, 1, 2, 5], "1 gap(s) between slices (up to 3 mm, usually 1 mm), about 2 slice(s) missing"),
         ([0, 1, 2.2, 3], "uneven distances between slices, from 0.8 to 1.2 mm"),
         ([0, 1, 2.005, 3], None),  # rounding in the header
         ([0, 7], None),
@@ -90,7 +90,7 @@ def test_picture_without_a_place_is_seen_upright():
     ("changes", "problem"),
     [
         ({}, None),
-        ({"positions": np.asarray([[0, np.nan, 0]])}, "a position, direction or spacing that is no finite number"),
+        ({"positions": np.asarray([[0, np.nan, 0]])}, "a position, direction or spacing that is not a finite number"),
         ({"spacing": (1.0, 0.0)}, "a spacing that is not above 0"),
         ({"thickness": 0.0}, "a spacing that is not above 0"),
         ({"orientation": AXIAL * 2}, "directions of rows and columns that are not perpendicular unit vectors"),

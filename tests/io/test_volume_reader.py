@@ -130,7 +130,7 @@ def test_reader_knows_volumes_by_their_names():
 def test_reader_takes_one_file_at_a_time(tmp_path):
     path = write_nrrd(tmp_path / "a.nrrd")
     assert VolumeReader().read([path]).values.shape == (4, 5, 6)
-    with pytest.raises(ImageFileError, match="one file makes one case, got 2 files; list them as separate cases"):
+    with pytest.raises(ImageFileError, match="one file is one case, got 2 files; list them as separate cases"):
         VolumeReader().read([path, path])
 
 
@@ -250,12 +250,12 @@ def test_what_nibabel_mends_in_a_header_is_not_logged(tmp_path, caplog, capfd):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.zeros((7, 9, 5), np.complex64), "complex voxel values; export plain numbers"),
-        (np.zeros((7, 9, 5), [("R", "u1"), ("G", "u1"), ("B", "u1")]), "colors or records as voxel values"),
-        (np.zeros((7, 9, 5, 3), np.uint8), "4-D data; .*split it first"),
-        (np.zeros((7, 9, 5, 1, 3), np.uint8), "5-D data; .*split it first"),
-        (np.zeros(7, np.uint8), "1-D data; "),
-        (np.zeros((7, 0, 5), np.uint8), "7 x 0 x 5 voxels: an axis without any; export it again"),
+        (np.zeros((7, 9, 5), np.complex64), "its values are complex; export plain numbers"),
+        (np.zeros((7, 9, 5), [("R", "u1"), ("G", "u1"), ("B", "u1")]), "its values are RGB or structured"),
+        (np.zeros((7, 9, 5, 3), np.uint8), "4-D data cannot be scored; split it into"),
+        (np.zeros((7, 9, 5, 1, 3), np.uint8), "5-D data cannot be scored; split it into"),
+        (np.zeros(7, np.uint8), "1-D data cannot be scored; "),
+        (np.zeros((7, 0, 5), np.uint8), "its size of 7 x 0 x 5 voxels has an empty axis; export it again"),
         (np.zeros((7, 9, 6), np.uint8), "7 x 9 x 6 voxels are more than the limit of 315; crop it"),
     ],
 )
@@ -278,18 +278,18 @@ def test_nifti_of_other_than_plain_numbers_on_a_grid_is_refused(tmp_path, values
 )
 def test_nifti_with_damaged_geometry_is_refused(tmp_path, fields):
     path = write_nifti(tmp_path / "a.nii", phantom(), np.eye(4), **fields)
-    with pytest.raises(ImageFileError, match="the affine in its header gives no directions to its axes; export"):
+    with pytest.raises(ImageFileError, match="the affine in its header does not define independent axes; export"):
         load(path)
 
 
 def test_header_of_a_pair_is_refused(tmp_path):
-    with pytest.raises(ImageFileError, match=r"voxels lie in another file \(.hdr and .img\)"):
+    with pytest.raises(ImageFileError, match=r"voxels are in another file \(.hdr and .img\)"):
         load(write_nifti(tmp_path / "a.nii", phantom(), magic=b"ni1"))
 
 
 @pytest.mark.parametrize("offset", [2**28, 1e30])
 def test_voxels_that_begin_nowhere_are_refused(tmp_path, offset):
-    with pytest.raises(ImageFileError, match="the voxels cannot begin where its header says"):
+    with pytest.raises(ImageFileError, match="its header states an invalid voxel offset"):
         load(write_nifti(tmp_path / "a.nii", phantom(), vox_offset=offset))
 
 
@@ -436,34 +436,34 @@ def test_nrrd_values_equal_what_pynrrd_wrote(tmp_path, dtype, encoding):
         (
             {"dimension": 4, "sizes": "4 5 3 2"},
             "",
-            "4-D data; 2-D images and 3-D volumes can be scored: split it first",
+            "4-D data cannot be scored; split it into 2-D images or 3-D volumes",
         ),
         (
             {"dimension": 4, "sizes": "3 4 5 2"},
             "kinds: RGB-color domain domain domain",
-            "4-D data with an axis in no direction of space, as of colors, vectors or times: split it first",
+            r"4-D data has an axis that is not spatial \(colors, vectors or times\); split it first",
         ),
         (
             {"dimension": 4, "sizes": "4 5 3 2"},
             f"{LPS}\nspace directions: (1,0,0) (0,1,0) (0,0,1) none",
-            "4-D data with",
+            "4-D data has",
         ),
-        ({}, "kinds: domain domain list", "3-D data with an axis in no direction"),
-        ({}, "space: RAST\n" + GRID, "a space with a time axis"),
-        ({}, "space: scanner-xyz-time", "a space with a time axis"),
+        ({}, "kinds: domain domain list", "3-D data has an axis that is not spatial"),
+        ({}, "space: RAST\n" + GRID, "its space has a time axis"),
+        ({}, "space: scanner-xyz-time", "its space has a time axis"),
         ({"dimension": 1, "sizes": "120"}, "", "1-D data"),
-        ({"sizes": "4 0 6"}, "", "4 x 0 x 6 voxels: an axis without any"),
-        ({"sizes": "4 -5 6"}, "", "an axis without any"),
-        ({"sizes": "4 5"}, "", "its number of axes contradicts their sizes"),
+        ({"sizes": "4 0 6"}, "", "its size of 4 x 0 x 6 voxels has an empty axis"),
+        ({"sizes": "4 -5 6"}, "", "an empty axis"),
+        ({"sizes": "4 5"}, "", "its dimension does not match the number of its sizes"),
         ({"sizes": "40000 50000 60000"}, "", "40000 x 50000 x 60000 voxels are more than the limit of 500000000; crop"),
-        ({"type": "block"}, "block size: 4", "blocks of bytes as voxel values; export plain numbers"),
+        ({"type": "block"}, "block size: 4", "its values are blocks of bytes; export plain numbers"),
         ({"type": "string"}, "", "cannot be read"),
         ({"type": "short"}, "", "cannot be read"),  # of which byte order?
-        ({"encoding": "hex"}, "", "an encoding other than raw, gzip, bzip2 and ascii; save it as .nrrd with gzip"),
-        ({}, "line skip: 1", "do not follow the header at once; save it as one plain .nrrd"),
-        ({}, "byteskip: -1", "do not follow the header at once"),
+        ({"encoding": "hex"}, "", "its encoding is not raw, gzip, bzip2 or ascii; save it as .nrrd with gzip"),
+        ({}, "line skip: 1", "do not directly follow the header; save it as one plain .nrrd"),
+        ({}, "byteskip: -1", "do not directly follow the header"),
         ({}, f"{LPS}\n{LPS}", "cannot be read"),
-        ({}, "space: RAS\nspacings: 2 3 4", "a space that is not LPS, but no directions of the axes in it"),
+        ({}, "space: RAS\nspacings: 2 3 4", "its space is not LPS and has no directions of the axes"),
     ],
 )
 def test_nrrd_of_other_than_plain_numbers_on_a_grid_is_refused(tmp_path, changed, fields, message):
@@ -487,7 +487,7 @@ def test_nrrd_of_other_than_plain_numbers_on_a_grid_is_refused(tmp_path, changed
     ],
 )
 def test_nrrd_with_damaged_geometry_is_refused(tmp_path, fields):
-    with pytest.raises(ImageFileError, match="the affine in its header gives no directions to its axes; export"):
+    with pytest.raises(ImageFileError, match="the affine in its header does not define independent axes; export"):
         load(write_nrrd(tmp_path / "a.nrrd", fields))
 
 
@@ -503,7 +503,7 @@ def test_file_that_a_header_names_is_never_opened(tmp_path, monkeypatch, name, f
     (tmp_path / "other.raw").write_bytes(bytes(120))
     path = write_nrrd(tmp_path / name, f"{LPS}\n{GRID}\n{field}", b"")
     monkeypatch.setattr(builtins, "open", lambda *_, **__: pytest.fail("a file was opened"))
-    with pytest.raises(ImageFileError, match=r"voxels lie in another file; save it as one \.nrrd"):
+    with pytest.raises(ImageFileError, match=r"voxels are in another file; save both as one \.nrrd"):
         load(path)
 
 

@@ -91,23 +91,23 @@ def test_input_is_never_changed_and_same_input_gives_same_bytes_but_for_the_date
 
 @pytest.mark.parametrize("values", [make_map()[0], make_map().astype(np.float64), make_map().astype(np.int16)])
 def test_anything_but_a_map_or_a_mask_is_refused(tmp_path, values):
-    with pytest.raises(ValueError, match="a volume is"):
+    with pytest.raises(ValueError, match="a volume must be"):
         write_volume(tmp_path / "map.nii.gz", values, np.eye(4))
 
 
 @pytest.mark.parametrize("affine", [np.eye(3), np.full((4, 4), np.nan), np.ones((4, 4))])
 def test_affine_of_another_kind_is_refused(tmp_path, affine):
-    with pytest.raises(ValueError, match="an affine is a finite"):
+    with pytest.raises(ValueError, match="the affine must be a finite"):
         write_volume(tmp_path / "map.nii.gz", make_map(), affine)
 
 
 def test_flat_affine_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no three directions"):
+    with pytest.raises(ValueError, match="not define three independent axes"):
         write_volume(tmp_path / "map.nrrd", make_map(), np.diag([1.0, 0.0, 1.0, 1.0]))
 
 
 def test_unknown_format_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match=re.escape("not as '.mha'")):
+    with pytest.raises(ValueError, match=re.escape("got '.mha'")):
         write_volume(tmp_path / "map.mha", make_map(), np.eye(4))
 
 
@@ -182,5 +182,5 @@ def test_flat_map_has_no_table():
 
 
 def test_fourth_axis_is_refused():
-    with pytest.raises(ValueError, match="axes 0, 1 and 2, got 3"):
+    with pytest.raises(ValueError, match="must be 0, 1 or 2, got 3"):
         slice_positions(np.eye(4), 5, axis=3)

@@ -258,6 +258,6 @@ def test_pages_of_other_sizes_are_brought_to_that_of_the_first(tmp_path):
 
 
 def test_video_without_frames_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no picture was written"):
+    with pytest.raises(ValueError, match="no image was written"):
         VideoCollector().write(tmp_path / "overlay.mp4")
     assert list(tmp_path.iterdir()) == []

@@ -326,8 +326,8 @@ def test_texts_burned_into_pixels_are_warned_of_once_where_pixels_are_shown(tmp_
     warnings = [entry.getMessage() for entry in caplog.records if "burned into" in entry.getMessage()]
     assert len(warnings) == count
     begins = [
-        "a (and maybe others): images of this kind often have",
-        "c (and maybe others): the source says that texts",
+        "a (and maybe others): images of this modality often have",
+        "c (and maybe others): the source states that text",
     ]
     assert all(warning.startswith(begin) for warning, begin in zip(warnings, begins, strict=False))
 
@@ -360,7 +360,9 @@ def test_output_that_does_not_fit_its_source_is_reported_with_the_reason(tmp_pat
     writer = run(out, [ultrasound(tmp_path)], write=["parametric-map", "seg"], threshold=0.5)
     (shortfall,) = writer.shortfalls
     assert shortfall.case_id == "ultrasound"
-    assert shortfall.reason.startswith("no parametric-map could be written: a parametric map needs images with pos")
+    assert shortfall.reason.startswith(
+        "no parametric-map could be written: a parametric map needs source images with pos"
+    )
     assert written(out) == ["dicom/ultrasound_seg.dcm"]
 
 

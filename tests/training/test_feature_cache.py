@@ -418,7 +418,7 @@ def make_bad_cases(folder: Path, count: int = 7) -> tuple[list[Case], dict[str, 
     cases[6]["image"] = str(folder / "volume.nii")
     nibabel.Nifti1Image(np.zeros((20, 30, 16), np.float32), np.eye(4)).to_filename(cases[6]["image"])
     return cases, {
-        "c1": "not an image in any known format; is the name right and the copy complete?",
+        "c1": "not an image in any known format; check that the name is right and the copy complete",
         "c2": "its image cannot be read (No such file or directory); look at the path",
         "c3": "its mask cannot be read (No such file or directory); look at the path",
         "c5": "its mask is 40 x 60 and the image 60 x 40: they must have the same size",

@@ -1,1 +1,1 @@
-"""DICOM images and series: read, described and written."""
+"""Readers and writers for DICOM images and series."""

@@ -1,4 +1,4 @@
-"""DICOM headers: where pixels lie, and none of the tags that name a patient."""
+"""DICOM headers: the tags that an image needs and its geometry, without the tags that identify a patient."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
     "silent",
 ]
 
-# Identifiers that written results keep if the user asks for it: all are of type 2 in patient and study modules.
+# Identifiers that written results keep on request; all are of type 2 in the patient and study modules.
 KEPT_IDENTIFIERS = (
     "PatientName",
     "PatientID",
@@ -48,10 +48,10 @@ KEPT_IDENTIFIERS = (
     "StudyID",
     "ReferringPhysicianName",
 )
-# All attributes that tell who the patient is. They are read to be hidden in names of cases.
+# All attributes that identify the patient. They are read to hide their values in names of cases.
 IDENTIFIERS = (*KEPT_IDENTIFIERS, "OtherPatientIDs", "SeriesDate", "AcquisitionDate", "ContentDate")
 
-# All that an image needs of a DICOM file: with these, patient tags never enter the process.
+# All tags that an image needs. Other tags, such as those of the patient, are never parsed.
 _TAGS = [
     "BitsAllocated",
     "BitsStored",
@@ -102,19 +102,19 @@ _PIXEL_TAGS = [
 ]
 
 _MAX_INFLATED = 4 * MAX_VOXELS  # bytes
-_META_GROUP = 2  # of the file meta information
-_META_START = 144  # bytes before the file meta information whose length a DICOM file tells (PS3.10, 7.1)
-_QUIET = threading.RLock()  # pydicom's switches are one for the whole process
+_META_GROUP = 2  # group number of the file meta information
+_META_START = 144  # bytes before the part of the meta information whose length is stated (PS3.10, 7.1)
+_QUIET = threading.RLock()  # pydicom's settings are global to the process
 
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Keep pydicom, and what is built on it, from quoting a header in warnings and logs."""
+    """Suppress warnings and logs of pydicom and libraries built on it, because they may quote a header."""
     log = logging.getLogger("pydicom")
     with _QUIET, config.disable_value_validation(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         level = log.level
-        log.setLevel(logging.CRITICAL + 1)  # for its children too, which disabling it would not be
+        log.setLevel(logging.CRITICAL + 1)  # applies to child loggers too, unlike disabling the logger
         try:
             yield
         finally:
@@ -123,13 +123,13 @@ def silent() -> Iterator[None]:
 
 @contextmanager
 def quiet(what: str) -> Iterator[None]:
-    """Keep pydicom from quoting a header in warnings, logs or errors.
+    """Suppress warnings, logs and errors of pydicom, because they may quote a header.
 
     Args:
-        what: is being read, for the message.
+        what: name of the item that is read, for the message.
 
     Raises:
-        ImageFileError: in place of whatever pydicom raises on damaged files.
+        ImageFileError: pydicom raised an error, which this error replaces.
     """
     with silent(), refusing(f"{what} cannot be read; copy or export the file again"):
         yield
@@ -138,27 +138,27 @@ def quiet(what: str) -> Iterator[None]:
 def read_header(path: str | os.PathLike[str], *, more: Sequence[str] = ()) -> pydicom.Dataset:
     """Return the tags of a DICOM file that an image needs, without its pixels.
 
-    A file without preamble is taken for DICOM where it tells its SOP class.
+    A file without preamble is treated as DICOM if it states a SOP class.
 
     Args:
-        path: of the file.
-        more: keywords of further tags.
+        path: path of the file.
+        more: keywords of further tags to read.
 
     Raises:
-        ImageFileError: no DICOM, or damaged.
+        ImageFileError: the file is not DICOM, or is damaged.
     """
     with quiet("the DICOM header"), Path(path).open("rb") as stream:
         return _converted(_read_header(stream, [*_TAGS, *more]))
 
 
 def read_dataset(path: str | os.PathLike[str], check: Callable[[pydicom.Dataset], None]) -> pydicom.Dataset:
-    """Return the tags of a DICOM file that an image needs, and its pixels, still encoded.
+    """Return the tags of a DICOM file that an image needs, and its encoded pixels.
 
     The file is opened and parsed once.
 
     Args:
-        path: the file.
-        check: called with the header before pixels are read; it raises an `ImageFileError` where they are of no use.
+        path: path of the file.
+        check: function called with the header before pixels are read; it raises an `ImageFileError` to refuse the file.
 
     Raises:
         ImageFileError: the file is not DICOM, or is damaged.
@@ -177,7 +177,7 @@ def read_dataset(path: str | os.PathLike[str], check: Callable[[pydicom.Dataset]
 
 
 def _read_header(stream: BinaryIO, keywords: list[str]) -> pydicom.Dataset:
-    """Return the tags of an open file, and leave the stream at its pixels; of a deflated file, at its end."""
+    """Return the tags of an open file. The stream is left at the pixels, or at the end of a deflated file."""
     tags: list[Any] = [*keywords]
     _check_inflated_size(stream)
     stream.seek(0)
@@ -194,17 +194,17 @@ def _read_header(stream: BinaryIO, keywords: list[str]) -> pydicom.Dataset:
 
 
 def _converted(dataset: pydicom.Dataset) -> pydicom.Dataset:
-    """Return a data set whose values are converted while pydicom is quiet."""
+    """Convert all values of a data set now, while warnings of pydicom are suppressed, and return it."""
     for tag in list(dataset.keys()):
         dataset[tag]
     return dataset
 
 
 def _check_inflated_size(stream: BinaryIO) -> None:
-    """Refuse a deflated file that would fill the memory: pydicom inflates all of it, even for the header."""
+    """Refuse a deflated file above the size limit, because pydicom inflates the whole file even for the header."""
     try:
         pydicom.filereader.read_preamble(stream, force=False)
-    except InvalidDicomError:  # without such information nothing is deflated
+    except InvalidDicomError:  # a file without meta information is not deflated
         return
     meta = pydicom.filereader.read_dataset(
         stream, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag >> 16 != _META_GROUP
@@ -216,9 +216,7 @@ def _check_inflated_size(stream: BinaryIO) -> None:
     while size <= _MAX_INFLATED and (data := inflater.unconsumed_tail or stream.read(1 << 16)):
         size += len(inflater.decompress(data, 1 << 20))
     if size > _MAX_INFLATED:
-        raise ImageFileError(
-            f"it would inflate to more than the limit of {_MAX_INFLATED} bytes; export it uncompressed"
-        )
+        raise ImageFileError(f"its inflated size is above the limit of {_MAX_INFLATED} bytes; export it uncompressed")
 
 
 def _guess_syntax(dataset: pydicom.Dataset) -> pydicom.uid.UID:
@@ -229,10 +227,10 @@ def _guess_syntax(dataset: pydicom.Dataset) -> pydicom.uid.UID:
 
 
 def count_frames(header: pydicom.Dataset) -> int:
-    """Return the number of pictures; 1 where it is not told.
+    """Return the number of frames; 1 where the header does not state it.
 
     Raises:
-        ImageFileError: less than one.
+        ImageFileError: the number is below 1.
     """
     frames = int(header.get("NumberOfFrames") or 1)
     if frames < 1:
@@ -241,12 +239,12 @@ def count_frames(header: pydicom.Dataset) -> int:
 
 
 def frame_group(header: pydicom.Dataset, frame: int, group: str) -> pydicom.Dataset | None:
-    """Return the functional group of a frame, its own before the shared one, or None.
+    """Return a functional group of a frame, or None. A per-frame group takes precedence over a shared one.
 
     Args:
-        header: of an enhanced object; others have none.
-        frame: number from 0.
-        group: keyword of the group's sequence.
+        header: header of any DICOM object; only enhanced objects have functional groups.
+        frame: number of the frame, from 0.
+        group: keyword of the sequence of the group.
 
     Reference:
         DICOM PS3.3, C.7.6.16.
@@ -260,7 +258,7 @@ def frame_group(header: pydicom.Dataset, frame: int, group: str) -> pydicom.Data
 
 
 def pixel_spacing(header: pydicom.Dataset) -> tuple[float, float] | None:
-    """Return the distance in mm between columns and between rows, in the patient or else at the detector, or None."""
+    """Return the distances between columns and between rows in mm, in the patient or else at the detector, or None."""
     source = frame_group(header, 0, "PixelMeasuresSequence") or header
     stored = source.get("PixelSpacing") or header.get("ImagerPixelSpacing")
     if not stored:
@@ -270,21 +268,21 @@ def pixel_spacing(header: pydicom.Dataset) -> tuple[float, float] | None:
 
 
 def planes_of(header: pydicom.Dataset) -> Planes | None:
-    """Return where the pictures of a DICOM object lie, in the order of its frames; None where it does not tell.
+    """Return the positions of the frames of a DICOM object, in stored order; None where the header has no positions.
 
     Raises:
-        ImageFileError: what it tells is contradictory, or its frames are not parallel.
+        ImageFileError: the geometry is contradictory, or the frames are not parallel.
     """
     frames = count_frames(header)
     _check_groups(header, frames)
     spacing = pixel_spacing(header)
-    places = [_place(header, frame) for frame in range(frames)]
-    if spacing is None or any(place is None for place in places):
+    geometry = [_frame_geometry(header, frame) for frame in range(frames)]
+    if spacing is None or any(numbers is None for numbers in geometry):
         return None
-    stored = np.asarray(places, np.float64)  # (frames, 9)
+    stored = np.asarray(geometry, np.float64)  # (frames, 9)
     orientation, thickness = stored[0, 3:].reshape(2, 3), _thickness(header)
     if np.abs(stored[:, 3:] - stored[0, 3:]).max() > 1e-3:
-        raise ImageFileError("its frames are not parallel; export each direction as a file of its own")
+        raise ImageFileError("its frames are not parallel; export each direction as a separate file")
     positions, step = stored[:, :3], header.get("SpacingBetweenSlices")
     if frames > 1 and "DetectorInformationSequence" in header and step:  # nuclear medicine: PS3.3, C.8.4.15
         positions = positions + np.arange(frames)[:, None] * float(step) * plane_normal(orientation)
@@ -298,11 +296,11 @@ def planes_of(header: pydicom.Dataset) -> Planes | None:
 def _check_groups(header: pydicom.Dataset, frames: int) -> None:
     groups = header.get("PerFrameFunctionalGroupsSequence")
     if groups and len(groups) != frames:
-        raise ImageFileError(f"it describes {len(groups)} frame(s) and holds {frames}; export the DICOM file again")
+        raise ImageFileError(f"its header describes {len(groups)} frame(s) but states {frames}; export it again")
 
 
-def _place(header: pydicom.Dataset, frame: int) -> list[float] | None:
-    """Return position and orientation of a frame, nine numbers."""
+def _frame_geometry(header: pydicom.Dataset, frame: int) -> list[float] | None:
+    """Return position and orientation of a frame as nine numbers, or None where the header does not state them."""
     detector = header.get("DetectorInformationSequence")
     position = frame_group(header, frame, "PlanePositionSequence") or (detector[0] if detector else header)
     orientation = frame_group(header, frame, "PlaneOrientationSequence") or (detector[0] if detector else header)
@@ -313,6 +311,6 @@ def _place(header: pydicom.Dataset, frame: int) -> list[float] | None:
 
 
 def _thickness(header: pydicom.Dataset) -> float:
-    """Return the step from a slice to the next in mm, for where no next one tells; 1 where nothing does."""
+    """Return the stated distance between slices, or else the slice thickness, in mm; 1 where neither is stated."""
     source = frame_group(header, 0, "PixelMeasuresSequence") or header
     return abs(float(source.get("SpacingBetweenSlices") or source.get("SliceThickness") or 1.0))

@@ -1,4 +1,4 @@
-"""Which DICOM objects are images, and what the others are."""
+"""Refusal of DICOM objects that are not images."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from mrad_med.errors import ImageFileError, NotAnImageError
 
 __all__ = ["check_is_image"]
 
-_STORAGE = "1.2.840.10008.5.1.4.1.1."  # what SOP classes of stored objects begin with (DICOM PS3.6, table A-1)
-_KINDS = {  # how the classes of objects that are no images go on, the longer before the shorter
+_STORAGE = "1.2.840.10008.5.1.4.1.1."  # prefix of the SOP classes of stored objects (DICOM PS3.6, table A-1)
+_KINDS = {  # continuations of the classes of objects that are not images; longer ones precede their prefixes
     "88.59": "a selection of key images",
     "88.": "a structured report",
     "11.": "a presentation state",
@@ -27,14 +27,14 @@ _KINDS = {  # how the classes of objects that are no images go on, the longer be
     "77.1.2.1": "a video",
     "77.1.4.1": "a video",
 }
-_RADIOTHERAPY = {  # how its classes end that are no plan and no record; those of images have no kind
+_RADIOTHERAPY = {  # endings of its classes except plans and records; images have an empty text
     "481.1": "",
     "481.2": "a radiotherapy dose",
     "481.3": "a radiotherapy structure set",
     "481.23": "",
     "481.24": "",
 }
-_MODALITIES = {  # for objects of no known class
+_MODALITIES = {  # for objects of an unknown class
     "SR": "a structured report",
     "PR": "a presentation state",
     "KO": "a selection of key images",
@@ -50,11 +50,12 @@ _MODALITIES = {  # for objects of no known class
 
 
 def check_is_image(header: Dataset) -> None:
-    """Refuse DICOM objects that are no images, by their kind.
+    """Refuse a DICOM object that is not an image.
 
     Raises:
-        NotAnImageError: a report, plan, document, segmentation, ...; or an object of unknown class without picture.
-        ImageFileError: an image of which the size is missing, as where a file is cut off.
+        NotAnImageError: the object is a report, plan, document, segmentation or similar, or is of another class and
+            states no image size.
+        ImageFileError: the object is of an image class, but its header states no image size (truncated file).
     """
     kind = _kind(header)
     if kind:
@@ -62,7 +63,7 @@ def check_is_image(header: Dataset) -> None:
     if "Rows" in header and "Columns" in header:
         return
     if _class_of(header).name.endswith("Image Storage"):
-        raise ImageFileError("its header does not tell the size of its image: cut off, or stripped; export it again")
+        raise ImageFileError("its header does not state the image size and may be truncated; export it again")
     raise NotAnImageError("this DICOM object holds no image; leave it out")
 
 
@@ -71,7 +72,7 @@ def _class_of(header: Dataset) -> UID:
 
 
 def _kind(header: Dataset) -> str:
-    """Return what an object that is no image is, in plain words; nothing for an image."""
+    """Return the kind of an object that is not an image, in words; an empty text for an image."""
     uid = _class_of(header)
     if uid == MediaStorageDirectoryStorage:
         return "the index of an export disk (DICOMDIR)"

@@ -1,4 +1,4 @@
-"""DICOM images as numbers: gray values in their own units, colors as RGB bytes, and their place in the patient."""
+"""Reader for DICOM images: gray values in their own units, colors as RGB bytes, and the affine."""
 
 from __future__ import annotations
 
@@ -39,28 +39,29 @@ _PALETTE = "PALETTE COLOR"
 
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
 
-# Modalities whose values mean the same whatever a display makes of them: Hounsfield units, activity.
+# Modalities whose values have a fixed physical meaning, independent of the display: Hounsfield units, activity.
 _ABSOLUTE = ("CT", "PT")
 
 
 class DicomReader(ImageReader):
-    """Read one DICOM file with pydicom: what its pixels mean, where they lie, and nothing else of its header.
+    """Read the pixels, the affine and the windows of one DICOM file; the rest of its header is ignored.
 
-    - Gray images are in real units, after the modality lookup table or the rescaling, of each frame if need be. 8-bit
-      values without such units stay bytes; all others are float32. Padding becomes the lowest value of the picture.
-    - MONOCHROME1 (the lowest value is white) is mirrored within the range of its bits, so that the image equals the
-      MONOCHROME2 twin that shows the same; its windows are mirrored along. CT and PET keep their values: their units
-      mean the same whatever a display makes of them.
-    - Palettes, YBR and RGB become RGB bytes: of deeper colors, the upper 8 bits.
-    - Several frames become a volume, sorted by position where they have different ones; else as stored, as of a film.
-    - The affine is in RAS. Where the header does not tell the place, the picture is taken for an upright axial slice.
-    - The windows that were stored travel in the metadata (`VOIKeys`).
+    - Gray values are in real units, after the modality lookup table or the rescaling, which may differ between frames.
+      8-bit values without such units stay uint8; all others are float32. Padding becomes the lowest value of the image.
+    - MONOCHROME1 (the lowest value is white) is inverted within the range of its bits. The image then equals the
+      MONOCHROME2 image of the same appearance. Its windows are inverted too. CT and PET keep their values, because
+      their units have a fixed physical meaning.
+    - Palettes, YBR and RGB become RGB bytes; of deeper colors the upper 8 bits are kept.
+    - Several frames become a volume. It is sorted by position if the positions differ; otherwise the stored order is
+      kept, for example in a cine loop.
+    - The affine is in RAS. Without a stated position, the image is treated as an upright axial slice.
+    - The metadata contains the stored windows (`VOIKeys`).
 
-    As MONAI's readers do, arrays are indexed (width, height[, channel]), volumes (X, Y, Z[, channel]).
+    Arrays are indexed (width, height[, channel]), and volumes (X, Y, Z[, channel]), as in MONAI's readers.
 
     Args:
-        max_pixels: larger pictures are refused before they are decoded.
-        max_voxels: so are larger volumes.
+        max_pixels: largest number of pixels of a frame; larger images are refused before they are decoded.
+        max_voxels: largest number of voxels of all frames; larger volumes are refused before they are decoded.
     """
 
     def __init__(self, max_pixels: int = MAX_PIXELS, max_voxels: int = MAX_VOXELS) -> None:
@@ -69,35 +70,36 @@ class DicomReader(ImageReader):
         self.max_voxels = max_voxels
 
     def verify_suffix(self, filename: Sequence[os.PathLike[str] | str] | os.PathLike[str] | str) -> bool:
-        """Tell whether the name, or every name of a list, ends as a DICOM file's."""
+        """Return whether the name, or every name of a list, has the suffix of a DICOM file."""
         names = [filename] if isinstance(filename, (str, os.PathLike)) else filename
         return all(str(name).lower().endswith(DICOM_SUFFIXES) for name in names)
 
     def read(self, data: Sequence[os.PathLike[str] | str] | os.PathLike[str] | str, **_: Any) -> pydicom.Dataset:
-        """Return the tags of one file that its image needs, with the pixels still encoded.
+        """Return the tags of one file that its image needs, with the encoded pixels.
 
         Raises:
-            ImageFileError: no DICOM, no image, damaged, too large, or of a coding that no installed decoder knows.
+            ImageFileError: the file is not DICOM, not an image, damaged, too large, or no installed decoder supports
+                its transfer syntax.
         """
         names = [data] if isinstance(data, (str, os.PathLike)) else list(data)
         if len(names) != 1:
-            raise ImageFileError(f"one file makes one case, got {len(names)} files; slices are read by read_series")
+            raise ImageFileError(f"one file is one case, got {len(names)} files; read a series with read_series")
         return read_dataset(names[0], self._check)
 
     def _check(self, header: pydicom.Dataset) -> None:
-        """Refuse an image that cannot be decoded, or should not be."""
+        """Refuse an object that is not an image, is too large or cannot be decoded."""
         check_is_image(header)
         rows, columns = int(header.Rows), int(header.Columns)
         check_pixels(columns, rows, self.max_pixels)
         check_voxels(columns, rows, count_frames(header), limit=self.max_voxels)
-        _check_tones(header)
+        _check_samples(header)
         _decoder_of(header)
 
     def get_data(self, img: pydicom.Dataset) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Return the (W, H[, 3]) or (X, Y, Z[, 3]) array and the metadata MONAI needs, with the stored windows.
+        """Return the (W, H[, 3]) or (X, Y, Z[, 3]) array and the metadata that MONAI needs, with the stored windows.
 
         Raises:
-            ImageFileError: the pixels are damaged or missing, or the header contradicts itself.
+            ImageFileError: the pixels are damaged or missing, or the header is contradictory.
         """
         with quiet("the DICOM file"):
             order, affine = _lay_out(img)
@@ -120,13 +122,15 @@ class DicomReader(ImageReader):
         return np.ascontiguousarray(array), meta
 
 
-def _check_tones(header: pydicom.Dataset) -> None:
-    """Refuse pictures whose number of samples is not that of their kind of tones."""
-    tones, samples = str(header.get("PhotometricInterpretation") or ""), int(header.get("SamplesPerPixel") or 1)
-    if not tones:
-        raise ImageFileError("the header does not tell whether its pixels are gray or colors; export the file again")
-    if samples != (1 if tones in (*_GRAY, _PALETTE) else 3):
-        raise ImageFileError(f"{samples} sample(s) a pixel contradict its kind of tones; export the DICOM file again")
+def _check_samples(header: pydicom.Dataset) -> None:
+    """Refuse an image whose number of samples does not match its photometric interpretation."""
+    photometric, samples = str(header.get("PhotometricInterpretation") or ""), int(header.get("SamplesPerPixel") or 1)
+    if not photometric:
+        raise ImageFileError("its header does not state the photometric interpretation; export the DICOM file again")
+    if samples != (1 if photometric in (*_GRAY, _PALETTE) else 3):
+        raise ImageFileError(
+            f"{samples} sample(s) per pixel do not match its photometric interpretation; export the DICOM file again"
+        )
 
 
 def _decoder_of(header: pydicom.Dataset) -> Decoder:
@@ -134,14 +138,14 @@ def _decoder_of(header: pydicom.Dataset) -> Decoder:
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
-        raise ImageFileError("its pixels are coded as a video or in an unknown way; export it uncompressed") from None
+        raise ImageFileError("its pixels are encoded as a video or in an unknown way; export it uncompressed") from None
     if not decoder.is_available:
-        raise ImageFileError(f'no decoder for {decoder.UID.name} is installed; pip install "mrad-med[dicom]" brings it')
+        raise ImageFileError(f'no decoder for {decoder.UID.name} is installed; pip install "mrad-med[dicom]"')
     return decoder
 
 
 def _decode(dataset: pydicom.Dataset) -> NDArray[Any]:
-    """Return the stored pixels (frames, rows, columns[, samples]), colors as RGB."""
+    """Return the stored pixels (frames, rows, columns[, samples]), with colors as RGB."""
     decoder = _decoder_of(dataset)
     try:
         if decoder.UID in JPEG2000TransferSyntaxes:
@@ -151,21 +155,21 @@ def _decode(dataset: pydicom.Dataset) -> NDArray[Any]:
         pixels = pixels.reshape(count_frames(dataset), dataset.Rows, dataset.Columns, *colors)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
-    except BaseException as error:  # decoders raise nearly everything on damaged files; those in Rust even panic
+    except BaseException as error:  # decoders raise errors of any class on damaged files; Rust decoders panic
         advice = "copy or export the file again"
         if decoder.is_encapsulated and find_spec("pylibjpeg") is None:
             advice += ', or pip install "mrad-med[dicom]" for more decoders'
         raise ImageFileError(
-            f"its pixel data cannot be decoded ({type(error).__name__}): damaged, truncated, or not as the header "
-            f"says; {advice}"
+            f"its pixel data cannot be decoded ({type(error).__name__}): it is damaged, truncated or contradicts the "
+            f"header; {advice}"
         ) from None
     if colors and properties["photometric_interpretation"] != "RGB":
-        raise ImageFileError("its colors are coded in an uncommon way; export it as RGB")
+        raise ImageFileError("its color encoding is not supported; export it as RGB")
     return pixels
 
 
 def _check_boxes(dataset: pydicom.Dataset) -> None:
-    """Refuse JPEG 2000 files with an empty box before their picture: pydicom 3.0 would look for its end for ever."""
+    """Refuse JPEG 2000 data with an empty box before the codestream; pydicom 3.0 would loop forever on it."""
     for frame in generate_frames(dataset.PixelData, number_of_frames=count_frames(dataset)):
         offset = len(_JP2_SIGNATURE) + 4 if frame.startswith(_JP2_SIGNATURE) else len(frame)
         while offset < len(frame) and frame[offset + 4 : offset + 8] != b"jp2c":
@@ -176,30 +180,30 @@ def _check_boxes(dataset: pydicom.Dataset) -> None:
 
 
 def _lay_out(dataset: pydicom.Dataset) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Return the order of the frames by position, and the affine."""
+    """Return the order of the frames by position and the (4, 4) affine."""
     frames, planes = count_frames(dataset), planes_of(dataset)
     as_stored = tuple(range(frames))
     if planes is None:
         spacing = pixel_spacing(dataset) or (0.0, 0.0)
-        is_known = min(spacing) > 0 and np.isfinite(spacing).all()  # radiographs may hold zeros for "not known"
+        is_known = min(spacing) > 0 and np.isfinite(spacing).all()  # some radiographs store unknown spacings as 0
         return as_stored, upright_affine(spacing if is_known else (1.0, 1.0))
     stack = stack_planes(planes)
-    if len(stack.repeated) == frames - 1 > 0:  # a film: its third axis is time, and lies nowhere in the patient
+    if len(stack.repeated) == frames - 1 > 0:  # the third axis is time, not a direction in the patient
         return as_stored, upright_affine(planes.spacing)
     if stack.faults:
-        raise ImageFileError(f"its frames make no single volume: {'; '.join(stack.faults)}; split or export it again")
+        raise ImageFileError(f"its frames cannot form one volume: {'; '.join(stack.faults)}; split or export it again")
     return stack.order, stack.affine
 
 
 def _gray_values(
     dataset: pydicom.Dataset, stored: NDArray[Any], order: Sequence[int]
 ) -> tuple[NDArray[Any], float | None]:
-    """Return the values (frames, rows, columns) of gray pixels, and the sum of mirrored and original values if any.
+    """Return gray values (frames, rows, columns), and the sum of inverted and original value if they were inverted.
 
     Args:
-        dataset: the header.
-        stored: the pixels, in the order of the result.
-        order: numbers of their frames in the header.
+        dataset: header of the image.
+        stored: stored pixels (frames, rows, columns), in the order of the returned values.
+        order: number of each frame in the header, from 0.
     """
     sources = [frame_group(dataset, frame, "PixelValueTransformationSequence") or dataset for frame in order]
     for source in sources[:1] if sources[0] is dataset else sources:
@@ -229,11 +233,11 @@ def _gray_values(
 def _check_slope(source: pydicom.Dataset) -> None:
     slope, intercept = float(source.get("RescaleSlope", 1)), float(source.get("RescaleIntercept", 0))
     if slope == 0 or not np.isfinite([slope, intercept]).all():
-        raise ImageFileError("its rescaling turns all values into one or none; export the DICOM file again")
+        raise ImageFileError("its rescale slope is 0, or slope or intercept is not finite; export it again")
 
 
 def _has_units(source: pydicom.Dataset) -> bool:
-    """Tell whether stored values and values in units differ."""
+    """Return whether a lookup table or a rescaling changes the stored values."""
     return bool(source.get("ModalityLUTSequence")) or (
         "RescaleSlope" in source
         and "RescaleIntercept" in source
@@ -242,17 +246,17 @@ def _has_units(source: pydicom.Dataset) -> bool:
 
 
 def _stored_range(dataset: pydicom.Dataset) -> NDArray[np.int64]:
-    """Return the lowest and the highest value that the stored bits can hold."""
+    """Return the lowest and the highest value (2,) that the stored bits can represent."""
     bits = int(dataset.BitsStored)
     low = -(2 ** (bits - 1)) if dataset.PixelRepresentation else 0
     return np.asarray([low, low + 2**bits - 1])
 
 
 def _padding(dataset: pydicom.Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Return where the stored values only fill the rectangle (DICOM PS3.3, C.7.5.1.1.2), or None."""
+    """Return the mask of padding pixels (DICOM PS3.3, C.7.5.1.1.2), or None if no padding value is stated."""
     if dataset.get("PixelPaddingValue") is None:
         return None
-    # Writers mistake signed for unsigned, so the numbers are taken as the bits they are made of.
+    # Some writers confuse signed and unsigned values, so the numbers are interpreted by their bits.
     period = 2 ** int(dataset.BitsAllocated)
     low = -(period // 2) if dataset.PixelRepresentation else 0
     limits = [dataset.PixelPaddingValue, dataset.get("PixelPaddingRangeLimit")]
@@ -262,21 +266,21 @@ def _padding(dataset: pydicom.Dataset, stored: NDArray[Any]) -> NDArray[np.bool_
 
 
 def _color_bytes(dataset: pydicom.Dataset, pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return RGB bytes (frames, rows, columns, 3) of decoded colors or of entries of a palette."""
+    """Return decoded colors or palette indices as RGB bytes (frames, rows, columns, 3)."""
     if dataset.PhotometricInterpretation == _PALETTE:
         _swap_palette(dataset)
-        pixels = apply_color_lut(pixels, dataset)[..., :3]  # what follows is transparency
+        pixels = apply_color_lut(pixels, dataset)[..., :3]  # a fourth channel is transparency
         bits = int(dataset.RedPaletteColorLookupTableDescriptor[2])
         bits = bits if pixels.max() < 2**bits else 16  # old files announce 8 bits and hold 16
     else:
         bits = int(dataset.BitsStored)
         if dataset.PixelRepresentation:
-            raise ImageFileError("its colors are signed numbers; export the DICOM file again")
+            raise ImageFileError("its color values are signed; export the DICOM file again")
     return (pixels >> max(bits - 8, 0)).astype(np.uint8)
 
 
 def _swap_palette(dataset: pydicom.Dataset) -> None:
-    """Turn the words of a big-endian palette to the machine's order, which pydicom 3.0 takes them to be in."""
+    """Convert a big-endian palette in place to native byte order, which pydicom 3.0 assumes."""
     if dataset.file_meta.TransferSyntaxUID.is_little_endian:
         return
     for color in ("Red", "Green", "Blue"):

@@ -1,4 +1,4 @@
-"""DICOM series: slices described by their headers, put in order by position, and read as one volume."""
+"""DICOM series: slices sorted by the positions in their headers and read as one volume."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_TONES = "PhotometricInterpretation"
-PARALLEL = 1e-3  # largest difference between the directions of slices of one stack
-# What tells the volumes of one series apart whose slices lie at the same positions: the first that does is taken.
+_PHOTOMETRIC = "PhotometricInterpretation"
+PARALLEL = 1e-3  # largest difference between direction cosines of slices of one stack
+# Tags that separate volumes of one series at the same positions; the first that leaves no position repeated is used.
 VOLUME_TAGS = (
     ("EchoTime",),
     ("TemporalPositionIdentifier",),
@@ -57,17 +57,17 @@ _TAGS = (*_UIDS, "SeriesNumber", *IDENTIFIERS, *sorted({tag for tags in VOLUME_T
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """Slices that make one volume, or one file with several frames.
+    """Slices that form one volume, or one file with several frames.
 
     Attributes:
-        case_id: path of the folder below the root, number of the series, and a code made of the first slice's UID;
-            unique, and without identifiers or names of a header.
-        files: in the order in which the slices lie along their normal; as their names are sorted where that is open.
-        modality: such as ``"CT"``; empty where it is not told.
+        case_id: path of the folder below the root, series number, and a code derived from the UID of the first slice.
+            It is unique and contains no identifiers or names of a header.
+        files: files of the slices, sorted by position along the normal, or by name where positions are unknown.
+        modality: modality such as ``"CT"``; empty where the header does not state it.
         plane: ``"axial"``, ``"coronal"``, ``"sagittal"``, ``"oblique"`` or ``"unknown"``.
-        spacing: mm between columns, rows and slices; None where the headers do not tell.
-        problems: what is unusual about the stack, in words. None is fatal to others of the list.
-        is_volume: whether `read_series` makes one volume of it: gray slices, evenly spaced, or frames of one file.
+        spacing: distances between columns, rows and slices in mm; None where the headers do not state them.
+        problems: unusual properties of the stack, in words; they do not affect other series.
+        is_volume: whether `read_series` can read it as one volume: evenly spaced gray slices, or frames of one file.
     """
 
     case_id: str
@@ -88,35 +88,36 @@ def read_series(
 ) -> MetaTensor:
     """Return a series as one volume (1, X, Y, Z), float32 in the units of its modality, such as Hounsfield units.
 
-    Slices are ordered by their positions, never by names or numbers. The columns of the affine (RAS, mm) are the true
-    directions of the axes: an oblique stack stays oblique, and the tilt of a gantry is a shear in the affine. The
-    stored windows of the first slice travel in the metadata (`VOIKeys`).
+    Slices are sorted by position, never by name or number. The columns of the affine (RAS, mm) are the true directions
+    of the axes. An oblique stack stays oblique, and a gantry tilt is a shear in the affine. The metadata contains the
+    windows of the first slice that has any (`VOIKeys`).
 
     Args:
-        series: one of `find_series`, or the files of one, in any order.
-        strict: refuse a stack with gaps, repeated or uneven positions, for which no affine is true everywhere; else
-            it is read with a warning, with even distances between its ends, and the first slice of each position.
-        max_pixels: larger slices are refused.
-        max_voxels: larger volumes are refused.
+        series: series found by `find_series`, or the files of one series in any order.
+        strict: whether a stack with gaps, repeated or uneven positions is refused, because no affine is correct for all
+            its slices. Otherwise it is read with a warning, as if evenly spaced between its ends, with the first slice
+            of each position.
+        max_pixels: largest number of pixels of a slice; larger ones are refused.
+        max_voxels: largest number of voxels of the volume; larger ones are refused.
 
     Raises:
-        ImageFileError: the files make no single volume, or one of them cannot be read.
+        ImageFileError: the files cannot form one volume, or one of them cannot be read.
     """
     files = series.files if isinstance(series, DicomSeries) else tuple(Path(path) for path in series)
     if not files:
-        raise ImageFileError("a series without files; give at least one slice")
+        raise ImageFileError("the series has no files; give at least one slice")
     reader = DicomReader(max_pixels, max_voxels)
     first = _read(reader, files[0])
     if len(files) == 1 and count_frames(first) > 1:
         array, meta = reader.get_data(first)
         if array.ndim == 4:
-            raise ImageFileError("a film in colors is no volume of gray values; read it as an image")
+            raise ImageFileError("a multi-frame file in colors is not a volume of gray values; read it as an image")
         return _as_volume(array, meta, files[0])
     slices, volume, windows = _read_slices(reader, files, first)
     stack = stack_planes(common_planes(slices))
-    _report(stack.faults, strict=strict)
+    _check_faults(stack.faults, strict=strict)
     order = [index for index in stack.order if index not in set(stack.repeated)]
-    if order != list(range(len(files))):  # files that a search found are in order, and are not copied
+    if order != list(range(len(files))):  # a series found by a search is sorted already; skipping this avoids a copy
         volume = volume[..., order]
     shown: dict[str, Any] = next((windows[index] for index in order if windows[index]), {})
     return _as_volume(volume, {MetaKeys.AFFINE: stack.affine, **shown}, files[order[0]])
@@ -131,12 +132,14 @@ def _read(reader: DicomReader, path: Path) -> pydicom.Dataset:
 def _read_slices(
     reader: DicomReader, files: Sequence[Path], first: pydicom.Dataset
 ) -> tuple[list[Slice], NDArray[np.float32], list[dict[str, Any]]]:
-    """Return slices in the order of their files, each opened once: what their headers tell, pixels, and windows.
+    """Return headers, pixels (columns, rows, slices) and windows of slices, in the order of their files.
+
+    Each file is opened once.
 
     Args:
-        reader: the reader of one slice.
-        files: the files of the slices.
-        first: the data set of the first file, which is already read.
+        reader: reader of one slice.
+        files: files of the slices.
+        first: data set of the first file, which is already read.
 
     Raises:
         ImageFileError: a file cannot be read, or is not a slice like the first.
@@ -152,7 +155,7 @@ def _read_slices(
             common_planes(slices)  # raises
         array, meta = reader.get_data(dataset)
         if array.ndim != 2:
-            raise ImageFileError("its slices have colors: no volume of gray values; read them as images")
+            raise ImageFileError("slices in colors are not a volume of gray values; read them as images")
         volume[..., index] = array
         windows.append({key: meta[key] for key in VOIKeys.ALL if key in meta})
     return slices, volume, windows
@@ -170,21 +173,21 @@ def _as_volume(array: NDArray[Any], meta: dict[str, Any], path: Path) -> MetaTen
     return volume
 
 
-def _report(faults: Sequence[str], *, strict: bool) -> None:
+def _check_faults(faults: Sequence[str], *, strict: bool) -> None:
     if faults and strict:
         raise ImageFileError(
-            f"the slices make no even stack: {'; '.join(faults)}; complete or export the series again (or "
-            "strict=False, and measure nothing in it)"
+            f"the slices are not evenly spaced: {'; '.join(faults)}; complete or export the series again (or use "
+            "strict=False, but do not measure distances)"
         )
     if faults:
-        logger.warning("a series is read although its slices make no even stack: %s", "; ".join(faults))
+        logger.warning("a series is read although its slices are not evenly spaced: %s", "; ".join(faults))
 
 
 @dataclass(frozen=True)
 class Slice:
-    """What the header of one file tells about its place in a series.
+    """Header values that determine the position of one file in a series.
 
-    UIDs and identifiers are there to be compared; they are in no name, message or picture of the object.
+    UIDs and identifiers are only compared. They do not appear in names, messages or the ``repr`` of the object.
     """
 
     path: Path
@@ -203,10 +206,10 @@ class Slice:
 
 
 def read_slice(path: Path) -> Slice:
-    """Return what the header of a file tells.
+    """Return the header values of a file.
 
     Raises:
-        ImageFileError: no DICOM image, or damaged.
+        ImageFileError: the file is missing, damaged or not a DICOM image.
     """
     if not path.is_file():
         raise ImageFileError("there is no such file")
@@ -214,10 +217,10 @@ def read_slice(path: Path) -> Slice:
 
 
 def _describe(path: Path, header: pydicom.Dataset) -> Slice:
-    """Return what a header tells; without those of ``_TAGS`` that it lacks.
+    """Return the values of a header; missing tags become empty values.
 
     Raises:
-        ImageFileError: not an image, or damaged.
+        ImageFileError: the file is damaged or not an image.
     """
     with quiet("the DICOM header"):
         check_is_image(header)
@@ -229,7 +232,7 @@ def _describe(path: Path, header: pydicom.Dataset) -> Slice:
             series=str(header.get("SeriesInstanceUID") or path),
             instance=str(header.get("SOPInstanceUID") or path),
             identifiers=frozenset(str(header.get(tag) or "") for tag in IDENTIFIERS) - {""},
-            is_gray=int(header.get("SamplesPerPixel") or 1) == 1 and "PALETTE" not in str(header.get(_TONES)),
+            is_gray=int(header.get("SamplesPerPixel") or 1) == 1 and "PALETTE" not in str(header.get(_PHOTOMETRIC)),
             number=None if number is None else int(number),
             modality=str(header.get("Modality") or ""),
             size=(int(header.Columns), int(header.Rows)),
@@ -248,31 +251,31 @@ def _try_planes(header: pydicom.Dataset) -> tuple[Planes | None, str | None]:
 
 
 def common_planes(slices: Sequence[Slice]) -> Planes:
-    """Return the planes of slices that make one stack.
+    """Return the planes of slices that form one stack.
 
     Raises:
-        ImageFileError: they do not.
+        ImageFileError: the slices cannot form one stack.
     """
     for item in slices:
         if item.problem is not None:
             raise ImageFileError(item.problem)
         if item.frames > 1:
-            raise ImageFileError("a file of several frames among slices; read it by itself")
+            raise ImageFileError("a file with several frames is among the slices; read it separately")
     planes = [item.planes for item in slices if item.planes is not None]
     if len(planes) < len(slices):
-        raise ImageFileError(f"{len(slices) - len(planes)} slice(s) do not tell their position; read them as images")
+        raise ImageFileError(f"{len(slices) - len(planes)} slice(s) do not state their position; read them as images")
     if len({item.size for item in slices}) > 1:
-        raise ImageFileError("slices of different sizes; read each size by itself, as find_series tells them apart")
+        raise ImageFileError("slices have different sizes; read each size separately, as found by find_series")
     first = planes[0]
     if any(not are_parallel(first, other) for other in planes):
-        raise ImageFileError("slices of different directions; read each by itself, as find_series tells them apart")
+        raise ImageFileError("slices have different directions; read each separately, as found by find_series")
     if not have_one_spacing(slices):
-        raise ImageFileError("slices of different pixel spacings make no single volume; read each by itself")
+        raise ImageFileError("slices cannot form one volume: pixel spacings differ; read each spacing separately")
     return replace(first, positions=np.concatenate([item.positions for item in planes]))
 
 
 def have_one_spacing(slices: Sequence[Slice]) -> bool:
-    """Tell whether the pixels of slices are as far apart in all that tell it."""
+    """Return whether all slices that state a pixel spacing state the same one."""
     spacings = [item.planes.spacing for item in slices if item.planes is not None]
     return not spacings or np.allclose(spacings, spacings[0], rtol=1e-3)
 
@@ -283,7 +286,7 @@ def are_parallel(first: Planes, second: Planes) -> bool:
 
 
 def stack_slices(group: Sequence[Slice]) -> Stack | None:
-    """Return the stack of parallel slices, or of the frames of one file; None where they do not tell their position."""
+    """Return the stack of parallel slices or of the frames of one file; None if the first slice states no position."""
     first = group[0].planes
     if first is None:
         return None

@@ -1,4 +1,4 @@
-"""What DICOM results must know of the images they belong to: references and geometry, and no one's name."""
+"""References and geometry of the source images of DICOM results, without patient identifiers by default."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HELPFUL = (
 )
 _SAME_IN_A_SERIES = ("StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "FrameOfReferenceUID")
 
-# Of multi-frame images, geometry is in functional groups; their other groups may hold dates and texts.
+# Functional groups with the geometry of multi-frame images. The other groups may hold dates and texts.
 _GEOMETRY = {
     "PlanePositionSequence": ("ImagePositionPatient",),
     "PlaneOrientationSequence": ("ImageOrientationPatient",),
@@ -37,19 +37,19 @@ _GEOMETRY = {
 _GEOMETRY_KEYWORDS = tuple(keyword for keywords in _GEOMETRY.values() for keyword in keywords)
 _FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
-_GRID_TOLERANCE = 0.25  # voxels; positions are written with few digits, and slices are never quite evenly spaced
-_PIXELS_OF_TEXT = ("SC", "OT", "US", "ES", "IVUS", "XC", "GM")  # kinds of images that often show a name or a date
+_GRID_TOLERANCE = 0.25  # voxels; positions are rounded in headers, and slices are never exactly evenly spaced
+_PIXELS_OF_TEXT = ("SC", "OT", "US", "ES", "IVUS", "XC", "GM")  # modalities whose images often show a name or a date
 
 
 @dataclass(frozen=True)
 class SourceSeries:
-    """Headers of the images that results belong to, reduced to references and geometry.
+    """Headers of the source images of results, reduced to references and geometry.
 
     Attributes:
-        images: one header per file, in the order given.
-        planes: (F, 4, 3) per frame the matrix that brings (row, column, 1) to the world (LPS, mm), in its first three
-            rows; None if the images have no place in space.
-        identifiers: of patient and study: blank unless they were asked for.
+        images: one header per file, in the given order.
+        planes: (F, 4, 3) matrix of each frame that maps (row, column, 1) to world coordinates (LPS, mm) in its first
+            three rows; None if the images state no position.
+        identifiers: identifiers of patient and study; blank unless requested.
     """
 
     images: tuple[Dataset, ...] = field(repr=False)
@@ -62,14 +62,14 @@ class SourceSeries:
         return sum(_frame_count(image) for image in self.images)
 
     def frame(self, index: int) -> tuple[Dataset, int | None]:
-        """Return the image that holds a frame, and the frame's number in it, from 1; None in a single-frame image."""
+        """Return the image that holds a frame, and the frame number in it, from 1; None for a single-frame image."""
         if len(self.images) > 1:
             return self.images[index], None
         return self.images[0], index + 1 if "NumberOfFrames" in self.images[0] else None
 
     @silent()
     def place(self, index: int) -> Dataset:
-        """Return the attributes of the Image Plane module that put a single-frame image where a frame lies."""
+        """Return the Image Plane attributes that place a single-frame image at the position of a frame."""
         if self.planes is None:
             return Dataset()
         image = self.images[0]
@@ -80,28 +80,29 @@ class SourceSeries:
             if value is not None:
                 setattr(place, keyword, value)
         right, down = np.reshape(np.asarray(place.ImageOrientationPatient, float), (2, 3))
-        place.PatientOrientation = [_letter(right), _letter(down)]
+        place.PatientOrientation = [_patient_side(right), _patient_side(down)]
         return place
 
 
 def read_source_series(paths: Sequence[str | os.PathLike[str]], *, keep_identifiers: bool = False) -> SourceSeries:
-    """Read what results must know of their source: one multi-frame file, or the single-frame files of one series.
+    """Read the references and geometry of the source of results.
 
-    Pixels are not read. Names, numbers and dates of patient and study are read only on request.
+    The source is one multi-frame file, or the single-frame files of one series. Pixels are not read. Names, numbers and
+    dates of patient and study are read only on request.
 
     Args:
-        paths: the files; frames are counted in this order.
-        keep_identifiers: lets name, ID, birth date, sex of the patient and date, time, numbers and referring physician
-            of the study travel into what is written. An archive files results with the patient by these.
+        paths: paths of the files; frames are counted in this order.
+        keep_identifiers: whether name, ID, birth date and sex of the patient, and date, time, numbers and referring
+            physician of the study are copied to written results. Archives use them to assign results to the patient.
 
     Raises:
-        UnfitSourceError: a file is no DICOM image, lacks an attribute that a reference needs, or does not belong to the
-            series of the others. The message tells the file by its place in ``paths`` and quotes nothing.
+        UnfitSourceError: a file is not a DICOM image, lacks an attribute that a reference needs, or belongs to another
+            series. The message states the index of the file in ``paths`` and quotes no header value.
     """
     if not paths:
-        raise UnfitSourceError("no source image given; results refer to at least one")
+        raise UnfitSourceError("no source image was given; results must refer to at least one")
     names = [f"source image {number} of {len(paths)}" for number in range(1, len(paths) + 1)]
-    with silent():  # values of sequences are decoded when they are asked for
+    with silent():  # values of sequences are decoded on access
         headers = [_read(path, name, keep_identifiers) for path, name in zip(paths, names, strict=True)]
         for header, name in zip(headers, names, strict=True):
             _check_same_series(header, headers[0], name)
@@ -116,10 +117,10 @@ def _read(path: str | os.PathLike[str], name: str, keep_identifiers: bool) -> Da
     try:
         header = _only(read_header(path, more=keywords + identifiers), keywords + identifiers)
     except ImageFileError:
-        raise UnfitSourceError(f"{name} cannot be read as DICOM; give the files scored") from None
+        raise UnfitSourceError(f"{name} cannot be read as DICOM; give the files that were scored") from None
     missing = [keyword for keyword in _NEEDED if header.get(keyword) in (None, "")]
     if missing:
-        raise UnfitSourceError(f"{name} has no {', '.join(missing)}; results cannot refer to it: export it again")
+        raise UnfitSourceError(f"{name} has no {', '.join(missing)}, so results cannot refer to it; export it again")
     for keyword in KEPT_IDENTIFIERS:
         if keyword not in header:
             setattr(header, keyword, None)
@@ -149,7 +150,7 @@ def _frame_count(header: Dataset) -> int:
 
 
 def _frame_headers(header: Dataset) -> list[Dataset]:
-    """Return per frame the attributes of its geometry, flat, from wherever the header has them."""
+    """Return a flat data set with the geometry attributes of each frame, from the header or its functional groups."""
     if "PerFrameFunctionalGroupsSequence" not in header:
         return [header] if _frame_count(header) == 1 else [Dataset() for _ in range(_frame_count(header))]
     frames = []
@@ -162,10 +163,10 @@ def _frame_headers(header: Dataset) -> list[Dataset]:
 
 
 def _planes(headers: Sequence[Dataset]) -> NDArray[np.float64] | None:
-    """Return the matrices of all frames, or None if no frame tells its place.
+    """Return the matrices (F, 4, 3) of all frames, or None if no frame states its position.
 
     Raises:
-        UnfitSourceError: some of the attributes of the geometry are missing or make no sense.
+        UnfitSourceError: some attributes of the geometry are missing or invalid.
     """
     frames = [frame for header in headers for frame in _frame_headers(header)]
     if not any("ImagePositionPatient" in frame or "ImageOrientationPatient" in frame for frame in frames):
@@ -173,12 +174,14 @@ def _planes(headers: Sequence[Dataset]) -> NDArray[np.float64] | None:
     if not headers[0].get("FrameOfReferenceUID"):
         raise UnfitSourceError("the source images have positions but no FrameOfReferenceUID; export them again")
     if len(frames) != sum(map(_frame_count, headers)):
-        raise UnfitSourceError(f"the source tells the places of {len(frames)} frames but holds others; export it again")
+        raise UnfitSourceError(
+            f"the source states {len(frames)} positions for another number of frames; export it again"
+        )
     return np.stack([_plane(frame, number) for number, frame in enumerate(frames, start=1)])
 
 
 def _plane(frame: Dataset, number: int) -> NDArray[np.float64]:
-    """Return the (4, 3) matrix that brings (row, column, 1) of a frame to the world (LPS, mm)."""
+    """Return the (4, 3) matrix that maps (row, column, 1) of a frame to world coordinates (LPS, mm)."""
     values: dict[str, NDArray[np.float64]] = {}
     sizes = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
     for keyword, size in sizes.items():
@@ -189,13 +192,13 @@ def _plane(frame: Dataset, number: int) -> NDArray[np.float64]:
     orientation = values["ImageOrientationPatient"].reshape(2, 3)
     planes = Planes(values["ImagePositionPatient"][None], orientation, (between_columns, between_rows))
     if planes.problem() is not None:
-        raise UnfitSourceError(f"the geometry of frame {number} of the source makes no sense; export it again")
+        raise UnfitSourceError(f"the geometry of frame {number} of the source is invalid; export it again")
     matrix: NDArray[np.float64] = plane_matrices(planes)[0][:, [1, 0, 2]]
     return matrix
 
 
 def _numbers(stored: Any) -> NDArray[np.float64]:
-    """Return the numbers of an attribute; none where one of them cannot be read as a number."""
+    """Return the numbers of an attribute, or an empty array if one of them is invalid."""
     try:
         return np.asarray([] if stored is None else stored, np.float64)
     except (TypeError, ValueError):
@@ -203,7 +206,7 @@ def _numbers(stored: Any) -> NDArray[np.float64]:
 
 
 def _with_geometry(header: Dataset, *, has_place: bool) -> Dataset:
-    """Return a header without geometry if it is incomplete, of a multi-frame image in the groups where it belongs."""
+    """Return a header without geometry if there is no position, or with the geometry in its functional groups."""
     image = _only(header, [*_NEEDED, *_HELPFUL, *KEPT_IDENTIFIERS, "SpecificCharacterSet", *_GEOMETRY_KEYWORDS])
     if not has_place:
         for keyword in ("FrameOfReferenceUID", *_GEOMETRY_KEYWORDS):
@@ -211,7 +214,7 @@ def _with_geometry(header: Dataset, *, has_place: bool) -> Dataset:
         return image
     frames = _frame_headers(header)
     if "PerFrameFunctionalGroupsSequence" not in header:
-        image.SliceThickness = header.get("SliceThickness")  # of type 2 where there are positions
+        image.SliceThickness = header.get("SliceThickness")  # type 2 in images with a position
         return image
     shared, first = Dataset(), frames[0]
     for macro in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
@@ -229,7 +232,7 @@ def _position_group(frame: Dataset) -> Dataset:
     return group
 
 
-def _letter(direction: NDArray[np.float64]) -> str:
+def _patient_side(direction: NDArray[np.float64]) -> str:
     """Return the side of the patient that a direction (LPS) points to: L, R, P, A, H(ead) or F(eet)."""
     axis = int(np.abs(direction).argmax())
     return ("LR", "PA", "HF")[axis][int(direction[axis] < 0)]
@@ -240,30 +243,30 @@ def frames_on_source(
 ) -> NDArray[np.float32]:
     """Return a map as frames (F, rows, columns), float32, in the order and the directions of the source's frames.
 
-    With an affine, each frame takes the voxels that lie where its pixels lie, whatever the axes' order and directions.
+    With an affine, each frame gets the voxels at the positions of its pixels, for any order and direction of the axes.
 
     Args:
-        anomaly_map: (rows, columns) of a single frame, or (X, Y, Z).
-        source: the images it belongs to.
-        affine: (4, 4) voxel to world matrix (RAS, mm) of (X, Y, Z); without it, or if the source has no place in space,
-            X are the source's columns, Y its rows and Z its frames.
+        anomaly_map: map (rows, columns) of a single frame, or (X, Y, Z) of a volume.
+        source: source images of the map.
+        affine: (4, 4) voxel to world matrix (RAS, mm) of (X, Y, Z). Without it, or if the source states no position, X
+            are the source's columns, Y its rows and Z its frames.
 
     Raises:
-        UnfitSourceError: the map is not finite, or does not lie on the source's grid.
+        UnfitSourceError: the map is not finite, or is not on the source's grid.
     """
     shape = (source.frame_count, int(source.images[0].Rows), int(source.images[0].Columns))
     if not np.isfinite(anomaly_map).all():
-        raise UnfitSourceError("the map holds values that are not finite; a viewer could not show it")
+        raise UnfitSourceError("the map holds values that are not finite, which viewers cannot show")
     if anomaly_map.size != np.prod(shape) or anomaly_map.ndim not in (2, 3):
         raise UnfitSourceError(
-            f"a map of {anomaly_map.shape} is not on the source's grid of {shape} (frames, rows, columns)"
+            f"the map of shape {anomaly_map.shape} does not match the source's grid {shape} (frames, rows, columns)"
         )
     if anomaly_map.ndim == 3 and affine is not None and source.planes is not None:
         return _take_frames(anomaly_map, np.asarray(affine, float), source.planes, shape)
     frames = anomaly_map[None] if anomaly_map.ndim == 2 else anomaly_map.transpose(2, 1, 0)
     if frames.shape != shape:
         raise UnfitSourceError(
-            f"a map of {anomaly_map.shape} is not on the source's grid of {shape} (frames, rows, columns)"
+            f"the map of shape {anomaly_map.shape} does not match the source's grid {shape} (frames, rows, columns)"
         )
     return np.ascontiguousarray(frames, dtype=np.float32)
 
@@ -276,7 +279,7 @@ def _take_frames(
 ) -> NDArray[np.float32]:
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
         raise UnfitSourceError("the map's affine cannot be inverted; it must be a (4, 4) voxel to world matrix")
-    to_voxel = (np.linalg.inv(affine) @ LPS_TO_RAS @ planes)[:, :3]  # (F, 3, 3) of (row, column, 1)
+    to_voxel = (np.linalg.inv(affine) @ LPS_TO_RAS @ planes)[:, :3]  # (F, 3, 3), applied to (row, column, 1)
     exact = np.rint(to_voxel)
     rows, columns = shape[1:]
     corners = np.array([[0, 0, 1], [rows - 1, 0, 1], [0, columns - 1, 1], [rows - 1, columns - 1, 1]]).T
@@ -286,7 +289,7 @@ def _take_frames(
     all_different = len(np.unique(exact[:, :, 2], axis=0)) == len(planes)
     if np.abs((to_voxel - exact) @ corners).max() > _GRID_TOLERANCE or not (one_axis_each and inside and all_different):
         raise UnfitSourceError(
-            "the map does not lie on the source's grid; give the files it was made of, all of them, and its affine"
+            "the map is not on the source's grid; give all files that were scored, and the map's affine"
         )
     pixels = np.stack([*np.mgrid[:rows, :columns], np.ones((rows, columns))]).reshape(3, -1)
     frames = [anomaly_map[tuple((matrix @ pixels).astype(int))] for matrix in exact]
@@ -294,7 +297,7 @@ def _take_frames(
 
 
 def burned_in_warning(path: str | os.PathLike[str]) -> str:
-    """Return what `warn_burned_in` says of a file; nothing if it cannot be read."""
+    """Return the warning of `warn_burned_in` for a file; an empty text if the file cannot be read."""
     try:
         return warn_burned_in(read_header(path, more=["BurnedInAnnotation"]))
     except ImageFileError:
@@ -302,18 +305,18 @@ def burned_in_warning(path: str | os.PathLike[str]) -> str:
 
 
 def warn_burned_in(header: Dataset) -> str:
-    """Return a warning if an image may show who the patient is in its pixels, else an empty text.
+    """Return a warning if the pixels of an image may show the patient's identity, else an empty text.
 
     Args:
-        header: with ``Modality`` and, if it tells, ``BurnedInAnnotation`` (DICOM PS3.3 C.7.6.1).
+        header: header with ``Modality`` and, if stated, ``BurnedInAnnotation`` (DICOM PS3.3 C.7.6.1).
     """
     with silent():
-        told, modality = header.get("BurnedInAnnotation") or "", header.get("Modality")
-    if told == "YES":
-        return "the source says that texts are burned into its pixels (BurnedInAnnotation YES): overlays show them too"
-    if told != "NO" and modality in _PIXELS_OF_TEXT:
+        burned_in, modality = header.get("BurnedInAnnotation") or "", header.get("Modality")
+    if burned_in == "YES":
+        return "the source states that text is burned into its pixels (BurnedInAnnotation YES): overlays show it too"
+    if burned_in != "NO" and modality in _PIXELS_OF_TEXT:
         return (
-            "images of this kind often have names or dates burned into their pixels, and the source does not tell "
-            "(no BurnedInAnnotation): look before you share overlays"
+            "images of this modality often have names or dates burned into their pixels, and the source does not state "
+            "it (no BurnedInAnnotation): check overlays before you share them"
         )
     return ""

@@ -1,4 +1,4 @@
-"""The windows that a DICOM image was stored with (VOI: values of interest), as plain numbers."""
+"""Stored windows of DICOM images (VOI: values of interest) as plain numbers."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from mrad_med.io.dicom.headers import frame_group
 
 __all__ = ["VOIKeys", "stored_windows"]
 
-MAX_WINDOWS = 4  # that travel on; further ones are seldom more than variants
-LUT_LENGTH = 65536  # the longest of DICOM; a shorter one goes on with its last entry, as its definition says
+MAX_WINDOWS = 4  # further windows are usually only variants
+LUT_LENGTH = 65536  # longest table in DICOM; shorter ones are extended by their last value, as DICOM defines
 LUT_BITS = (8, 10, 11, 12, 13, 14, 15, 16)
 
-# Modalities whose window was set for the image; that of an MR slice is often no more than the scanner's guess.
+# Modalities whose window was set for the image; that of an MR slice is often only a guess of the scanner.
 _WINDOWED = ("CT", "CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA")
 _FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 
 class VOIKeys:
-    """Keys of the metadata that the windows of a DICOM image travel under.
+    """Metadata keys of the stored windows of a DICOM image.
 
-    A value has one shape whatever the image, so that images with different windows can be batched.
+    Each value has the same shape for all images, so images with different windows can be batched.
 
     Attributes:
-        WINDOWS: (4, 2) center and width in the image's units; NaN beyond the last window.
-        FUNCTION: ``"LINEAR"``, ``"LINEAR_EXACT"`` or ``"SIGMOID"``, how a window is meant.
-        LUT: (65536,) uint8, the brightness of the values from ``LUT_FIRST`` on; it comes before the windows.
-        LUT_FIRST: the value that the table begins with.
-        TRUSTED: whether images of this modality are meant to be seen through their window.
+        WINDOWS: (4, 2) center and width in the image's units; NaN after the last window.
+        FUNCTION: function that a window defines: ``"LINEAR"``, ``"LINEAR_EXACT"`` or ``"SIGMOID"``.
+        LUT: (65536,) uint8 brightness of the values from ``LUT_FIRST`` upwards; it takes precedence over the windows.
+        LUT_FIRST: first value that the table maps.
+        TRUSTED: whether images of this modality are intended to be viewed with their stored window.
     """
 
     WINDOWS = "windows"
@@ -43,11 +43,12 @@ class VOIKeys:
 
 
 def stored_windows(dataset: pydicom.Dataset, *, mirror: float | None = None) -> dict[str, Any]:
-    """Return the windows of an image under `VOIKeys`; nothing where it has none that can be used.
+    """Return the windows of an image under the keys of `VOIKeys`; an empty dictionary if it has no valid window.
 
     Args:
-        dataset: the header. Of an enhanced object, the windows of the first frame count.
-        mirror: of an image whose values were inverted, ``v`` to ``mirror - v``: its windows are inverted too.
+        dataset: header of the image; the windows of the first frame are used for an enhanced object.
+        mirror: sum of inverted and original value if the values were inverted, ``v`` to ``mirror - v``; the windows
+            are inverted in the same way.
 
     Reference:
         DICOM PS3.3, C.11.2.
@@ -66,23 +67,23 @@ def stored_windows(dataset: pydicom.Dataset, *, mirror: float | None = None) -> 
         meta |= {VOIKeys.WINDOWS: padded, VOIKeys.FUNCTION: function}
     table = _table(source, little_endian=dataset.file_meta.TransferSyntaxUID.is_little_endian)
     if table is not None:
-        first, shades = float(table[0]), table[1]
+        first, brightness = float(table[0]), table[1]
         if mirror is not None:
-            first, shades = mirror - (first + len(shades) - 1), 255 - shades[::-1]
-        padding = (0, LUT_LENGTH - len(shades))
-        meta |= {VOIKeys.LUT: np.pad(shades, padding, mode="edge"), VOIKeys.LUT_FIRST: first}
+            first, brightness = mirror - (first + len(brightness) - 1), 255 - brightness[::-1]
+        padding = (0, LUT_LENGTH - len(brightness))
+        meta |= {VOIKeys.LUT: np.pad(brightness, padding, mode="edge"), VOIKeys.LUT_FIRST: first}
     if meta:
         meta[VOIKeys.TRUSTED] = str(dataset.get("Modality") or "") in _WINDOWED
     return meta
 
 
 def _windows(source: pydicom.Dataset, function: str) -> list[tuple[float, float]]:
-    """Return the pairs of center and width that the function is defined for."""
+    """Return the pairs of center and width for which the function is defined."""
     if function not in _FUNCTIONS:
         return []
     try:
         centers, widths = (np.atleast_1d(_floats(source.get(key))) for key in ("WindowCenter", "WindowWidth"))
-    except (TypeError, ValueError):  # a window that is no number is none: the pixels are no worse for it
+    except (TypeError, ValueError):  # an invalid window is ignored, because the pixels are still valid
         return []
     least = 1.0 if function == "LINEAR" else np.finfo(np.float64).tiny
     pairs = zip(centers.tolist(), widths.tolist(), strict=False)
@@ -94,7 +95,7 @@ def _floats(stored: Any) -> NDArray[np.float64]:
 
 
 def _table(source: pydicom.Dataset, *, little_endian: bool) -> tuple[int, NDArray[np.uint8]] | None:
-    """Return the first value of the VOI lookup table and its entries as bytes, or None where there is none of use."""
+    """Return the first input value and the outputs (uint8) of the VOI lookup table, or None without a valid table."""
     items = source.get("VOILUTSequence")
     item = items[0] if items else {}
     descriptor, data = item.get("LUTDescriptor"), item.get("LUTData")
@@ -103,8 +104,8 @@ def _table(source: pydicom.Dataset, *, little_endian: bool) -> tuple[int, NDArra
     count, first, bits = (int(value) for value in descriptor)
     if isinstance(data, bytes):
         data = np.frombuffer(data[: len(data) // 2 * 2], "<u2" if little_endian else ">u2")
-    entries = np.asarray(data, np.float64)[: count or LUT_LENGTH]
-    if bits not in LUT_BITS or len(entries) != (count or LUT_LENGTH):
+    outputs = np.asarray(data, np.float64)[: count or LUT_LENGTH]
+    if bits not in LUT_BITS or len(outputs) != (count or LUT_LENGTH):
         return None
-    shades: NDArray[np.uint8] = np.round(entries.clip(0, 2**bits - 1) * (255 / (2**bits - 1))).astype(np.uint8)
-    return first, shades
+    brightness: NDArray[np.uint8] = np.round(outputs.clip(0, 2**bits - 1) * (255 / (2**bits - 1))).astype(np.uint8)
+    return first, brightness

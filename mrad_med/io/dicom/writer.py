@@ -1,9 +1,9 @@
-"""Results as DICOM objects that a viewer lays over their source images. Needs highdicom: ``mrad-med[seg]``.
+"""Results as DICOM objects that a viewer overlays on their source images. Needs highdicom: ``mrad-med[seg]``.
 
-What has to be kept for a viewer to do so are the UIDs of study, frame of reference and source instances. They name no
-one by themselves but lead back to the source, so the objects are as linkable as the source's UIDs are. All else is
-read by a list of harmless attributes: names, numbers, dates and free texts of the patient, the study and the site never
-enter the process, unless identifiers are asked for.
+For this, the objects keep the UIDs of study, frame of reference and source instances. The UIDs contain no names but
+refer to the source, so the objects can be linked to a patient as easily as the source's UIDs. All other attributes are
+read from a list of harmless ones. Names, numbers, dates and free texts of the patient, the study and the site are not
+read unless identifiers are requested.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ __all__ = ["require_highdicom", "write_overlay_captures", "write_parametric_map"
 logger = logging.getLogger(__name__)
 
 _PRODUCT = "mrad_med"
-_UNDATED = datetime(1900, 1, 1)  # as anonymizers write
-_SERIES_NUMBERS = {"segmentation": 9101, "parametric map": 9102, "overlay": 9103}  # far from a scanner's own
+_UNDATED = datetime(1900, 1, 1)  # as used by anonymizers
+_SERIES_NUMBERS = {"segmentation": 9101, "parametric map": 9102, "overlay": 9103}  # above the usual numbers of scanners
 
 
-@silent()  # values may be validated again as they are written
+@silent()  # writing validates values again
 def write_segmentation(
     path: str | os.PathLike[str],
     anomaly_map: NDArray[np.float32],
@@ -48,27 +48,27 @@ def write_segmentation(
     affine: NDArray[np.float64] | None = None,
     created: datetime | None = None,
 ) -> None:
-    """Write where a map is at or above a threshold as a DICOM Segmentation (BINARY, one segment "anomaly").
+    """Write the region at or above a threshold as a DICOM Segmentation (BINARY, one segment "anomaly").
 
-    Every source frame has a frame of its own, also where nothing is found. The same input gives the same bytes.
+    Each source frame gets a frame, even an empty one. The same input gives the same bytes.
 
     Args:
-        path: the file to write.
-        anomaly_map: float32, (rows, columns) of a single frame or (X, Y, Z) of a volume.
-        source: the images that the map belongs to.
-        threshold: in the map's unit; a voxel equal to it is inside.
-        affine: (4, 4) voxel to world matrix (RAS, mm) of a volume's map. Without it X are the source's columns, Y its
-            rows and Z its frames in the order they were given.
-        created: the time to be told; None writes the year 1900, so that results do not depend on the clock.
+        path: file to write.
+        anomaly_map: float32 (rows, columns) of a single frame, or (X, Y, Z) of a volume.
+        source: source images of the map.
+        threshold: threshold in the unit of the map; a voxel equal to it is inside.
+        affine: (4, 4) voxel to world matrix (RAS, mm) of a volume. Without it X are the source's columns, Y its rows
+            and Z its frames in the given order.
+        created: creation time stated in the file; None writes the year 1900, so results do not depend on the clock.
 
     Raises:
-        OutputError: the map does not lie on the source's grid, the source's kind cannot carry a segmentation, highdicom
-            is missing, or the file cannot be written.
+        OutputError: the map is not on the source's grid, a segmentation of this kind of source is not possible,
+            highdicom is not installed, or the file cannot be written.
     """
     highdicom, frames = require_highdicom(), frames_on_source(anomaly_map, source, affine)
     _require_place(source, "a segmentation of several frames", needed=len(frames) > 1)
     if not np.isfinite(threshold):
-        raise UnfitSourceError(f"a threshold of {threshold} selects nothing; give a number in the map's unit")
+        raise UnfitSourceError(f"the threshold must be finite, got {threshold}; give a number in the unit of the map")
     mask = (frames >= threshold).astype(np.uint8)
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name=_PRODUCT, family=codes.DCM.ArtificialIntelligence, version=version("mrad-med")
@@ -76,7 +76,7 @@ def write_segmentation(
     segment = highdicom.seg.SegmentDescription(
         segment_number=1,
         segment_label="anomaly",
-        # Category and type are one concept: what kind of anomaly it is, a zero-shot method does not know.
+        # Category and type are the same concept, because a zero-shot method does not know the kind of anomaly.
         segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
         segmented_property_type=codes.SCT.MorphologicallyAbnormalStructure,
         algorithm_type="AUTOMATIC",
@@ -96,7 +96,7 @@ def write_segmentation(
     _save(dataset, path, created)
 
 
-@silent()  # values may be validated again as they are written
+@silent()  # writing validates values again
 def write_parametric_map(
     path: str | os.PathLike[str],
     anomaly_map: NDArray[np.float32],
@@ -105,19 +105,19 @@ def write_parametric_map(
     affine: NDArray[np.float64] | None = None,
     created: datetime | None = None,
 ) -> None:
-    """Write a map as a DICOM Parametric Map: float32, its values as they are, unit "no units", quantity probability.
+    """Write a map as a DICOM Parametric Map: unchanged float32 values, unit "no units", quantity probability.
 
-    The stored window spans the map's own range, for MRAD's probabilities may span no more than 0.01.
+    The stored window spans the range of the map, because anomaly values of MRAD may span only 0.01.
 
     Args:
-        path: the file to write.
-        anomaly_map: float32, (rows, columns) of a single frame or (X, Y, Z) of a volume.
-        source: the images that the map belongs to.
-        affine: as in `write_segmentation`.
-        created: as in `write_segmentation`.
+        path: file to write.
+        anomaly_map: float32 (rows, columns) of a single frame, or (X, Y, Z) of a volume.
+        source: source images of the map.
+        affine: voxel to world matrix; see `write_segmentation`.
+        created: creation time; see `write_segmentation`.
 
     Raises:
-        OutputError: as in `write_segmentation`.
+        OutputError: the reasons of `write_segmentation`, or the source states no position.
     """
     highdicom, frames = require_highdicom(), frames_on_source(anomaly_map, source, affine)
     _require_place(source, "a parametric map", needed=True)
@@ -148,7 +148,7 @@ def write_parametric_map(
     _save(dataset, path, created)
 
 
-@silent()  # values may be validated again as they are written
+@silent()  # writing validates values again
 def write_overlay_captures(
     folder: str | os.PathLike[str],
     pictures: Mapping[int, NDArray[np.uint8]],
@@ -157,51 +157,52 @@ def write_overlay_captures(
     created: datetime | None = None,
     warn: bool = True,
 ) -> list[Path]:
-    """Write pictures of frames as DICOM Secondary Captures, which every viewer shows, and return their files.
+    """Write overlays of frames as DICOM Secondary Captures, which every viewer shows, and return their paths.
 
-    A picture of its frame's size lies where the frame lies; of another size, such as a figure with a color bar, it only
-    names its source. Texts burned into the source's pixels are in the pictures too: a warning is logged.
+    An overlay with the size of its frame gets the position of the frame. An overlay of another size, such as a figure
+    with a color bar, only refers to its source. Text burned into the source's pixels appears in overlays too; a warning
+    is logged.
 
     Args:
-        folder: gets ``overlay_0001.dcm`` and so on, numbered as the frames are, from 1.
-        pictures: uint8 (H, W, 3) RGB by index of the frame, from 0 in the order the source files were given.
-        source: the images that the pictures were made of.
-        created: as in `write_segmentation`.
-        warn: False where who calls has warned of such texts.
+        folder: folder of the files ``overlay_0001.dcm`` and so on, numbered by frame from 1.
+        pictures: overlay of each frame, uint8 (H, W, 3) RGB, by index of the frame from 0 in the order of the files.
+        source: source images of the overlays.
+        created: creation time; see `write_segmentation`.
+        warn: whether to log the warning; False if the caller has warned already.
 
     Raises:
-        OutputError: a picture is not uint8 RGB, there is no such frame, highdicom is missing, or a file cannot be
-            written.
+        OutputError: an overlay is not uint8 RGB, there is no such frame, highdicom is not installed, or a file cannot
+            be written.
     """
     highdicom = require_highdicom()
-    for index, picture in pictures.items():
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
-            raise UnfitSourceError(f"a picture is uint8 (H, W, 3), frame {index} has {picture.dtype} {picture.shape}")
+    for index, overlay in pictures.items():
+        if overlay.dtype != np.uint8 or overlay.ndim != 3 or overlay.shape[-1] != 3:
+            raise UnfitSourceError(f"overlays are uint8 (H, W, 3); frame {index} has {overlay.dtype} {overlay.shape}")
         if not 0 <= index < source.frame_count:
             raise UnfitSourceError(f"there is no frame {index}: the source has {source.frame_count}, counted from 0")
     warning = warn_burned_in(source.images[0]) if warn else ""
     if warning:
         logger.warning("%s", warning)
     paths = []
-    for index, picture in sorted(pictures.items()):
+    for index, overlay in sorted(pictures.items()):
         paths.append(Path(folder) / f"overlay_{index + 1:04d}.dcm")
-        _save(_capture(highdicom, index, picture, source, created), paths[-1], created)
+        _save(_capture(highdicom, index, overlay, source, created), paths[-1], created)
     return paths
 
 
 def _capture(
-    highdicom: Any, index: int, picture: NDArray[np.uint8], source: SourceSeries, created: datetime | None
+    highdicom: Any, index: int, overlay: NDArray[np.uint8], source: SourceSeries, created: datetime | None
 ) -> Dataset:
     """Return the Secondary Capture of one frame."""
     image, frame_number = source.frame(index)
-    equipment = _equipment("overlay", source, created, picture, str(index)) | {"instance_number": index + 1}
+    equipment = _equipment("overlay", source, created, overlay, str(index)) | {"instance_number": index + 1}
     dataset = _build(
         highdicom.sc.SCImage,
-        pixel_array=picture,
+        pixel_array=overlay,
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
-        patient_orientation=("L", "P"),  # highdicom wants one; the true one follows
+        patient_orientation=("L", "P"),  # highdicom requires one; it is replaced below
         study_instance_uid=image.StudyInstanceUID,
         **equipment,
     )
@@ -218,8 +219,8 @@ def _capture(
     for keyword in ("BurnedInAnnotation", "LossyImageCompression", "LossyImageCompressionRatio"):
         if keyword in image:
             dataset[keyword] = image[keyword]
-    if picture.shape[:2] == (image.Rows, image.Columns):
-        dataset.update(source.place(index))  # without a place, the orientation becomes blank as the file is written
+    if overlay.shape[:2] == (image.Rows, image.Columns):
+        dataset.update(source.place(index))  # without a position, `_save` blanks the orientation
     return dataset
 
 
@@ -227,7 +228,7 @@ def require_highdicom() -> Any:
     """Return highdicom.
 
     Raises:
-        OutputError: it is not installed.
+        OutputError: highdicom is not installed.
     """
     highdicom, is_installed = optional_import("highdicom")
     if not is_installed:
@@ -236,25 +237,25 @@ def require_highdicom() -> Any:
 
 
 def _require_place(source: SourceSeries, what: str, *, needed: bool) -> None:
-    """Check what highdicom demands of a source."""
+    """Raise an `UnfitSourceError` if a position is needed and the source states none."""
     if needed and source.planes is None:
         raise UnfitSourceError(
-            f"{what} needs images with position and orientation, these have none; write pictures of the frames instead "
-            "(write_overlay_captures)"
+            f"{what} needs source images with position and orientation, but these have none; write overlays of the "
+            "frames instead (write_overlay_captures)"
         )
 
 
 def _equipment(
     kind: str, source: SourceSeries, created: datetime | None, pixels: NDArray[Any], *settings: str
 ) -> dict[str, Any]:
-    """Return series, instance and equipment. The UIDs are hashes of all that the file's bytes depend on."""
+    """Return series, instance and equipment attributes. The UIDs are hashes of all inputs of the file."""
     versions = [f"{package} {version(package)}" for package in ("mrad-med", "highdicom", "pydicom")]
     digest = hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
     inputs = [str(image.SOPInstanceUID) for image in source.images]
     if any(element.value for element in source.identifiers):
         inputs.append(hashlib.sha256(source.identifiers.to_json().encode()).hexdigest())
     origin = [kind, *versions, *inputs, str(created)]
-    # Pictures of one source are one series; maps and masks of different content are different series.
+    # Overlays of one source form one series; maps and masks with different content form different series.
     of_series = origin if kind == "overlay" else [*origin, str(pixels.shape), digest, *settings]
     return {
         "series_instance_uid": generate_uid(entropy_srcs=["series", "\n".join(of_series)]),
@@ -274,20 +275,20 @@ def _equipment(
 
 
 def _build(kind: Any, **arguments: Any) -> Dataset:
-    """Build an object of highdicom; what it has against the source's headers is told without quoting them."""
+    """Build an object of highdicom; its errors are replaced, because they may quote headers of the source."""
     try:
         dataset: Dataset = kind(**arguments)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UnfitSourceError(
-            f"highdicom cannot make a {kind.__name__} of these source images ({type(error).__name__}); check that "
-            "they are one complete series of a standard kind of image"
+            f"highdicom cannot build a {kind.__name__} from these source images ({type(error).__name__}); check that "
+            "they are one complete series of a standard image class"
         ) from None
     return dataset
 
 
 def _save(dataset: Dataset, path: str | os.PathLike[str], created: datetime | None) -> None:
-    """Write an object, freed of the clock and of random UIDs, whole or not at all."""
-    # Of type 2C: to leave them out would say that they do not apply.
+    """Write an object completely or not at all, after replacing its clock times and random UIDs."""
+    # Attributes of type 2C: leaving them out would mean that they do not apply.
     if dataset.Modality != "SEG" and "Laterality" not in dataset:
         dataset.Laterality = None
     if "FrameOfReferenceUID" not in dataset:

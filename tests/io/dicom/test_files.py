@@ -83,7 +83,7 @@ REFUSED = {  # how the reason begins: names
     "its pixel data cannot be decoded (ValueError)": "MR_truncated.dcm",
     "the DICOM header cannot be read": "no_meta.dcm",
     "this DICOM object holds no image": "empty_charset_LEI.dcm meta_missing_tsyntax.dcm nested_priv_SQ.dcm",
-    "its header does not tell the size of its image": (
+    "its header does not state the image size": (
         "UN_sequence.dcm no_meta_group_length.dcm priv_SQ.dcm dicomdirtests/TINY_ALPHA/PT000000/*"
     ),
     "this DICOM object is a radiotherapy dose": (
@@ -101,7 +101,7 @@ REFUSED = {  # how the reason begins: names
         "dicomdirtests/DICOMDIR-bigEnd dicomdirtests/DICOMDIR-empty.dcm dicomdirtests/DICOMDIR-implicit "
         "dicomdirtests/DICOMDIR-nooffset dicomdirtests/DICOMDIR-nopatient dicomdirtests/DICOMDIR-reordered"
     ),
-    "unknown kind of file": (
+    "unknown file type": (
         "README.txt crayons.icc dicomdirtests/DICOMDIR dicomdirtests/README.txt dicomdirtests/TINY_ALPHA/DICOMDIR "
         "dicomdirtests/TINY_ALPHA/README rtplan.dump rtstruct.dump test1.json test_PN.json zipMR.gz"
     ),

@@ -108,7 +108,7 @@ def test_refusal_of_an_invalid_value_that_would_be_kept_does_not_quote_it(tmp_pa
     paths = write_invalid(tmp_path / "source")
     with nothing_quoted(caplog, capfd):
         source = read_source_series(paths, keep_identifiers=True)
-        with pytest.raises(OutputError, match=r"highdicom cannot make a Segmentation .*\(ValueError\)") as refusal:
+        with pytest.raises(OutputError, match=r"highdicom cannot build a Segmentation .*\(ValueError\)") as refusal:
             write_segmentation(tmp_path / "seg.dcm", MAP, source, threshold=0.5)
     assert SECRET not in str(refusal.value)
     assert refusal.value.__suppress_context__  # highdicom's error quotes it

@@ -48,7 +48,7 @@ REFUSED = {
     "a radiotherapy plan": {"rtplan*", "ExplVR_BigEndNoMeta.dcm", "ExplVR_LitEndNoMeta.dcm"},
     "a radiotherapy structure set": {"rtstruct.dcm"},
     "holds no image": {"empty_charset_LEI.dcm", "meta_missing_tsyntax.dcm", "nested_priv_SQ.dcm"},
-    "does not tell the size of its image": {
+    "does not state the image size": {
         "IM0000*",  # of the export disk; their pixels were taken out
         "UN_sequence.dcm",
         "no_meta_group_length.dcm",
@@ -466,10 +466,10 @@ def test_images_with_different_windows_make_a_batch(tmp_path):
     ("change", "message"),
     [
         ({"Rows": None}, "cannot be read|cannot be decoded"),
-        ({"SamplesPerPixel": 3}, "3 sample\\(s\\) a pixel contradict its kind of tones"),
-        ({"PhotometricInterpretation": ""}, "does not tell whether its pixels are gray or colors"),
-        ({"PhotometricInterpretation": "CMYK"}, "contradict its kind of tones"),
-        ({"RescaleSlope": "0", "RescaleIntercept": "0"}, "rescaling turns all values into one"),
+        ({"SamplesPerPixel": 3}, "3 sample\\(s\\) per pixel do not match its photometric interpretation"),
+        ({"PhotometricInterpretation": ""}, "does not state the photometric interpretation"),
+        ({"PhotometricInterpretation": "CMYK"}, "do not match its photometric interpretation"),
+        ({"RescaleSlope": "0", "RescaleIntercept": "0"}, "rescale slope is 0"),
         ({"BitsStored": 17}, "pixel data cannot be decoded"),
         ({"Columns": 44}, "pixel data cannot be decoded .*truncated"),
         ({"NumberOfFrames": "3"}, "pixel data cannot be decoded .*truncated"),
@@ -477,7 +477,7 @@ def test_images_with_different_windows_make_a_batch(tmp_path):
         ({"PixelSpacing": ["0", "0"]}, "a spacing that is not above 0"),
         ({"ImageOrientationPatient": ["0"] * 6}, "not perpendicular unit vectors"),
         ({"ImageOrientationPatient": ["1", "0", "0", "1", "0", "0"]}, "not perpendicular unit vectors"),
-        ({"ImagePositionPatient": ["nan", "0", "0"]}, "no finite number"),
+        ({"ImagePositionPatient": ["nan", "0", "0"]}, "not a finite number"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.104.1"}, "this DICOM object is a document, not an image"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.11.1"}, "is a presentation state, not an image"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4"}, "is a segmentation, not an image"),
@@ -513,7 +513,7 @@ def test_image_of_radiotherapy_is_an_image(tmp_path):
     ],
 )
 def test_frames_that_make_no_even_stack_are_refused(tmp_path, positions, message):
-    with pytest.raises(ImageFileError, match=f"make no single volume: .*{message}"):
+    with pytest.raises(ImageFileError, match=f"cannot form one volume: .*{message}"):
         saved(tmp_path, enhanced(gray(frames=len(positions)), positions))
 
 
@@ -528,12 +528,12 @@ def test_frames_that_are_not_parallel_are_refused(tmp_path):
 def test_frames_that_are_not_all_described_are_refused(tmp_path):
     dataset = enhanced(gray(frames=2), [(0, 0, 0), (0, 0, 2)])
     del dataset.PerFrameFunctionalGroupsSequence[1]
-    with pytest.raises(ImageFileError, match=r"describes 1 frame\(s\) and holds 2"):
+    with pytest.raises(ImageFileError, match=r"describes 1 frame\(s\) but states 2"):
         saved(tmp_path, dataset)
 
 
 def test_signed_colors_are_refused(tmp_path):
-    with pytest.raises(ImageFileError, match="colors are signed numbers"):
+    with pytest.raises(ImageFileError, match="color values are signed"):
         saved(tmp_path, make_image(colors().view(np.int8), photometric="RGB"))
 
 
@@ -573,7 +573,7 @@ def test_video_is_refused(tmp_path):
 def test_several_files_are_referred_to_the_reader_of_series(tmp_path):
     path = write_image(tmp_path / "a.dcm", make_image(gray()))
     assert DicomReader().read([path]).Rows == ROWS
-    with pytest.raises(ImageFileError, match="got 2 files; slices are read by read_series"):
+    with pytest.raises(ImageFileError, match="got 2 files; read a series with read_series"):
         DicomReader().read([path, path])
 
 

@@ -143,12 +143,12 @@ def test_gap_is_told_and_refused_unless_asked_for(tmp_path, caplog):
     for index in (2, 5, 6):
         paths[index].unlink()
     series = only(tmp_path)
-    assert series.problems == ("2 gap(s) between slices (up to 6 mm where 2 mm are usual), about 3 slice(s) missing",)
-    with pytest.raises(ImageFileError, match=r"make no even stack: .*gap\(s\).*complete or export the series again"):
+    assert series.problems == ("2 gap(s) between slices (up to 6 mm, usually 2 mm), about 3 slice(s) missing",)
+    with pytest.raises(ImageFileError, match=r"are not evenly spaced: .*gap\(s\).*complete or export the series again"):
         read_series(series)
     volume = read_series(series, strict=False)
     assert volume.shape[-1] == 5
-    assert "make no even stack" in caplog.text
+    assert "are not evenly spaced" in caplog.text
     np.testing.assert_allclose((volume.affine.numpy() @ [0, 0, 4, 1])[:3], [0, 0, 14], atol=1e-6)
 
 
@@ -182,7 +182,7 @@ def test_tilt_of_the_gantry_is_in_the_affine_and_told(tmp_path):
     write_series(tmp_path, values, orientation=(1, 0, 0, 0, cosine, sine), step=(0, 0, 3))
     series = only(tmp_path)
     volume = read_series(series)
-    assert series.problems == ("a gantry tilt of 20.0 degrees, which the affine holds",)
+    assert series.problems == ("a gantry tilt of 20.0 degrees, included in the affine",)
     assert series.plane == "axial"
     np.testing.assert_allclose(volume.affine.numpy()[:3, 2], [0, 0, 3], atol=1e-6)
     place = np.argwhere(volume.numpy()[0] == volume.max().item())[0]
@@ -224,7 +224,7 @@ def test_missing_positions_are_told_and_refused(tmp_path):
     assert series.spacing is None
     assert series.problems == ("5 slice(s) do not state their position",)
     for strict in (True, False):
-        with pytest.raises(ImageFileError, match=r"5 slice\(s\) do not tell their position; read them as images"):
+        with pytest.raises(ImageFileError, match=r"5 slice\(s\) do not state their position; read them as images"):
             read_series(series, strict=strict)
 
 
@@ -232,7 +232,7 @@ def test_contradictory_spacing_is_told_and_refused(tmp_path):
     write_series(tmp_path, voxels(), uid="1.2.3")
     write_series(tmp_path, voxels(1), uid="1.2.3", origin=(0, 0, 10), spacing=(1, 2), names=["x"])
     assert only(tmp_path).problems == ("different pixel spacings in one series",)
-    with pytest.raises(ImageFileError, match="slices of different pixel spacings make no single volume"):
+    with pytest.raises(ImageFileError, match="slices cannot form one volume: pixel spacings differ"):
         read_series(only(tmp_path), strict=False)
 
 
@@ -259,13 +259,13 @@ def test_files_that_make_no_single_volume_are_refused(tmp_path):
     color_film = make_image(np.zeros((2, ROWS, COLUMNS, 3), np.uint8), photometric="RGB", NumberOfFrames=2)
     paths = [write_image(tmp_path / f"{index}", data) for index, data in enumerate((colors, film, color_film))]
     for files, message in [
-        ([], "a series without files"),
+        ([], "the series has no files"),
         ([tmp_path / "none"], "there is no such file"),
-        ([*axial, *sagittal], "slices of different directions"),
-        ([*axial, *small], "slices of different sizes"),
-        (paths[:1], "its slices have colors"),
-        ([*axial, paths[1]], "a file of several frames among slices"),
-        (paths[2:], "a film in colors is no volume of gray values"),
+        ([*axial, *sagittal], "slices have different directions"),
+        ([*axial, *small], "slices have different sizes"),
+        (paths[:1], "slices in colors are not a volume"),
+        ([*axial, paths[1]], "a file with several frames is among the slices"),
+        (paths[2:], "a multi-frame file in colors is not a volume of gray values"),
     ]:
         with pytest.raises(ImageFileError, match=message):
             read_series(files)
