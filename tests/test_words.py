@@ -29,6 +29,7 @@ ALLOWED = (
     "def shade(",
     "foreign, shade, smear",
     '"stain", "shade"',
+    '"shade": (',
 )
 # Habits that make a reader stop, with what to write. CONTRIBUTING.md has the words of the project.
 REPLACED = {
