@@ -351,7 +351,7 @@ def test_unknown_suffix_is_refused_with_the_known_ones(tmp_path):
     path = tmp_path / "picture.xyz"
     path.write_bytes(b"content")
     with pytest.raises(
-        ImageFileError, match=r"unknown file type; supported are DICOM and files that end in \.png.*\.dcm.*\.nii\.gz"
+        ImageFileError, match=r"unknown file type; give a DICOM file or one that ends in \.png.*\.dcm.*\.nii\.gz"
     ):
         read_image_file(path)
 
