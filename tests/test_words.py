@@ -26,6 +26,7 @@ ALLOWED = (
     '"pictures": "view"',
     "IEEE Signal Processing Letters",
     "pass over",
+    "_image.tell()",
     "def shade(",
     "foreign, shade, smear",
     '"stain", "shade"',
