@@ -354,7 +354,7 @@ def test_what_scores_images_whole_refuses_sliding_windows(tmp_path):
     detector = AnomalyDetector.from_bundle("mrad_tf", profiles=["sliding"], **SMALL)
     known = {"card": detector.clip.card, "provenance": {}, "view": ImageView(70)}
     for inferer in (detector.inferer, detector.inferer.slice_inferer):
-        with pytest.raises(ValueError, match="measured whole: leave out the sliding windows, and the profile sliding"):
+        with pytest.raises(ValueError, match="evaluated whole: do not use a sliding inferer or the profile sliding"):
             Evaluation(detector.network, [{"case_id": "a"}], output_dir=tmp_path, inferer=inferer, **known)
         with pytest.raises(ExportError, match=r"exported networks score whole images: .* profile sliding"):
             export_network(detector.network, tmp_path / "mrad.pt2", provenance={}, image_size=70, inferer=inferer)
