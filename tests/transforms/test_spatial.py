@@ -218,7 +218,7 @@ def test_unknown_plane_is_refused(plane):
     ],
 )
 def test_affine_without_directions_is_refused(affine):
-    message = "the affine in its header gives no directions to its axes; export it again"
+    message = "the affine in its header does not define independent axes; export it again"
     with pytest.raises(ImageFileError, match=message):
         slice_layout(affine)
     with pytest.raises(ImageFileError, match=message):
