@@ -14,7 +14,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-__all__ = ["BundleWorkflow", "config_files", "find_bundle", "plain_errors", "read_bundle"]
+__all__ = ["BundleWorkflow", "config_files", "find_bundle", "plain_errors", "read_bundle", "root_of_config"]
 
 
 def find_bundle(name: str | os.PathLike[str]) -> Path:
@@ -34,6 +34,32 @@ def find_bundle(name: str | os.PathLike[str]) -> Path:
             return folder / name
     known = sorted({path.parent.name for folder in folders[1:] for path in folder.glob("*/configs")})
     raise FileNotFoundError(f"{name} is no bundle directory (it has no configs/); the project's are {', '.join(known)}")
+
+
+def root_of_config(folder: str) -> str:
+    """Return the bundle directory of the config that asks for it, as its ``bundle_root``.
+
+    MONAI does not tell a config where it lies. The workflow that evaluates it knows, and is among the callers.
+
+    Args:
+        folder: the directory where no workflow is among the callers, seen from the working directory.
+
+    Raises:
+        FileNotFoundError: there is no workflow, and ``folder`` is no bundle directory.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, ConfigWorkflow):
+            configs = Path(caller.config_root_path)
+            return str(configs.parent if configs.name == "configs" else configs)
+        frame = frame.f_back
+    if not (Path(folder) / "configs").is_dir():
+        raise FileNotFoundError(
+            f"the config names the bundle directory {folder}, which is not below {Path.cwd()}: give the directory that "
+            "the config's folder is in, as --bundle_root DIRECTORY or as the value bundle_root"
+        )
+    return folder
 
 
 # Keys of configs up to version 0.1 and what they are now: each had two meanings, or repeated what the view says.

@@ -207,7 +207,8 @@ def load_memory_bank(path: str | os.PathLike[str]) -> MemoryBank:
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no memory bank {path}; `mrad-med bank build` makes one, and the project's "
-            "bundles/memory_banks folder holds the bank of the embedded backbone"
+            "bundles/memory_banks folder holds the bank of the embedded backbone. If a bundle's config names this "
+            "path, give its directory as --bundle_root DIRECTORY"
         )
     try:
         with safe_open(path, framework="pt") as file:
