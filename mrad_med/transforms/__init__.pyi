@@ -15,6 +15,7 @@ from .preprocessing import (
     build_postprocessing as build_postprocessing,
     build_preprocessing as build_preprocessing,
 )
+from .prediction import ToPrediction as ToPrediction, ToPredictiond as ToPredictiond
 from .spatial import (
     ResizeBicubic as ResizeBicubic,
     ResizeBicubicd as ResizeBicubicd,
@@ -42,6 +43,8 @@ __all__ = [
     "ScaleToBytesd",
     "ToDisplayOrientation",
     "ToDisplayOrientationd",
+    "ToPrediction",
+    "ToPredictiond",
     "ToRGB",
     "ToRGBd",
     "apply_window",

@@ -18,6 +18,7 @@ from mrad_med.io.limits import MAX_PIXELS
 from mrad_med.transforms.artifacts import RemoveArtifactsd
 from mrad_med.transforms.intensity import ApplyWindow, ApplyWindowd, ToRGB, ToRGBd, Window
 from mrad_med.transforms.load import LoadMaskd, LoadMedicalImage, LoadMedicalImaged
+from mrad_med.transforms.prediction import ToPredictiond
 from mrad_med.transforms.spatial import (
     ResizeBicubicd,
     ResizeMaskd,
@@ -159,17 +160,19 @@ def build_preprocessing(
     )
 
 
-def build_postprocessing(preprocessing: Compose) -> Compose:
+def build_postprocessing(preprocessing: Compose, *, threshold: float | None = None) -> Compose:
     """Return the transforms that bring the output of an inferer back onto the grid of the file.
 
     Args:
         preprocessing: transforms of the images; they are inverted.
+        threshold: of ``"pred"``, the map for MONAI Label and MONAI Deploy: see `ToPrediction`.
     """
     maps = AnomalyKeys.ANOMALY_MAP.value
     return Compose(
         [
             FlattenSubKeysd(keys=CommonKeys.PRED, delete_keys=True),
             Invertd(keys=maps, transform=preprocessing, orig_keys=AnomalyKeys.IMAGE.value, nearest_interp=False),
+            ToPredictiond(maps, threshold),
         ]
     )
 
