@@ -15,7 +15,11 @@ from .preprocessing import (
     build_postprocessing as build_postprocessing,
     build_preprocessing as build_preprocessing,
 )
-from .prediction import ToPrediction as ToPrediction, ToPredictiond as ToPredictiond
+from .prediction import (
+    SplitOutputd as SplitOutputd,
+    ToPrediction as ToPrediction,
+    ToPredictiond as ToPredictiond,
+)
 from .spatial import (
     ResizeBicubic as ResizeBicubic,
     ResizeBicubicd as ResizeBicubicd,
@@ -41,6 +45,7 @@ __all__ = [
     "ResizeMaskd",
     "ScaleToBytes",
     "ScaleToBytesd",
+    "SplitOutputd",
     "ToDisplayOrientation",
     "ToDisplayOrientationd",
     "ToPrediction",

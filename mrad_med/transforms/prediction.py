@@ -1,4 +1,4 @@
-"""Anomaly maps as MONAI Label and MONAI Deploy take them: whole numbers under ``"pred"``."""
+"""The output of an inferer under its own keys, and maps as MONAI Label and MONAI Deploy take them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,23 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import CommonKeys
 
-__all__ = ["ToPrediction", "ToPredictiond"]
+from mrad_med.types import AnomalyKeys
+
+__all__ = ["SplitOutputd", "ToPrediction", "ToPredictiond"]
 
 FULL = 255  # of a map of ones in bytes
+
+
+class SplitOutputd(MapTransform):
+    """Put what an inferer gives, a dictionary or a map alone, under its own keys in the place of ``keys``."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the dictionary with what the values of the keys hold."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            output = result.pop(key)
+            result |= output if isinstance(output, Mapping) else {AnomalyKeys.ANOMALY_MAP.value: output}
+        return result
 
 
 class ToPrediction(Transform):
