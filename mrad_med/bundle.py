@@ -39,13 +39,14 @@ def find_bundle(name: str | os.PathLike[str]) -> Path:
 def root_of_config(folder: str) -> str:
     """Return the bundle directory of the config that asks for it, as its ``bundle_root``.
 
-    MONAI does not tell a config where it lies. The workflow that evaluates it knows, and is among the callers.
+    MONAI does not pass the path of a config on to it. The workflow that evaluates the config has the path, and is among
+    the callers of this function.
 
     Args:
-        folder: the directory where no workflow is among the callers, seen from the working directory.
+        folder: directory to take where no workflow is among the callers, relative to the working directory.
 
     Raises:
-        FileNotFoundError: there is no workflow, and ``folder`` is no bundle directory.
+        FileNotFoundError: no workflow is among the callers, and ``folder`` is not a bundle directory.
     """
     frame = inspect.currentframe()
     while frame is not None:
@@ -56,8 +57,8 @@ def root_of_config(folder: str) -> str:
         frame = frame.f_back
     if not (Path(folder) / "configs").is_dir():
         raise FileNotFoundError(
-            f"the config names the bundle directory {folder}, which is not below {Path.cwd()}: give the directory that "
-            "the config's folder is in, as --bundle_root DIRECTORY or as the value bundle_root"
+            f"the bundle directory {folder} of this config is not in {Path.cwd()}. Give the directory that contains "
+            "the folder configs: --bundle_root DIRECTORY, or the value bundle_root of the config"
         )
     return folder
 

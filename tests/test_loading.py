@@ -122,7 +122,7 @@ def test_a_bundle_runs_from_any_directory(bundle: str, tmp_path: Path, monkeypat
 
 def test_a_config_that_cannot_find_its_bundle_asks_for_its_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"bundles/mrad_ft, which is not below .*: give .* --bundle_root"):
+    with pytest.raises(FileNotFoundError, match=r"bundles/mrad_ft of this config is not in .*: --bundle_root"):
         root_of_config("bundles/mrad_ft")
     parser = ConfigParser()
     parser.read_config(str(BUNDLES / "mrad_ft" / "configs" / "inference.json"))

@@ -176,7 +176,7 @@ class SliceAnomalyInferer(AnomalyInferer):
 
         Args:
             inputs: (B, 3, X, Y, Z) normalized volumes, or (B, 3, H, W) normalized images.
-            network: as in `AnomalyInferer`.
+            network: any variant of MRAD, or one exported to TorchScript.
             *args: handed on to the inferer of images.
             **kwargs: handed on to the inferer of images.
 

@@ -10,15 +10,15 @@ from .intensity import (
     apply_window as apply_window,
 )
 from .load import LoadMaskd as LoadMaskd, LoadMedicalImage as LoadMedicalImage, LoadMedicalImaged as LoadMedicalImaged
-from .preprocessing import (
-    ImageView as ImageView,
-    build_postprocessing as build_postprocessing,
-    build_preprocessing as build_preprocessing,
-)
 from .prediction import (
     SplitOutputd as SplitOutputd,
     ToPrediction as ToPrediction,
     ToPredictiond as ToPredictiond,
+)
+from .preprocessing import (
+    ImageView as ImageView,
+    build_postprocessing as build_postprocessing,
+    build_preprocessing as build_preprocessing,
 )
 from .spatial import (
     ResizeBicubic as ResizeBicubic,

@@ -61,10 +61,10 @@ class ToPredictiond(MapTransform):
     """Dictionary version of `ToPrediction`. The maps stay as they are.
 
     Args:
-        keys: of the map.
-        threshold: as in `ToPrediction`.
+        keys: key of the map.
+        threshold: the one of `ToPrediction`.
         name: key of what is made of it.
-        allow_missing_keys: as in MONAI.
+        allow_missing_keys: whether dictionaries without the keys are accepted.
     """
 
     def __init__(

@@ -165,7 +165,7 @@ def build_postprocessing(preprocessing: Compose, *, threshold: float | None = No
 
     Args:
         preprocessing: transforms of the images; they are inverted.
-        threshold: of ``"pred"``, the map for MONAI Label and MONAI Deploy: see `ToPrediction`.
+        threshold: threshold of ``"pred"``, which MONAI Label and MONAI Deploy show: see `ToPrediction`.
     """
     maps = AnomalyKeys.ANOMALY_MAP.value
     return Compose(
