@@ -140,7 +140,7 @@ class HeadCard:
     """Where the weights of a trained head come from, and what they belong to.
 
     Attributes:
-        variant: ``"MRAD-FT"`` or ``"MRAD-CLIP"``.
+        variant: ``"MRAD-TF"``, ``"MRAD-FT"`` or ``"MRAD-CLIP"``.
         backbone: name of the backbone whose features it was trained on.
         backbone_sha256: its hash.
         bank_sha256: hash of the memory bank it was trained with.
