@@ -51,7 +51,7 @@ class ToPrediction(Transform):
         """Return uint8 (1, X, Y, Z) of the map of a volume, or (W, H) of that of an image (1, W, H)."""
         values = anomaly_map.as_tensor()
         prediction = torch.empty_like(values, dtype=torch.uint8)
-        for part, whole in zip(prediction.unbind(-1), values.unbind(-1), strict=True):  # no copy of all in float
+        for part, whole in zip(prediction.unbind(1), values.unbind(1), strict=True):  # no copy of all in float
             part.copy_((whole * FULL).round() if self.threshold is None else whole >= self.threshold)
         image = prediction[0] if prediction.ndim == 3 else prediction  # MONAI Label writes a third axis as slices
         return MetaTensor(image).copy_meta_from(anomaly_map)
