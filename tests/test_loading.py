@@ -145,8 +145,9 @@ def test_a_file_that_the_root_lacks_is_named_with_the_option(
     root = tmp_path / "wrong"
     (root / "configs").mkdir(parents=True)
     workflow = mrad_med.BundleWorkflow(str(BUNDLES / bundle), bundle_root=str(root), device="cpu")
+    workflow.initialize()
     with pytest.raises(FileNotFoundError, match=message):
-        workflow.initialize()
+        workflow.run()
 
 
 def test_a_train_free_bundle_is_trained_into_a_bank_and_a_temperature(tmp_path: Path):

@@ -193,8 +193,9 @@ def test_the_trained_head_is_refused_with_another_bank(trained: tuple[str, Path]
         memory_bank=str(shipped),
         **SMALL,
     )
+    workflow.initialize()
     with pytest.raises(mrad_med.errors.HeadError, match="this head was trained with another memory bank"):
-        workflow.initialize()
+        workflow.run()
 
 
 def test_without_held_out_classes_the_last_weights_are_kept(tmp_path: Path, surfaces: str, cache: str):
