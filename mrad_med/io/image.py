@@ -129,6 +129,9 @@ def _from_pillow(image: Image.Image, max_pixels: int) -> NDArray[Any]:
 
 
 def _from_tensor(image: MetaTensor, max_pixels: int) -> MetaTensor:
+    shape = image.meta.get(MetaKeys.SPATIAL_SHAPE)
+    if image.meta.get(MetaKeys.ORIGINAL_CHANNEL_DIM) == "no_channel" and shape is not None and len(shape) == image.ndim:
+        image = image[None]  # MONAI Deploy hands volumes on without the axis of channels
     if image.ndim not in (3, 4) or image.is_complex():
         problem = "complex numbers" if image.is_complex() else f"the shape {tuple(image.shape)}"
         raise ImageFileError(f"the MetaTensor has {problem}; it must be real numbers (C, W, H) or (C, X, Y, Z)")
