@@ -149,7 +149,7 @@ class FineTunedHead(nn.Module):
         return self._retrieve("image", queries, self.image_keys, self.image_labels, excluded)
 
     def thresholds(self, features: ImageFeatures) -> dict[str, Tensor]:
-        """Return the thresholds for `forward`, which do not depend on learned weights."""
+        """Return the cosines above which keys are excluded, for `forward`. They do not depend on learned weights."""
         return {
             "patch_threshold": nearest_threshold(_patch_queries(features), self.patch_keys, self.patch_quantile),
             "image_threshold": nearest_threshold(_image_queries(features), self.image_keys, self.image_quantile),

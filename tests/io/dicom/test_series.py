@@ -263,7 +263,7 @@ def test_files_that_cannot_form_one_volume_are_refused(tmp_path):
         ([tmp_path / "none"], "there is no such file"),
         ([*axial, *sagittal], "slices have different directions"),
         ([*axial, *small], "slices have different sizes"),
-        (paths[:1], "slices in colors are not a volume"),
+        (paths[:1], "color slices cannot form a volume"),
         ([*axial, paths[1]], "a file with several frames is among the slices"),
         (paths[2:], "a multi-frame file in colors is not a volume of gray values"),
     ]:
