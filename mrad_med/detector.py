@@ -27,11 +27,10 @@ from mrad_med.results.case_result import CaseResult
 from mrad_med.results.handlers import ResultCollector
 from mrad_med.results.writer import ResultWriter
 from mrad_med.transforms.preprocessing import ImageView, build_postprocessing, build_preprocessing
-from mrad_med.types import AnomalyKeys, FailedCase
+from mrad_med.types import LOCAL_SHARE, AnomalyKeys, FailedCase
 
 __all__ = ["AnomalyDetector", "Results"]
 
-LOCAL_SHARE = 0.2  # local cases make up at least a fifth of the patch entries, so few cases have a visible effect
 # Values of a writer that `Results.save` sets, or that belong to one run.
 _NOT_OF_RESULTS = ("_target_", "output_dir", "provenance", "resume", "take_over", "view")
 
@@ -152,7 +151,7 @@ class AnomalyDetector:
             profiles: names of profiles: ``"endoscopy"``, ``"volume"`` and ``"sliding"`` are the bundle's
                 ``configs/inference_<name>.json``; later ones take precedence over earlier ones.
             **overrides: values of the config, for example ``backbone``, ``memory_bank``, ``checkpoint``, ``device``,
-                ``precision``, ``batch_size``.
+                ``precision``, ``batch_size``. They are used as they are: nothing in a text is evaluated.
 
         Raises:
             FileNotFoundError: there is no such bundle or profile.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # modules that only need cards and keys should not import torch
@@ -12,6 +13,7 @@ if TYPE_CHECKING:  # modules that only need cards and keys should not import tor
 
 __all__ = [
     "IMAGE_SIZE",
+    "LOCAL_SHARE",
     "MASK_THRESHOLD",
     "AnomalyKeys",
     "BackboneCard",
@@ -19,9 +21,11 @@ __all__ = [
     "FailedCase",
     "HeadCard",
     "ImageFeatures",
+    "check_threshold",
 ]
 
 IMAGE_SIZE = 518  # side length of the network's input in pixels, as published: 37 patches of 14 pixels
+LOCAL_SHARE = 0.2  # of the patch entries of a bank that is extended, so that a few local cases have a visible effect
 MASK_THRESHOLD = 127  # not 0, because JPEG compression changes the values 0 and 255 of a mask
 
 
@@ -179,3 +183,19 @@ class FailedCase:
     case_id: str
     reason: str
     study: str = ""
+
+
+def check_threshold(threshold: Any, *, name: str = "threshold") -> None:
+    """Check that a threshold is one that anomaly values can reach.
+
+    Args:
+        threshold: anomaly value, in [0, 1]; None is accepted.
+        name: name of the value, for the message.
+
+    Raises:
+        ValueError: the threshold is not a number from 0 to 1.
+    """
+    if threshold is None:
+        return
+    if isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0 <= float(threshold) <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, as anomaly values are; got {threshold!r}")

@@ -53,6 +53,9 @@ def openai_state_dict() -> dict[str, Tensor]:
         "token_embedding.weight": draw(VOCABULARY, TEXT_WIDTH, std=0.02),
         "ln_final.weight": draw(TEXT_WIDTH, std=0.1, mean=1),
         "ln_final.bias": draw(TEXT_WIDTH, std=0.05),
+        "input_resolution": torch.tensor(NATIVE_GRID * PATCH_SIZE),
+        "context_length": torch.tensor(CONTEXT),
+        "vocab_size": torch.tensor(VOCABULARY),
     }
     return state
 

@@ -12,7 +12,7 @@ from mrad_med.cli.console import ALL_WELL, say
 from mrad_med.cli.overrides import set_command
 from mrad_med.files import prepare_output_file
 from mrad_med.io.limits import MAX_PIXELS
-from mrad_med.types import IMAGE_SIZE
+from mrad_med.types import IMAGE_SIZE, LOCAL_SHARE
 
 __all__ = ["add_to"]
 
@@ -39,9 +39,9 @@ def add_to(commands: Any) -> None:
     extend.add_argument(
         "--share",
         type=float,
-        default=0.0,
+        default=LOCAL_SHARE,
         help="smallest fraction of the bank's patch entries that come from the new images, in [0, 1). New entries "
-        "are repeated until they reach it (default: %(default)s, no repetition)",
+        "are repeated until they reach it; 0 repeats none (default: %(default)s)",
     )
     set_command(extend, _extend, takes_overrides=False)
 
@@ -70,6 +70,13 @@ def _add_encoder_options(action: argparse.ArgumentParser, *, default_size: str) 
         default="embedded",
         help="image encoder: embedded (included), openai (the encoder of the paper, downloaded), MODEL:TAG of "
         "open_clip, or a weights file (default: %(default)s)",
+    )
+    action.add_argument(
+        "--clip#model",
+        dest="model",
+        metavar="NAME",
+        help="open_clip model of the weights file, such as ViT-B-16; required for a file that does not state it "
+        "(default: the one that the file or a JSON file beside it states)",
     )
     action.add_argument(
         "--image_size",
@@ -132,7 +139,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _backbone(options: argparse.Namespace) -> mrad_med.CLIP:
-    return mrad_med.load_clip(options.backbone, precision=options.precision, device=options.device)
+    return mrad_med.load_clip(options.backbone, model=options.model, precision=options.precision, device=options.device)
 
 
 def _labeled_loader(options: argparse.Namespace, clip: mrad_med.CLIP, image_size: int) -> mrad_med.CaseLoader:

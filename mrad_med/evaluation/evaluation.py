@@ -41,7 +41,7 @@ from mrad_med.networks.provenance import fingerprint, package_versions
 from mrad_med.networks.sliding_window import SlidingWindowAnomalyInferer
 from mrad_med.store import FolderLock
 from mrad_med.transforms.preprocessing import ImageView, build_preprocessing
-from mrad_med.types import AnomalyKeys, BackboneCard, FailedCase, ImageFeatures
+from mrad_med.types import AnomalyKeys, BackboneCard, FailedCase, ImageFeatures, check_threshold
 
 __all__ = ["Evaluation", "evaluate_together"]
 
@@ -94,8 +94,8 @@ class Evaluation:
         shared: values that must be equal for evaluations that run together.
 
     Raises:
-        ValueError: there are no cases, two cases have the same case id, or an argument does not fit the backbone or
-            the masks.
+        ValueError: there are no cases, two cases have the same case id, ``dice_threshold`` is not in [0, 1], or an
+            argument does not fit the backbone or the masks.
         OutputError: the output folder cannot be written to.
     """
 
@@ -121,6 +121,7 @@ class Evaluation:
         take_over: bool = False,
     ) -> None:
         self.take_over = take_over
+        check_threshold(dice_threshold, name="dice_threshold")
         if not cases:
             raise ValueError("there are no cases to evaluate")
         if len({case[AnomalyKeys.CASE_ID] for case in cases}) < len(cases):

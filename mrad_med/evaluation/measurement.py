@@ -29,7 +29,7 @@ from mrad_med.metrics.intervals_bootstrap import (
 from mrad_med.metrics.intervals_delong import delong
 from mrad_med.metrics.lesions import LesionMetrics, OverlapMetrics
 from mrad_med.metrics.pixel import PixelMetrics
-from mrad_med.types import AnomalyKeys
+from mrad_med.types import AnomalyKeys, check_threshold
 
 __all__ = ["SetMeasurement", "undefined_metrics"]
 
@@ -74,9 +74,13 @@ class SetMeasurement:
         threshold: anomaly value at or above which a pixel counts for Dice and IoU. None leaves both out, because a
             threshold chosen on this set would not apply to other sets.
         max_bins: largest number of bins of a pixel histogram; `refine` uses more where needed.
+
+    Raises:
+        ValueError: ``threshold`` is not in [0, 1].
     """
 
     def __init__(self, make_map: MapMaker, *, threshold: float | None = None, max_bins: int = MAX_BINS) -> None:
+        check_threshold(threshold, name="dice_threshold")
         self.make_map = make_map
         self.threshold = threshold
         self.max_bins = max_bins

@@ -19,7 +19,13 @@ from torch import Tensor
 from mrad_med.errors import BackboneError
 from mrad_med.files import sha256_of_file
 from mrad_med.networks.clip import CLIP, CLIPImageEncoder, CLIPTextEncoder
-from mrad_med.networks.weight_files import infer_model_config, is_text_key, read_model_description, read_state_dict
+from mrad_med.networks.weight_files import (
+    infer_model_config,
+    is_from_openai,
+    is_text_key,
+    read_model_description,
+    read_state_dict,
+)
 from mrad_med.types import BackboneCard
 
 if TYPE_CHECKING:
@@ -64,10 +70,10 @@ def load_clip(
         source: ``"embedded"``, the small backbone in this package; ``"openai"``, short for
             ``"ViT-L-14-336-quickgelu:openai"``, the backbone of the paper; ``"<open_clip model>:<tag>"``, downloaded
             once by open_clip; or a file: OpenAI's JIT archive or state dict, an open_clip checkpoint, or safetensors.
+            These names take precedence over files of the same name.
         model: open_clip model name for a local file, for example ``"ViT-L-14-336-quickgelu"``. None reads
-            ``<file>.json`` or ``open_clip_config.json`` in the same folder, or infers the architecture from the
-            weights. The activation cannot be inferred: QuickGELU is assumed for a bare state dict, as in OpenAI's
-            weights, and GELU for a training checkpoint of open_clip (``{"state_dict": ...}``). This is logged.
+            ``<file>.json`` or ``open_clip_config.json`` in the same folder. Without these, only OpenAI's own weights
+            are accepted: other weights do not state their activation, which changes every feature.
         precision: data type of the matrix products: ``"fp32"``, ``"bf16"`` or ``"fp16"``. Features are float32.
         patch_source: source of the patch tokens, as in `CLIPImageEncoder`. Banks and heads fit only one source. None
             uses the description of the weights (``"standard"`` for the embedded backbone), or else ``"v-v"``.
@@ -75,19 +81,31 @@ def load_clip(
         cache_dir: folder for open_clip's downloads; None uses open_clip's default.
 
     Raises:
-        BackboneError: the model or file does not exist, the download failed, or the file is damaged or unsupported.
+        BackboneError: the model or file does not exist, the download failed, the file is damaged or unsupported, or
+            the model of the file is unknown.
         ValueError: the tower has no V-V branch, or ``precision`` or ``patch_source`` is unknown.
     """
     name = _ALIASES.get(str(source), str(source))
+    is_file = name != EMBEDDED and not _is_model_with_tag(name) and Path(name).is_file()
+    if model is not None and not is_file:
+        raise BackboneError(f"{model!r} is the model of a weights file, but the backbone {str(source)!r} is not a file")
     if name == EMBEDDED:
         weights = _embedded_weights()
-    elif Path(name).is_file():
+    elif is_file:
         weights = _file_weights(Path(name), model)
     else:
         weights = _downloaded_weights(name, cache_dir)
     if patch_source is not None:
         weights = replace(weights, patch_source=patch_source)
     return _build(weights, precision=precision, device=device)
+
+
+def _is_model_with_tag(name: str) -> bool:
+    """Return whether a name is ``<open_clip model>:<tag>``; a file of this name is given with its folder."""
+    import open_clip
+
+    model, separator, _ = name.partition(":")
+    return bool(separator) and open_clip.get_model_config(model) is not None
 
 
 def _build(weights: _Weights, *, precision: str, device: str | torch.device) -> CLIP:
@@ -233,10 +251,10 @@ def _downloaded_weights(name: str, cache_dir: str | os.PathLike[str] | None) -> 
         raise BackboneError(
             f"the weights of {name} are not on this machine and could not be downloaded ({error}). Download {where} "
             f"on a machine with a network, copy the file here and pass its path: load_clip('<file>', "
-            f"model={advised!r}), or --backbone <file> in a bundle. To try mrad_med without it, use "
-            "load_clip('embedded')."
+            f"model={advised!r}), or --backbone <file> --clip#model {advised} on the command line. To try mrad_med "
+            "without it, use load_clip('embedded')."
         ) from error
-    state, _ = read_state_dict(path)
+    state = read_state_dict(path)
     return _Weights(
         name=name,
         state=state,
@@ -250,7 +268,7 @@ def _file_weights(path: Path, model: str | None) -> _Weights:
     """Return the weights of a local file with the best available description of its architecture."""
     import open_clip
 
-    state, from_training = read_state_dict(path)
+    state = read_state_dict(path)
     if "visual.conv1.weight" not in state or "visual.proj" not in state:
         raise BackboneError(
             f"{path.name} does not contain an open_clip or OpenAI vision transformer: expected 'visual.conv1.weight' "
@@ -264,9 +282,11 @@ def _file_weights(path: Path, model: str | None) -> _Weights:
     for description in (path.with_suffix(".json"), path.with_name("open_clip_config.json")):
         if description.is_file():
             return _described_weights(path.name, state, read_model_description(description))
-    logger.info(
-        "%s does not state its activation: %s is assumed; pass model='<open_clip model>' if that is wrong",
-        path.name,
-        "GELU" if from_training else "QuickGELU, as in OpenAI's weights,",
-    )
-    return _Weights(name=path.name, state=state, config=infer_model_config(state, quick_gelu=not from_training))
+    if not is_from_openai(state):
+        raise BackboneError(
+            f"{path.name} does not state its open_clip model, and its weights do not show whether the activation is "
+            "GELU or QuickGELU. Name the model: --clip#model NAME on the command line, load_clip('<file>', "
+            "model='NAME') in Python; for example ViT-B-16 (GELU) or ViT-B-16-quickgelu. open_clip.list_models() lists "
+            "the names"
+        )
+    return _Weights(name=path.name, state=state, config=infer_model_config(state, quick_gelu=True))

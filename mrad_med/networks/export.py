@@ -36,6 +36,7 @@ METADATA = "metadata.json"  # the name that MONAI uses in TorchScript files
 TOLERANCE = 1e-4
 _KEYS_PER_CHUNK = 3072  # 16 MB of scores for an image of 37 x 37 patches
 _ONNX_BYTES = 2**31  # size limit of a protocol buffer
+_NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED")  # names in different versions of onnxruntime
 _INPUT = AnomalyKeys.IMAGE.value
 _OUTPUTS = (AnomalyKeys.ANOMALY_MAP.value, AnomalyKeys.ANOMALY_SCORE.value)
 
@@ -271,7 +272,19 @@ def _write_onnx(graph: _Graph, images: Tensor, path: Path, metadata: str) -> Non
 
 
 def _read_onnx(path: Path) -> _Model:
+    session = _onnxruntime().InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: tuple(torch.from_numpy(array) for array in session.run(None, {_INPUT: images.cpu().numpy()}))
+
+
+def _onnxruntime() -> Any:
+    """Return the module, with its telemetry off.
+
+    Otherwise its import writes an identifier of the device and a database of events below ``~/.cache/Microsoft``, and
+    sends events to Microsoft. The environment variables are read once, at the import.
+    """
+    for name in _NO_TELEMETRY:
+        os.environ.setdefault(name, "1")
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: tuple(torch.from_numpy(array) for array in session.run(None, {_INPUT: images.cpu().numpy()}))
+    onnxruntime.disable_telemetry_events()  # Windows does not read the variables
+    return onnxruntime

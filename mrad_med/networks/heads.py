@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mrad_med.networks.memory_bank import MemoryBank
 from mrad_med.networks.prompts import RegionPrompts
 from mrad_med.networks.retrieval import average_neighbors, exclude_nearest, nearest_threshold, region_tokens, retrieve
-from mrad_med.types import ImageFeatures
+from mrad_med.types import ImageFeatures, check_threshold
 
 __all__ = ["FineTunedHead", "Head", "PromptedHead", "TrainFreeHead"]
 
@@ -191,6 +191,9 @@ class PromptedHead(nn.Module):
         prompts: module that computes text features from region tokens.
         threshold: retrieval probability above which a patch belongs to the anomalous region.
         temperature: divisor of the similarities before the softmax over the two text features.
+
+    Raises:
+        ValueError: ``threshold`` is not in [0, 1].
     """
 
     def __init__(
@@ -202,6 +205,7 @@ class PromptedHead(nn.Module):
         temperature: float = TEXT_TEMPERATURE,
     ) -> None:
         super().__init__()
+        check_threshold(threshold)
         self.fine_tuned = fine_tuned.requires_grad_(False)
         self.prompts = prompts
         self.threshold = threshold

@@ -26,7 +26,7 @@ from mrad_med.errors import MemoryBankError
 from mrad_med.files import atomic_path
 from mrad_med.networks.clip import CLIP
 from mrad_med.networks.retrieval import average_neighbors
-from mrad_med.types import AnomalyKeys, BackboneCard, BankCard, ImageFeatures
+from mrad_med.types import LOCAL_SHARE, AnomalyKeys, BackboneCard, BankCard, ImageFeatures
 
 __all__ = [
     "MemoryBank",
@@ -135,7 +135,7 @@ class MemoryBank:
             )
 
     def extend(
-        self, clip: CLIP, loader: Iterable[Mapping[str, Any]], *, share: float = 0.0, **keywords: Any
+        self, clip: CLIP, loader: Iterable[Mapping[str, Any]], *, share: float = LOCAL_SHARE, **keywords: Any
     ) -> MemoryBank:
         """Return this bank with the entries of more labeled images. Results change at once, without training.
 

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from mrad_med.errors import BackboneError
 
-__all__ = ["infer_model_config", "is_text_key", "read_model_description", "read_state_dict"]
+__all__ = ["infer_model_config", "is_from_openai", "is_text_key", "read_model_description", "read_state_dict"]
+
+# Buffers of the models in OpenAI's archives. open_clip's models lack them.
+_OPENAI_SIZES = {"input_resolution", "context_length", "vocab_size"}
 
 
 def read_model_description(path: Path) -> dict[str, Any]:
@@ -38,8 +41,8 @@ def read_model_description(path: Path) -> dict[str, Any]:
     return description  # type: ignore[no-any-return]
 
 
-def read_state_dict(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """Return a state dict with open_clip's names, and whether the file is a training checkpoint of open_clip.
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Return a state dict with open_clip's names.
 
     Raises:
         BackboneError: the file is damaged, would execute code, or does not contain a state dict.
@@ -56,13 +59,17 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], bool]:
         raise
     except Exception as error:  # if the bytes are not a pickle, the unpickler can raise almost any error
         raise BackboneError(f"{path.name} is damaged or not a weights file: {error}") from error
-    from_training = isinstance(content, Mapping) and "state_dict" in content
-    state = content["state_dict"] if from_training else content
+    state = content["state_dict"] if isinstance(content, Mapping) and "state_dict" in content else content
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise BackboneError(
             f"{path.name} does not contain a state dict (names and tensors); got a {type(content).__name__}"
         )
-    return {key.removeprefix("module."): value for key, value in state.items()}, from_training
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def is_from_openai(state: Mapping[str, Tensor]) -> bool:
+    """Return whether weights are OpenAI's: only these have the sizes of the model among them."""
+    return state.keys() >= _OPENAI_SIZES
 
 
 def _is_torchscript(path: Path) -> bool:

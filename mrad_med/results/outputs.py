@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from mrad_med.io.volume_writer import require_nrrd, write_volume
 from mrad_med.results.case_result import CaseResult, slice_means, upright_image
 from mrad_med.results.overlays import blend_overlay, draw_montage, draw_overlay, save_overlay
 from mrad_med.transforms.preprocessing import ImageView
+from mrad_med.types import check_threshold
 
 __all__ = ["OUTPUTS", "Output", "OutputSettings", "check_outputs", "is_dicom"]
 
@@ -129,7 +129,7 @@ def check_outputs(names: Sequence[str], threshold: float | None) -> None:
         threshold: lowest anomaly value that masks and segmentations mark; None if no output needs it.
 
     Raises:
-        ValueError: there is no output of this name, an output needs a threshold, or the threshold is NaN.
+        ValueError: there is no output of this name, an output needs a threshold, or it is not in [0, 1].
         OutputError: a package for DICOM outputs is missing.
         ImportError: the package for NRRD files is missing.
         ImageFileError: the package for videos is missing.
@@ -140,8 +140,7 @@ def check_outputs(names: Sequence[str], threshold: float | None) -> None:
     lacking = [name for name in names if name != "video" and OUTPUTS[name].needs_threshold]
     if lacking and threshold is None:
         raise ValueError(f"{', '.join(lacking)} marks pixels at or above a threshold; give one (--threshold)")
-    if threshold is not None and math.isnan(threshold):
-        raise ValueError("the threshold must be a number, got nan")
+    check_threshold(threshold)
     if any(name != "video" and OUTPUTS[name].needs_dicom for name in names):
         require_highdicom()
     if "nrrd" in names:

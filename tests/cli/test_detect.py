@@ -160,7 +160,10 @@ def test_each_output_is_written_by_its_name(study, tmp_path):
         (["--profile", "lungs"], "mrad_tf has no profile lungs; it has endoscopy, sliding, volume"),
         (["--window", "lungs"], "there is no window 'lungs'"),
         (["--plane", "oblique"], "plane must be one of auto, axial, coronal, sagittal"),
-        (["--write", "mask", "--threshold", "nan"], "the threshold must be a number, got nan"),
+        *(
+            (["--write", "mask", "--threshold", number], "--threshold must be a number from 0 to 1, as anomaly values")
+            for number in ("nan", "inf", "1.01", "-0.01", "40")
+        ),
     ],
 )
 def test_mistakes_are_reported_before_anything_is_scored_or_written(study, out, scored, capsys, words, message):

@@ -51,10 +51,21 @@ def make_tower(activation: type[nn.Module] = QuickGELU, **changes: Any) -> Visio
     return tower
 
 
-def make_state(tower: VisionTransformer) -> dict[str, Tensor]:
-    """Return the state dict of a whole model: the image tower and a little of a text tower."""
+def make_bare_state(tower: VisionTransformer) -> dict[str, Tensor]:
+    """Return the state dict of a whole model of open_clip: the image tower and a little of a text tower."""
     visual = {f"visual.{name}": tensor for name, tensor in tower.state_dict().items()}
     return visual | {"positional_embedding": torch.zeros(77, 8), "logit_scale": torch.tensor(4.6052)}
+
+
+def make_sizes() -> dict[str, Tensor]:
+    """Return the buffers that only OpenAI's models have."""
+    sizes = {"input_resolution": 56, "context_length": 77, "vocab_size": 49408}
+    return {name: torch.tensor(size) for name, size in sizes.items()}
+
+
+def make_state(tower: VisionTransformer) -> dict[str, Tensor]:
+    """Return the state dict of a model in OpenAI's archives."""
+    return make_bare_state(tower) | make_sizes()
 
 
 def write_torchscript(path: Path, tower: VisionTransformer) -> None:
@@ -62,6 +73,8 @@ def write_torchscript(path: Path, tower: VisionTransformer) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.visual = tower
+            for name, size in make_sizes().items():
+                self.register_buffer(name, size)
 
         def forward(self, image: Tensor) -> Tensor:
             return self.visual.conv1(image)
@@ -130,21 +143,49 @@ def test_path_may_be_a_string(tmp_path: Path, tiny_card: BackboneCard):
     assert load_clip(str(tmp_path / "clip.pt")).card == tiny_card
 
 
-def test_bare_state_dict_is_treated_as_openai_and_this_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+ASKED = (
+    r"does not state its open_clip model, .* GELU or QuickGELU\. Name the model: --clip#model NAME on the command "
+    r"line, load_clip\('<file>', model='NAME'\) in Python; for example ViT-B-16 \(GELU\)"
+)
+
+
+def test_weights_of_openai_use_quick_gelu(tmp_path: Path):
     torch.save(make_state(make_tower()), tmp_path / "clip.pt")
-    with caplog.at_level(logging.INFO, "mrad_med"):
-        clip = load_clip(tmp_path / "clip.pt")
-    assert "clip.pt does not state its activation: QuickGELU, as in OpenAI's weights, is assumed" in caplog.text
+    clip = load_clip(tmp_path / "clip.pt")
     assert isinstance(clip.image_encoder.tower.transformer.resblocks[0].mlp.gelu, QuickGELU)
 
 
-def test_training_checkpoint_is_treated_as_gelu_and_this_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    state = {f"module.{name}": tensor for name, tensor in make_state(make_tower()).items()}
+@pytest.mark.parametrize("name", ["clip.pt", "clip.safetensors"])
+def test_weights_that_do_not_state_their_model_are_refused_until_it_is_named(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    state = make_bare_state(make_tower())
+    save_file(state, tmp_path / name) if name.endswith("safetensors") else torch.save(state, tmp_path / name)
+    with pytest.raises(BackboneError, match=rf"{re.escape(name)} {ASKED}"):
+        load_clip(tmp_path / name)
+    quick = TINY_CONFIG | {"quick_gelu": True}
+    monkeypatch.setattr(open_clip, "get_model_config", {"tiny": TINY_CONFIG, "tiny-quickgelu": quick}.get)
+    assert_same_features(encode(load_clip(tmp_path / name, model="tiny")), encode(make_tower(nn.GELU)))
+    assert_same_features(encode(load_clip(tmp_path / name, model="tiny-quickgelu")), encode(make_tower(QuickGELU)))
+
+
+def test_training_checkpoint_is_refused_until_its_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    state = {f"module.{name}": tensor for name, tensor in make_bare_state(make_tower()).items()}
     torch.save({"epoch": 32, "name": "run", "state_dict": state}, tmp_path / "epoch_32.pt")
-    with caplog.at_level(logging.INFO, "mrad_med"):
-        clip = load_clip(tmp_path / "epoch_32.pt")
-    assert "epoch_32.pt does not state its activation: GELU is assumed" in caplog.text
+    with pytest.raises(BackboneError, match=rf"epoch_32\.pt {ASKED}"):
+        load_clip(tmp_path / "epoch_32.pt")
+    monkeypatch.setattr(open_clip, "get_model_config", {"tiny": TINY_CONFIG}.get)
+    clip = load_clip(tmp_path / "epoch_32.pt", model="tiny")
     assert_same_features(encode(clip), encode(make_tower(nn.GELU)))
+
+
+def test_a_model_with_a_tag_is_not_a_file_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(make_state(make_tower()), tmp_path / "ViT-B-16:openai")
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", refuse_to_download(OSError("offline")))
+    with pytest.raises(BackboneError, match="the weights of ViT-B-16:openai are not on this machine"):
+        load_clip("ViT-B-16:openai")
+    assert load_clip("./ViT-B-16:openai").card.native_size == 56
 
 
 def test_bank_of_the_same_weights_under_another_activation_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -414,7 +455,7 @@ def test_openai_without_a_network_is_an_error_with_advice(monkeypatch: pytest.Mo
     assert "the weights of ViT-L-14-336-quickgelu:openai are not on this machine" in message
     assert "network is unreachable" in message
     assert "load_clip('<file>', model='ViT-L-14-336-quickgelu')" in message
-    assert "--backbone <file>" in message
+    assert "--backbone <file> --clip#model ViT-L-14-336-quickgelu" in message
     assert "load_clip('embedded')" in message
 
 
@@ -432,10 +473,9 @@ def test_advice_after_a_failed_download_keeps_the_activation(monkeypatch: pytest
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", refuse_to_download(OSError("offline")))
     with pytest.raises(BackboneError) as caught:
         load_clip("ViT-L-14-336:openai")
-    advised = re.search(r"load_clip\('<file>'(?:, model='(?P<model>[^']+)')?\)", str(caught.value))
+    advised = re.search(r"load_clip\('<file>', model='(?P<model>[^']+)'\)", str(caught.value))
     assert advised is not None
-    model = advised["model"]  # without one, a bare state dict is treated as QuickGELU
-    assert model is None or open_clip.get_model_config(model).get("quick_gelu")
+    assert open_clip.get_model_config(advised["model"])["quick_gelu"]
 
 
 @pytest.mark.parametrize(
