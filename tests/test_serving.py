@@ -199,7 +199,7 @@ def test_a_prediction_is_in_bytes_or_a_mask():
     assert ToPrediction(0.5)(anomaly_map).tolist() == [[0, 1], [0, 1]]
     volume = ToPredictiond("anomaly_map", 0.5)({"anomaly_map": anomaly_map[..., None]})["pred"]
     assert volume.tolist() == [[[[0], [1]], [[0], [1]]]]
-    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], as anomaly maps are, got 128"):
+    with pytest.raises(ValueError, match="threshold must be a number from 0 to 1, as anomaly values are; got 128"):
         ToPrediction(128)
 
 

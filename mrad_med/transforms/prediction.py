@@ -1,4 +1,4 @@
-"""The output of an inferer under its own keys, and maps as MONAI Label and MONAI Deploy take them."""
+"""Conversion of the output of an inferer to keys of the data, and to the format of MONAI Label and MONAI Deploy."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import CommonKeys
 
-from mrad_med.types import AnomalyKeys
+from mrad_med.types import AnomalyKeys, check_threshold
 
 __all__ = ["SplitOutputd", "ToPrediction", "ToPredictiond"]
 
-FULL = 255  # of a map of ones in bytes
+FULL = 255  # byte of the anomaly value 1
 
 
 class SplitOutputd(MapTransform):
-    """Put what an inferer gives, a dictionary or a map alone, under its own keys in the place of ``keys``."""
+    """Replace each of ``keys`` by the outputs of the inferer: its dictionary, or a single map as ``anomaly_map``."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the dictionary with what the values of the keys hold."""
+        """Return the dictionary with the outputs under their own keys."""
         result = dict(data)
         for key in self.key_iterator(result):
             output = result.pop(key)
@@ -31,27 +31,27 @@ class SplitOutputd(MapTransform):
 
 
 class ToPrediction(Transform):
-    """Turn an anomaly map into bytes, for both apps and the formats JPEG and PNG hold no fractions.
+    """Convert an anomaly map to uint8, because both apps and the formats JPEG and PNG store integers.
 
     Args:
-        threshold: pixels become 1 from it on, and 0 below it; None keeps the map, in 255ths.
+        threshold: anomaly value in [0, 1]. Pixels at or above it become 1, others 0. None scales the map from [0, 1] to
+            0 to 255.
 
     Raises:
         ValueError: the threshold is not in [0, 1].
     """
 
-    CHANGES_NO_RESULT = ("threshold",)  # results are made of the map
+    CHANGES_NO_RESULT = ("threshold",)  # results are computed from the map
 
     def __init__(self, threshold: float | None = None) -> None:
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"threshold must be in [0, 1], as anomaly maps are, got {threshold}")
+        check_threshold(threshold)
         self.threshold = threshold
 
     def __call__(self, anomaly_map: MetaTensor) -> MetaTensor:
-        """Return uint8 (1, X, Y, Z) of the map of a volume, or (W, H) of that of an image (1, W, H)."""
+        """Return uint8 (1, X, Y, Z) for the map of a volume, and uint8 (W, H) for the map (1, W, H) of an image."""
         values = anomaly_map.as_tensor()
         prediction = torch.empty_like(values, dtype=torch.uint8)
-        for part, whole in zip(prediction.unbind(1), values.unbind(1), strict=True):  # no copy of all in float
+        for part, whole in zip(prediction.unbind(1), values.unbind(1), strict=True):  # no float copy of the map
             part.copy_((whole * FULL).round() if self.threshold is None else whole >= self.threshold)
         image = prediction[0] if prediction.ndim == 3 else prediction  # MONAI Label writes a third axis as slices
         return MetaTensor(image).copy_meta_from(anomaly_map)
@@ -62,8 +62,8 @@ class ToPredictiond(MapTransform):
 
     Args:
         keys: key of the map.
-        threshold: the one of `ToPrediction`.
-        name: key of what is made of it.
+        threshold: threshold of `ToPrediction`.
+        name: key of the prediction.
         allow_missing_keys: whether dictionaries without the keys are accepted.
     """
 

@@ -68,7 +68,10 @@ def test_text_given_as_a_value_is_not_executed(
 
 
 @each_command
-def test_text_given_as_a_place_is_not_executed(command: str, tmp_path: Path, marker: Path, capsys: Any):
+def test_text_given_as_a_place_is_not_executed(
+    command: str, tmp_path: Path, marker: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)  # the text is a relative path
     bundle = "mrad_ft" if command == "train" else "mrad_tf"
     code = f"${touch(marker)}"
     for data, out in ((code, str(tmp_path / "out")), (str(tmp_path), code)):
