@@ -137,7 +137,10 @@ def _summarize(writer: mrad_med.ResultWriter, found: FoundCases, out: Path) -> i
     say_table([("case", "score"), *shown])
     if len(ranked) > _SUMMARY_ROWS:
         say(f"... and {len(ranked) - _SUMMARY_ROWS} more in scores.csv")
-    say(f"{len(ranked)} of {len(found.cases)} case(s) scored, results in {out}")
+    blank = f", {len(writer.nothing_to_score)} with nothing to score" if writer.nothing_to_score else ""
+    say(f"{len(ranked)} of {len(found.cases)} case(s) scored{blank}, results in {out}")
+    for item in writer.nothing_to_score:
+        say(f"nothing to score in {item.case_id}: {item.reason}")
     for failure in writer.failures:
         say(f"left out {failure.case_id}: {failure.reason}", to_error=True)
     for shortfall in writer.shortfalls:
