@@ -226,8 +226,9 @@ def _rank_frames(
 ) -> NDArray[np.intp]:
     """Return the indices of a source's frames, most suspicious first.
 
-    Frames that are slices follow the ranking of the slices, without those that have nothing to score. If a volume was scored in another plane than that of its
-    frames, no frame has a score. The frames are then ranked by the highest pixels of their maps (`slice_means`).
+    Frames that are slices follow the ranking of the slices, without those that have nothing to score. If a volume was
+    scored in another plane than that of its frames, no frame has a score. The frames are then ranked by the highest
+    pixels of their maps (`slice_means`).
     """
     if result.affine is not None:
         ranking = result.rank_slices(settings.view)

@@ -340,7 +340,7 @@ class ResultWriter:
         logger.info("%d case(s) written to %s, %d failed", len(self._done), self.output_dir, len(self.failures))
 
     def _note_failure(self, failure: FailedCase) -> None:
-        """Remove a case's files of an earlier run. Record a case with nothing to score, or a frame of a finished video."""
+        """Remove a case's old files. Record a case with nothing to score, or a failed frame of a finished video."""
         self._remove(failure.case_id)
         if failure.case_id not in self._cases:
             return

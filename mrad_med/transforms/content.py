@@ -39,7 +39,7 @@ def count_values(pixels: NDArray[np.generic], *, most: int = MOST_LABELS) -> int
             seen = np.unique(np.concatenate([seen, _distinct(part, most)], axis=1), axis=1)
         if seen.shape[1] > most or (seen.shape[1] > 1 and (seen != np.round(seen)).any()):
             return most + 1
-    return seen.shape[1]
+    return int(seen.shape[1])
 
 
 def _distinct(part: NDArray[np.generic], most: int) -> NDArray[np.generic]:

@@ -56,7 +56,7 @@ def test_what_the_network_sees_as_one_value_is_refused():
     flat, red = torch.full((3, 6, 6), 0.5), torch.zeros(3, 6, 6)
     red[0] = 1
     for image in (flat, red):
-        with pytest.raises(NothingToScoreError, match="^it shows one gray value or color in this window"):
+        with pytest.raises(NothingToScoreError, match=r"^it shows one gray value or color in this window"):
             CheckVisible()(MetaTensor(image))
     image = flat.clone()
     image[2, 5, 0] = 0.6
@@ -65,7 +65,7 @@ def test_what_the_network_sees_as_one_value_is_refused():
 
 def test_a_volume_is_refused_only_if_each_slice_has_one_value():
     volume = torch.arange(5.0).expand(3, 6, 6, 5).clone()  # a ramp across slices
-    with pytest.raises(NothingToScoreError, match="^each of its slices shows one gray value or color"):
+    with pytest.raises(NothingToScoreError, match=r"^each of its slices shows one gray value or color"):
         CheckVisible()(volume)
     volume[0, 0, 0, 2] = 9
     assert CheckVisible()(volume) is volume
