@@ -148,8 +148,8 @@ def build_preprocessing(
     return Compose(
         [
             LoadMedicalImaged(image, view.max_pixels, view.strict_geometry),
-            CheckValuesd(image),
             *([LoadMaskd(mask)] if with_mask else []),
+            CheckValuesd(image),
             ToDisplayOrientationd(image + mask, view.plane),
             ApplyWindowd(image, view.window),
             ToRGBd(image),
