@@ -49,7 +49,7 @@ from skimage.measure import label, regionprops
 from sklearn.metrics import auc, average_precision_score, roc_auc_score
 from torch import Tensor
 
-from mrad_med import CLIP, Evaluation, ImageFeatures, MemoryBank, build_mrad_tf, make_phantom
+from mrad_med import CLIP, Evaluation, ImageFeatures, ImageView, MemoryBank, build_mrad_tf, make_phantom
 from mrad_med.evaluation import SetMeasurement
 from mrad_med.types import BackboneCard, BankCard
 
@@ -222,7 +222,7 @@ def evaluate_ours(
         card=clip.card,
         output_dir=output_dir,
         provenance={},
-        image_size=arguments.size,
+        view=ImageView(image_size=arguments.size),
         batch_size=arguments.batch_size,
         resamples=0,
         progress=False,

@@ -18,9 +18,11 @@ from mrad_med.data.catalog import DATASETS
 from mrad_med.data.datalist import Datalist
 from mrad_med.data.public_sets import load_datalist
 from mrad_med.errors import FailedCasesError, OutputError
+from mrad_med.evaluation.benchmark_tables import benchmark_tables, latex_tables
 from mrad_med.evaluation.evaluation import Evaluation, evaluate_together
-from mrad_med.evaluation.summary import Summary, as_json, benchmark_tables, latex_tables
+from mrad_med.evaluation.summary import Summary, as_json
 from mrad_med.files import atomic_path
+from mrad_med.metrics.intervals_bootstrap import RESAMPLES
 from mrad_med.networks.clip import CLIP
 from mrad_med.networks.head_files import load_head
 
@@ -38,7 +40,7 @@ def run_benchmark(
     *,
     medical: Collection[str] = (),
     strict_dataset: bool = False,
-    resamples: int = 0,
+    resamples: int = RESAMPLES,
     seed: int = 0,
     progress: bool = True,
     **overrides: Any,
@@ -55,7 +57,7 @@ def run_benchmark(
         medical: names of bundles that were trained on medical images although their cards do not state it. A bundle
             whose bank or head was made from a medical dataset of the catalog is always counted as medical.
         strict_dataset: whether problems of a dataset are errors; otherwise they are warnings.
-        resamples: number of bootstrap resamples, see `Evaluation`.
+        resamples: number of bootstrap draws for the intervals, as in `Evaluation`; 0 leaves all intervals out.
         seed: seed of the bootstrap, see `Evaluation`.
         progress: whether to show progress bars.
         **overrides: values of every bundle's ``configs/evaluate.json`` and ``configs/inference.json``.
@@ -149,9 +151,10 @@ def _is_medical(config: ConfigParser) -> bool:
 
 def _write(output_dir: Path, results: Mapping[str, Mapping[str, Mapping[str, Summary]]]) -> None:
     head = (
-        "Values are percentages. A dataset with several classes has the mean of its classes. Intervals, counts and "
-        "hashes are in `<dataset>/<bundle>/metrics.json`. The PRO of 200 thresholds is the one of published tables; it "
-        "changes when scores are rescaled."
+        "Values are percentages, with 95 % intervals. n is the number of images. A dataset with several classes has "
+        "the mean of its classes. The PRO of 200 thresholds is the one of published tables; it changes when scores are "
+        "rescaled, and it has no interval. The means of the datasets have none either. All intervals, counts and "
+        "hashes are in `<dataset>/<bundle>/metrics.json`."
     )
     pages = [f"## Protocol: {protocol}\n\n{benchmark_tables(tables)}" for protocol, tables in results.items()]
     sources = [f"% Protocol: {protocol}\n{latex_tables(tables)}" for protocol, tables in results.items()]

@@ -42,6 +42,7 @@ class Results:
     Attributes:
         cases: one `CaseResult` for each case that was scored.
         failures: one `FailedCase` for each case that could not be scored.
+        nothing_to_score: one `FailedCase` for each case in which all pixels have one value.
         provenance: cards, hashes and settings of the run.
         view: input size, window, plane and further settings of how images are prepared.
         writing: default arguments of `ResultWriter` for `save`.
@@ -52,6 +53,7 @@ class Results:
     provenance: dict[str, Any] = field(default_factory=dict)
     view: ImageView | None = None
     writing: dict[str, Any] = field(default_factory=dict)
+    nothing_to_score: list[FailedCase] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[CaseResult]:
         """Iterate over the results of the scored cases."""
@@ -81,7 +83,7 @@ class Results:
         try:
             for case in self.cases:
                 writer.write(case)
-            writer.finish(self.failures)
+            writer.finish([*self.failures, *self.nothing_to_score])
         finally:
             close_frames()  # overlays have opened the videos
 
@@ -211,7 +213,9 @@ class AnomalyDetector:
             named = source if isinstance(source, Mapping) else {"image": source}
             cases = [{AnomalyKeys.IMAGE.value: image, AnomalyKeys.CASE_ID.value: name} for name, image in named.items()]
         results = Results(provenance=self.provenance, view=self.view, writing=self.writing)
-        results.failures = self.stream(cases, results.cases.append, progress=progress)
+        unscored = self.stream(cases, results.cases.append, progress=progress)
+        results.failures = [item for item in unscored if item.is_failure]
+        results.nothing_to_score = [item for item in unscored if not item.is_failure]
         return results
 
     def stream(
@@ -221,7 +225,9 @@ class AnomalyDetector:
         *,
         progress: bool = True,
     ) -> list[FailedCase]:
-        """Score cases, pass each result to a function, and return the cases that could not be scored.
+        """Score cases, pass each result to a function, and return the cases without a score.
+
+        These are the cases that failed, and those with one value in all pixels (`FailedCase.status`).
 
         Args:
             cases: datalist of ``{"image": source, "case_id": name}``, as `find_cases` returns it.

@@ -2,7 +2,8 @@
 
 ValueError
 |-- ImageFileError        an image file cannot be used
-|   `-- NotAnImageError   a DICOM object is not an image
+|   |-- NotAnImageError   a DICOM object is not an image
+|   `-- NothingToScoreError  an image shows one gray value or color only
 |-- DatasetError          a folder or table does not contain what is expected
 |-- BackboneError         a backbone cannot be found, downloaded or read
 |-- MemoryBankError       a memory bank is damaged or belongs to another backbone
@@ -27,6 +28,7 @@ __all__ = [
     "ImageFileError",
     "MemoryBankError",
     "NotAnImageError",
+    "NothingToScoreError",
     "OutputError",
     "TrainingError",
     "UnfitSourceError",
@@ -39,6 +41,10 @@ class ImageFileError(ValueError):
 
 class NotAnImageError(ImageFileError):
     """A DICOM object is not an image but, for example, a structured report, a plan or a segmentation."""
+
+
+class NothingToScoreError(ImageFileError):
+    """An image has one value in all pixels, so no part of it can be more anomalous than another."""
 
 
 class DatasetError(ValueError):

@@ -12,9 +12,11 @@ if TYPE_CHECKING:  # modules that only need cards and keys should not import tor
     from torch import Tensor
 
 __all__ = [
+    "FAILED",
     "IMAGE_SIZE",
     "LOCAL_SHARE",
     "MASK_THRESHOLD",
+    "NOTHING_TO_SCORE",
     "AnomalyKeys",
     "BackboneCard",
     "BankCard",
@@ -26,6 +28,7 @@ __all__ = [
 
 IMAGE_SIZE = 518  # side length of the network's input in pixels, as published: 37 patches of 14 pixels
 LOCAL_SHARE = 0.2  # of the patch entries of a bank that is extended, so that a few local cases have a visible effect
+FAILED, NOTHING_TO_SCORE = "failed", "nothing to score"  # status of a case without a score, as in tables
 MASK_THRESHOLD = 127  # not 0, because JPEG compression changes the values 0 and 255 of a mask
 
 
@@ -172,17 +175,25 @@ class HeadCard:
 
 @dataclass(frozen=True)
 class FailedCase:
-    """A case that could not be processed, and the reason.
+    """A case that has no score, and the reason.
 
     Attributes:
         case_id: name of the case.
         reason: problem and advice; never quotes the file's content.
         study: study that the case belongs to; empty if unknown.
+        status: ``"failed"`` if the case could not be processed. ``"nothing to score"`` if all its pixels have one
+            value; this is not a failure.
     """
 
     case_id: str
     reason: str
     study: str = ""
+    status: str = FAILED
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the case could not be processed."""
+        return self.status == FAILED
 
 
 def check_threshold(threshold: Any, *, name: str = "threshold") -> None:

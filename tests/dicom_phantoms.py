@@ -77,7 +77,8 @@ def _header(sop_class: str, modality: str, name: str, private: dict[str, str] | 
 
 
 def _save(header: Dataset, path: Path) -> Path:
-    header.PixelData = bytes(2 * ROWS * COLUMNS * int(header.get("NumberOfFrames", 1)))
+    shape = (int(header.get("NumberOfFrames", 1)), ROWS, COLUMNS)
+    header.PixelData = np.broadcast_to(np.arange(COLUMNS, dtype="<u2"), shape).tobytes()  # a ramp along the rows
     path.parent.mkdir(parents=True, exist_ok=True)
     header.save_as(path, enforce_file_format=True)
     return path

@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import ANY
 
 import nibabel
 import numpy as np
@@ -163,8 +164,15 @@ def series(*, without: str | None = None, count: int = 3, **options) -> Callable
 
 
 def two_sizes(folder: Path) -> None:
-    write_series(folder, np.zeros((ROWS, COLUMNS, 3)), uid="1.2.3.4")
-    write_series(folder, np.zeros((30, 40, 2)), uid="1.2.3.4", origin=(0, 0, 9), names=["x", "y"], SeriesNumber=4)
+    write_series(folder, np.random.RandomState(0).rand(ROWS, COLUMNS, 3) * 90, uid="1.2.3.4")
+    write_series(
+        folder,
+        np.random.RandomState(0).rand(30, 40, 2) * 90,
+        uid="1.2.3.4",
+        origin=(0, 0, 9),
+        names=["x", "y"],
+        SeriesNumber=4,
+    )
 
 
 def some_are_not_finite(folder: Path) -> None:
@@ -174,7 +182,7 @@ def some_are_not_finite(folder: Path) -> None:
 
 
 def named(name: str) -> Callable[[Path], None]:
-    return lambda folder: Image.new("L", (20, 24)).save(folder / name)
+    return lambda folder: Image.linear_gradient("L").resize((20, 24)).save(folder / name)
 
 
 def loops(folder: Path) -> None:
@@ -199,7 +207,6 @@ READ: dict[str, tuple[Callable[[Path], None], dict[str, tuple[int, ...]]]] = {
     "no directions": (dicom("ImageOrientationPatient"), {"bad": PICTURE}),
     "no spacing": (dicom("PixelSpacing"), {"bad": PICTURE}),
     "no modality": (dicom("Modality"), {"bad": PICTURE}),
-    "nothing but padding": (dicom(PixelPaddingValue=0, PixelData=bytes(2 * ROWS * COLUMNS)), {"bad": PICTURE}),
     "series without positions": (series(without="ImagePositionPatient"), THREE_PICTURES),
     "series without directions": (series(without="ImageOrientationPatient"), THREE_PICTURES),
     "series without spacing": (series(without="PixelSpacing"), THREE_PICTURES),
@@ -257,6 +264,12 @@ def test_odd_file_is_read_or_passed_over(tmp_path, tiny_clip, name):
     assert all(torch.isfinite(case["image"]).all() for case in loaded.values())
 
 
+def test_nothing_but_padding_is_nothing_to_score(tmp_path, tiny_clip):
+    dicom(PixelPaddingValue=0, PixelData=bytes(2 * ROWS * COLUMNS))(tmp_path)
+    reason = "all its pixels have one value; check the file"
+    assert load(tmp_path, tiny_clip) == {"bad": FailedCase("bad", reason, ANY, "nothing to score")}
+
+
 @pytest.fixture
 def detector(tiny_clip: CLIP, tiny_bank: MemoryBank) -> AnomalyDetector:
     network = build_mrad_tf(tiny_clip, tiny_bank, temperature=0.1)
@@ -301,7 +314,7 @@ def test_images_without_a_position_are_read_with_the_known_spacing(tmp_path):
 
 
 def test_image_of_padding_alone_is_black(tmp_path):
-    READ["nothing but padding"][0](tmp_path)
+    dicom(PixelPaddingValue=0, PixelData=bytes(2 * ROWS * COLUMNS))(tmp_path)
     assert not ImageView().show(tmp_path / "bad.dcm").any()
 
 
@@ -496,10 +509,12 @@ def test_stored_windows_of_a_tensor_are_kept(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [(np.nan, "the image has no finite value"), (np.inf, "the image has no finite value"), (0.0, "")],
+    [(np.nan, "the image has no finite value"), (np.inf, "the image has no finite value"), (0.5, "")],
 )
 def test_values_in_memory_are_checked_as_those_of_files(tiny_clip, value, message):
-    case = {"image": np.full((20, 24, 5), value), "case_id": "a"}
+    image = np.full((20, 24, 5), value)
+    image[0] /= 2  # NaN and infinity stay
+    case = {"image": image, "case_id": "a"}
     loaded = CaseDataset([case], build_preprocessing(tiny_clip.card, ImageView(image_size=TINY_SIZE)))[0]
     if message:
         assert isinstance(loaded, FailedCase)

@@ -113,12 +113,30 @@ def test_every_bundle_is_measured_on_every_set_and_each_image_encoded_once(
             assert written["intervals"]["drawn"] == {"by": "case", "resamples": 20, "seed": 3}
             assert read_json(out / "benchmark.json")[ZERO_SHOT][name][dataset]["image"] == written["image"]
     page = (out / "benchmark.md").read_text(encoding="utf-8")
-    values = [100 * results[ZERO_SHOT]["tf"][dataset]["image"]["auroc"] for dataset in sets]
-    assert f"## Protocol: {ZERO_SHOT}\n\n**image AUROC**\n\n| network   |   kvasir |   endo |   mean |" in page
-    assert f"| tf        | {values[0]:>8.1f} | {values[1]:>6.1f} | {sum(values) / 2:>6.1f} |" in page
+    shown = [line.split("|") for line in page.split("**image AUROC**")[1].splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in cells[1:-1]] for cells in shown[:3]]
+    assert rows[0] == ["network", "kvasir, n = 6", "endo, n = 6", "mean"]
+    for row, name in zip(rows[1:], ("tf", "ft"), strict=True):
+        summaries = [results[ZERO_SHOT][name][dataset] for dataset in sets]
+        values = [100 * summary["image"]["auroc"] for summary in summaries]
+        ends = [[100 * summary["intervals"]["image"]["auroc"][end] for end in ("low", "high")] for summary in summaries]
+        cells = [f"{value:.1f} ({low:.1f} to {high:.1f})" for value, (low, high) in zip(values, ends, strict=True)]
+        assert row == [name, *cells, f"{sum(values) / 2:.1f}"]
+    assert "kvasir: **6 images prove nothing**. The widest 95 % interval is" in page
     assert WITH_MEDICAL not in page
     latex = (out / "benchmark.tex").read_text(encoding="utf-8")
-    assert latex.startswith(f"% Protocol: {ZERO_SHOT}\n% image AUROC, percent\n\\begin{{tabular}}{{lrrr}}")
+    assert latex.startswith(
+        f"% Protocol: {ZERO_SHOT}\n% image AUROC, percent, with 95 % intervals\n\\begin{{tabular}}{{lrrr}}"
+    )
+
+
+def test_intervals_are_drawn_as_often_as_in_an_evaluation_by_default(
+    tmp_path: Path, sets: dict[str, str], bundles: dict[str, ConfigParser], read: list[ConfigParser]
+):
+    run_benchmark(["tf"], {"endo": sets["endo"]}, tmp_path / "out", progress=False)
+    assert read[0]["resamples"] == 1000
+    none = run_benchmark(["tf"], {"endo": sets["endo"]}, tmp_path / "out", progress=False, resamples=0)
+    assert none[ZERO_SHOT]["tf"]["endo"]["intervals"] == {}
 
 
 def test_numbers_are_those_of_a_bundle_alone(tmp_path: Path, sets: dict[str, str], bundles: dict[str, ConfigParser]):

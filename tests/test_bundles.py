@@ -99,7 +99,7 @@ def test_inference_runs_on_the_samples_and_finds_the_phantoms_lesion(bundle: str
     assert phantom_map.shape == lesion.shape
     assert lesion[np.unravel_index(phantom_map.argmax(), lesion.shape)]
     record = values(tmp_path / "run.json")
-    assert record["cases"] == {"total": 6, "ok": 6, "failed": 0}
+    assert record["cases"] == {"total": 6, "ok": 6, "failed": 0, "nothing_to_score": 0}
     assert record["backbone"]["name"] == "embedded ViT-S/14"
     assert record["settings"]["variant"] == VARIANTS[bundle]
     weights = BUNDLES[bundle] / "models" / "model.pt"

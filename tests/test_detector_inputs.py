@@ -146,7 +146,7 @@ def test_images_of_all_kinds_are_scored_together_by_their_names(tmp_path, make):
     pixels = make_pixels(40, 60, 3)
     values = np.random.RandomState(0).normal(100, 30, (20, 24, 18)).astype(np.float32)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    Image.fromarray(pixels).save(tmp_path / "b.gif", save_all=True, append_images=[Image.new("RGB", (60, 40))])
+    Image.fromarray(pixels).save(tmp_path / "b.gif", save_all=True, append_images=[Image.fromarray(pixels[::-1])])
     nibabel.save(nibabel.Nifti1Image(values, AFFINE), tmp_path / "a.nii")
     given = {
         "path": tmp_path / "a.png",
@@ -254,8 +254,8 @@ def test_profile_of_volumes_smooths_across_slices_in_the_memory_of_the_computer(
     assert (volumes.inferer.smooth, volumes.inferer.device) == (1, "cpu")
     assert volumes.provenance["settings"]["profiles"] == ["volume"]
     assert plain.provenance["settings"]["profiles"] == []
-    step = np.zeros((40, 40, 6), np.float32)
-    step[..., 3:] = np.random.RandomState(0).rand(40, 40, 3)  # slices of nothing, then of noise
+    step = np.linspace(0, 0.1, 40, dtype=np.float32)[:, None, None].repeat(40, 1).repeat(6, 2)
+    step[..., 3:] = np.random.RandomState(0).rand(40, 40, 3)  # slices of a dark ramp, then of noise
     rough, smooth = (one(detector, step).anomaly_map for detector in (plain, volumes))
     jumps = [np.abs(np.diff(anomaly_map, axis=2)).mean(axis=(0, 1)) for anomaly_map in (rough, smooth)]
     assert jumps[0].argmax() == jumps[1].argmax() == 2
@@ -306,7 +306,9 @@ def test_video_that_was_scored_can_be_deleted(make, tmp_path):
     pytest.importorskip("av")
     with OverlayVideo(tmp_path / "exam.mp4", frames_per_second=5) as video:
         for level in (0, 120, 240):
-            video.write(np.full((60, 80, 3), level, np.uint8))
+            frame = np.full((60, 80, 3), level, np.uint8)
+            frame[20:40, 20:40] = 60
+            video.write(frame)
     detector = make()
     assert len(detect(detector, tmp_path / "exam.mp4")) == 3
     assert handles_of(tmp_path / "exam.mp4") == 0

@@ -44,7 +44,7 @@ def series(folder: Path, seed: int) -> None:
 
 def photographs(folder: Path, seed: int) -> None:
     """Write photographs likewise; a DICOM file beside them states whose folder it is."""
-    values = np.zeros((40, 48, 1))
+    values = np.arange(48)[None, :, None].repeat(40, 0)
     write_series(folder, values, names=["own.dcm"], PatientName=PATIENTS[seed], StudyInstanceUID=f"1.2.{seed}")
     for name in ("a.bmp", "b.bmp"):
         Image.fromarray(np.random.RandomState(seed).randint(0, 256, (40, 48, 3), np.uint8)).save(folder / name)

@@ -21,7 +21,15 @@ __all__ = ["add_to"]
 
 _SUMMARY_ROWS = 20
 # Options that set values of the bundle's config.
-_VALUES = ("write", "threshold", "frames_per_second", "sequence_rate", "num_workers", "keep_identifiers")
+_VALUES = (
+    "write",
+    "threshold",
+    "frames_per_second",
+    "sequence_rate",
+    "num_workers",
+    "include_masks",
+    "keep_identifiers",
+)
 _OUTPUTS = "; ".join(f"{name}: {description}" for name, description in OUTPUT_DESCRIPTIONS.items())
 _DEFAULTS = "; ".join(f"{kind}: {' '.join(names)}" for kind, names in DEFAULT_OUTPUTS.items())
 
@@ -80,6 +88,13 @@ def add_to(commands: Any) -> None:
     detect.add_argument("--take-over", action="store_true", help=TAKE_OVER)
     detect.add_argument(
         "--restart", action="store_true", help="score all cases, including those that an earlier run has finished"
+    )
+    detect.add_argument(
+        "--include-masks",
+        action="store_true",
+        default=None,
+        help="score masks and label volumes too. Without it, a file is skipped if a word such as mask, label or seg is "
+        "in its name or folder and it has at most 16 distinct values (default: skip them)",
     )
     detect.add_argument(
         "--keep-identifiers",
@@ -141,7 +156,13 @@ def _summarize(writer: mrad_med.ResultWriter, found: FoundCases, out: Path) -> i
     say_table([("case", "score"), *shown])
     if len(ranked) > _SUMMARY_ROWS:
         say(f"... and {len(ranked) - _SUMMARY_ROWS} more in scores.csv")
-    say(f"{len(ranked)} of {len(found.cases)} case(s) scored, results in {out}")
+    blank = f", {len(writer.nothing_to_score)} with nothing to score" if writer.nothing_to_score else ""
+    say(f"{len(ranked)} of {len(found.cases)} case(s) scored{blank}, results in {out}")
+    for item in writer.nothing_to_score:
+        say(f"nothing to score in {item.case_id}: {item.reason}")
+    for reason in dict.fromkeys(item.reason for item in found.skipped):
+        names = [item.case_id for item in found.skipped if item.reason == reason]
+        say(f"skipped {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}")
     for failure in writer.failures:
         say(f"left out {failure.case_id}: {failure.reason}", to_error=True)
     for shortfall in writer.shortfalls:

@@ -7,11 +7,20 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-__all__ = ["DATASETS", "Counts", "PublicDataset"]
+__all__ = ["DATASETS", "PUBLISHED_MEANS", "Counts", "PublicDataset"]
 
 Counts = tuple[int, int]  # normal and anomalous images
 
 METRICS = ("pixel_auroc", "pixel_pro", "image_auroc", "image_ap")
+PUBLISHED_VARIANT = "MRAD-CLIP"  # the variant of `PublicDataset.published`
+# Means over the datasets of the MRAD paper in percent, by variant. They are quoted from other papers.
+PUBLISHED_MEANS: Mapping[str, Mapping[str, float]] = MappingProxyType(
+    {
+        "MRAD-TF": MappingProxyType({"pixel_auroc": 85.5, "pixel_pro": 64.6}),
+        "MRAD-FT": MappingProxyType({"pixel_auroc": 91.9, "pixel_pro": 78.3}),
+        "MRAD-CLIP": MappingProxyType({"pixel_auroc": 92.7, "pixel_pro": 80.1}),
+    }
+)
 SHARE_ALIKE = "CC BY-NC-SA 4.0"
 SEE_HOME = "see its home"
 PRANET = "https://github.com/DengPingFan/PraNet"
@@ -52,6 +61,14 @@ class PublicDataset:
     published: Mapping[str, float] = field(default_factory=dict)
     second_hand: frozenset[str] = frozenset()
     parts: Mapping[Counts, str] = field(default_factory=dict)
+
+    def published_of(self, variant: str) -> Mapping[str, float]:
+        """Return the published results of a variant on this dataset, as in ``published``; empty if there are none.
+
+        Args:
+            variant: ``"MRAD-TF"``, ``"MRAD-FT"`` or ``"MRAD-CLIP"``.
+        """
+        return self.published if variant == PUBLISHED_VARIANT else {}
 
 
 def _dataset(

@@ -11,8 +11,8 @@ from monai.data import Dataset, list_data_collate
 from tqdm.auto import tqdm
 
 from mrad_med.data.workers import TIME_LIMIT, LostItem, load_ahead
-from mrad_med.errors import FailedCasesError, ImageFileError
-from mrad_med.types import AnomalyKeys, FailedCase
+from mrad_med.errors import FailedCasesError, ImageFileError, NothingToScoreError
+from mrad_med.types import FAILED, NOTHING_TO_SCORE, AnomalyKeys, FailedCase
 
 __all__ = ["CaseDataset", "CaseLoader"]
 
@@ -36,18 +36,21 @@ class CaseDataset(Dataset):
         try:
             result: dict[str, Any] = self.transform(dict(case))
         except Exception as error:  # libraries raise anything on a damaged file; the other cases continue
-            return FailedCase(case[AnomalyKeys.CASE_ID], _reason(error), case.get(AnomalyKeys.STUDY, ""))
+            return FailedCase(case[AnomalyKeys.CASE_ID], *_reason(error, case.get(AnomalyKeys.STUDY, "")))
         return result
 
 
-def _reason(error: BaseException) -> str:
-    """Return this project's message from MONAI's chain of causes, or the type of an unforeseen error."""
+def _reason(error: BaseException, study: str) -> tuple[str, str, str]:
+    """Return this project's message from MONAI's chain of causes, or the type of an unforeseen error.
+
+    The study and the status follow, as in `FailedCase`.
+    """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ImageFileError):
-            return str(cause)
+            return str(cause), study, NOTHING_TO_SCORE if isinstance(cause, NothingToScoreError) else FAILED
         error, cause = cause, cause.__cause__
-    return f"unforeseen {type(error).__name__} while loading; please report it"
+    return f"unforeseen {type(error).__name__} while loading; please report it", study, FAILED
 
 
 class CaseLoader:
@@ -57,14 +60,16 @@ class CaseLoader:
     of batches depends on which files can be read.
 
     Args:
-        dataset: usually a `CaseDataset`; a `FailedCase` among its items is moved to ``failures``.
+        dataset: usually a `CaseDataset`; a `FailedCase` among its items is moved to ``failures``, also one that has
+            nothing to score.
         batch_size: largest number of images in a batch.
         num_workers: number of processes that read ahead, without shared memory; 0 reads in this process.
         progress: whether to show a progress bar, which counts images and slices.
         time_limit: seconds that a process may spend on a case; ignored if ``num_workers`` is 0.
 
     Attributes:
-        failures: failed cases of the last pass; always the same list, filled during iteration.
+        failures: cases of the last pass that failed or have nothing to score (`FailedCase.status`); always the same
+            list, filled during iteration.
     """
 
     def __init__(
@@ -123,7 +128,7 @@ class CaseLoader:
         batch: list[dict[str, Any]] = []
         for case in cases:
             if isinstance(case, FailedCase):
-                logger.warning("%s: left out: %s", case.case_id, case.reason)
+                logger.warning("%s: %s: %s", case.case_id, "left out" if case.is_failure else case.status, case.reason)
                 self.failures.append(case)
                 bar.update()
                 continue
@@ -149,7 +154,11 @@ class CaseLoader:
 
 
 def raise_for_failures(failures: Sequence[FailedCase], total: int) -> None:
-    """Raise a `FailedCasesError` that lists the failed cases, if there are any."""
+    """Raise a `FailedCasesError` that lists the failed cases, if there are any.
+
+    Cases that have nothing to score are not failures.
+    """
+    failures = [failure for failure in failures if failure.is_failure]
     if failures:
         names = "\n".join(f"  {failure.case_id}: {failure.reason}" for failure in failures)
         raise FailedCasesError(f"{len(failures)} of {total} case(s) failed, the others are done:\n{names}")

@@ -15,6 +15,7 @@ from typing import Any
 
 from mrad_med.data.datalist import Datalist
 from mrad_med.data.dicom_series import group_series, instance_key
+from mrad_med.data.label_files import MASK_REASON, find_masks
 from mrad_med.data.names import DistinctNames, code_of
 from mrad_med.data.paths import find_files, name_cases
 from mrad_med.data.privacy import HIDDEN, Identifiers
@@ -43,7 +44,7 @@ class FoundCases:
         cases: a datalist; see `find_cases`.
         descriptions: file format and dimensions of each case as text, by case id.
         remarks: unusual facts about a case as text, by case id.
-        skipped: DICOM objects that are not images, and copies of images with hidden names, each with the reason.
+        skipped: DICOM objects that are not images, masks, and copies of images with hidden names, with the reason.
         distinct_name: registry of the case ids in use.
         distinct_video: registry of the video names in use.
     """
@@ -100,6 +101,7 @@ def find_cases(
     keep_identifiers: bool = False,
     frames_per_second: float | None = None,
     sequence_rate: float | None = None,
+    include_masks: bool = False,
 ) -> Datalist:
     """Return the cases below a folder, or in the one file given, sorted by path.
 
@@ -119,6 +121,7 @@ def find_cases(
         frames_per_second: number of frames per second of a video to keep; None keeps all frames.
         sequence_rate: frames per second of numbered photographs. Photographs of one folder whose names differ only in
             their last number are then treated as one video. None treats each photograph as a separate case.
+        include_masks: whether masks and label volumes are cases too (`find_masks`). If False, they are skipped.
 
     Returns:
         ``{"image", "case_id", "study"}`` for each case. The image is an input of `read_image`: a path, the list of
@@ -136,6 +139,7 @@ def find_cases(
         keep_identifiers=keep_identifiers,
         frames_per_second=frames_per_second,
         sequence_rate=sequence_rate,
+        include_masks=include_masks,
     )
     found.warn()
     return found.cases
@@ -149,6 +153,7 @@ def survey(
     keep_identifiers: bool = False,
     frames_per_second: float | None = None,
     sequence_rate: float | None = None,
+    include_masks: bool = False,
 ) -> FoundCases:
     """Return the cases of `find_cases` with descriptions and remarks; no pixels of DICOM files and volumes are read."""
     path = Path(root)
@@ -157,12 +162,14 @@ def survey(
     files = find_files(path, exclude=exclude)
     base = path.parent if path.is_file() else path
     file_types = {file: detect_file_type(file) for file in files}
+    masks = set() if include_masks else find_masks(file_types, base)
+    file_types = {file: file_type for file, file_type in file_types.items() if file not in masks}
     read = {file: _try_slice(file) for file, file_type in file_types.items() if file_type == DICOM}
     slices = {file: item for file, item in read.items() if isinstance(item, Slice)}
     errors = {file: item for file, item in read.items() if isinstance(item, ImageFileError)}
     names = _Names(files, base, None if keep_identifiers else _identifiers(slices.values()))
     order = {str(file): place for place, file in enumerate(files)}
-    found = FoundCases()
+    found = FoundCases(skipped=[FailedCase(names.of(file), MASK_REASON) for file in files if file in masks])
     frames_of = {
         file: _try_frames(file, file_type, frames_per_second)
         for file, file_type in file_types.items()
@@ -184,7 +191,7 @@ def survey(
     _add_dicom(slices, names, base, found, strict=strict)
     _add_rest(errors, names, found)
     if not found.cases:
-        raise DatasetError(f"{root} has DICOM objects but no image: {found.skipped[0].reason}")
+        raise DatasetError(f"{root} has no image to score: {found.skipped[0].reason}")
     found.cases.sort(key=lambda case: min(order[path] for path in _paths(case[AnomalyKeys.IMAGE.value])))
     return found
 

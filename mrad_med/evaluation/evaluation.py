@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from monai.transforms import Compose
 
-from mrad_med.data.catalog import DATASETS
+from mrad_med.data.catalog import DATASETS, PUBLISHED_MEANS
 from mrad_med.data.duplicates import find_duplicates
 from mrad_med.data.loader import raise_for_failures
 from mrad_med.distributed import gather_parts, rank_and_world
@@ -35,6 +35,7 @@ from mrad_med.evaluation.records import (
 from mrad_med.evaluation.scoring import score_cases
 from mrad_med.evaluation.summary import as_json, write_summary
 from mrad_med.files import atomic_path, prepare_output
+from mrad_med.metrics.intervals_bootstrap import RESAMPLES
 from mrad_med.networks.inferers import AnomalyInferer
 from mrad_med.networks.mrad import MRAD
 from mrad_med.networks.provenance import fingerprint, package_versions
@@ -47,7 +48,6 @@ __all__ = ["Evaluation", "evaluate_together"]
 
 logger = logging.getLogger(__name__)
 
-RESAMPLES = 1000
 _AHEAD = 32  # cases that may wait for their measurement: records are read faster than they are measured
 
 Case = Mapping[str, Any]
@@ -60,7 +60,7 @@ class Evaluation:
 
     - ``cases.csv``: a row per case;
     - ``metrics.json``: counts, metrics, intervals, hashes and the command;
-    - ``metrics.md``: a table, with published numbers where the catalog has them;
+    - ``metrics.md``: a table, with published numbers of the same variant where the catalog has them;
     - ``records/``: the network's output for each case, from which an interrupted evaluation resumes. A record is reused
       while network, preprocessing, package versions and files stay the same;
     - ``run.json``: whether the run is complete.
@@ -81,7 +81,8 @@ class Evaluation:
             size, as in the literature.
         batch_size: number of images that are encoded together.
         num_workers: number of processes that read images ahead; 0 reads in this process.
-        dataset_name: name of the set in the catalog, for its published numbers; any other name is only recorded.
+        dataset_name: name of the set in the catalog, for its published numbers; any other name is only recorded. The
+            numbers are those of the variant in ``provenance["settings"]["variant"]``.
         dice_threshold: anomaly value at or above which a pixel counts for Dice and IoU; None leaves both out.
         resamples: number of bootstrap draws for the intervals; 0 leaves all intervals out.
         seed: seed of the draws.
@@ -91,6 +92,7 @@ class Evaluation:
     Attributes:
         summary: content of ``metrics.json`` after a run; empty before.
         failures: cases that could not be scored.
+        nothing_to_score: cases in which all pixels have one value; metrics leave them out.
         shared: values that must be equal for evaluations that run together.
 
     Raises:
@@ -156,6 +158,7 @@ class Evaluation:
         )
         self.summary: dict[str, Any] = {}
         self.failures: list[FailedCase] = []
+        self.nothing_to_score: list[FailedCase] = []
         self._paths: dict[str, Path] = {}
         self._started = time.monotonic()
 
@@ -174,7 +177,7 @@ class Evaluation:
     def open(self, contents: Mapping[str, str]) -> None:
         """Start with cases; ``contents`` maps their names to the keys of `contents_of`."""
         self._paths = {name: self._store.path(content) for name, content in contents.items()}
-        self.failures = []
+        self.failures, self.nothing_to_score = [], []
         self._store.report_outdated()
 
     def replace(self, contents: Mapping[str, str]) -> None:
@@ -186,8 +189,9 @@ class Evaluation:
         return self._store.load(self._paths[case_id])
 
     def fail(self, failures: Sequence[FailedCase]) -> None:
-        """Leave failed cases out."""
-        self.failures += failures
+        """Leave out cases that failed or have nothing to score."""
+        self.failures += [item for item in failures if item.is_failure]
+        self.nothing_to_score += [item for item in failures if not item.is_failure]
         for failure in failures:
             self._paths.pop(failure.case_id, None)
 
@@ -232,7 +236,7 @@ class Evaluation:
         """Write ``run.json``: whether the run is complete, and which cases were not reached.
 
         Args:
-            reached: names of the cases that this process has reached.
+            reached: names of the cases that this process has measured.
             is_whole: whether the run has ended without an error.
 
         Raises:
@@ -241,11 +245,16 @@ class Evaluation:
         if rank_and_world()[0] > 0:
             return
         names = [case[AnomalyKeys.CASE_ID] for case in self.cases]
-        missing = [] if is_whole else [name for name in names if name not in reached]
+        unscored = {item.case_id for item in (*self.failures, *self.nothing_to_score)}
+        missing = [] if is_whole else [name for name in names if name not in reached and name not in unscored]
         record = {
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "complete": is_whole,
-            "cases": {"total": len(names), "failed": len(self.failures)},
+            "cases": {
+                "total": len(names),
+                "failed": len(self.failures),
+                "nothing_to_score": len(self.nothing_to_score),
+            },
             "not_reached": {"count": len(missing), "cases": missing},
         }
         try:
@@ -270,9 +279,10 @@ class Evaluation:
         joined.refine(lambda: self.records(share))
         measurements = {**joined.summary(), "intervals": self._intervals(joined, share)}
         self.failures = [failure for part in gather_parts(self.failures) for failure in part]
+        self.nothing_to_score = [item for part in gather_parts(self.nothing_to_score) for item in part]
         self.summary = self._described(measurements)
         if rank_and_world()[0] == 0:
-            write_summary(self.output_dir, self.summary, joined.rows, self.failures)
+            write_summary(self.output_dir, self.summary, joined.rows, [*self.nothing_to_score, *self.failures])
 
     def _intervals(self, joined: SetMeasurement, share: Sequence[Case]) -> dict[str, Any]:
         if self.resamples == 0:
@@ -288,6 +298,8 @@ class Evaluation:
 
     def _described(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         known = DATASETS.get(self.dataset_name.lower().replace("_", "-"))
+        variant = str(self.provenance.get("settings", {}).get("variant", ""))
+        published = known.published_of(variant) if known else {}
         return {
             "dataset": {
                 "name": self.dataset_name,
@@ -296,7 +308,8 @@ class Evaluation:
             },
             "compared_at": self.compared_at,
             **summary,
-            "published": dict(known.published) if known else {},
+            "published": dict(published),
+            "published_mean": dict(PUBLISHED_MEANS.get(variant, {})) if known and not published else {},
             **self.provenance,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._started, 1),
@@ -304,6 +317,7 @@ class Evaluation:
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "versions": package_versions(),
             "failures": [asdict(failure) for failure in self.failures],
+            "nothing_to_score": [asdict(item) for item in self.nothing_to_score],
         }
 
 
@@ -350,7 +364,7 @@ def _measure(evaluations: Sequence[Evaluation], reached: set[str]) -> None:
 
     Args:
         evaluations: evaluations that share an encoder.
-        reached: set to which the names of scored cases are added.
+        reached: set to which the name of each case is added when it is measured.
     """
     first = evaluations[0]
     rank, world = rank_and_world()
@@ -360,13 +374,24 @@ def _measure(evaluations: Sequence[Evaluation], reached: set[str]) -> None:
     with ThreadPoolExecutor(1) as background:  # measures a batch while the next one is encoded
         jobs: deque[Future[None]] = deque()
         for case, records in score_cases(evaluations, share):
-            reached.add(case[AnomalyKeys.CASE_ID])
             copy_of = copies.get(case[AnomalyKeys.CASE_ID])
-            for meter, record in zip(measured, records, strict=True):
-                jobs.append(background.submit(meter.add, case, record, duplicate_of=copy_of))
+            jobs.append(background.submit(_measure_case, measured, case, records, copy_of, reached))
             while jobs and (jobs[0].done() or len(jobs) > _AHEAD):
                 jobs.popleft().result()  # raises an error early and not after all cases
         for job in jobs:
             job.result()
     for item, meter in zip(evaluations, measured, strict=True):
         item.finish(meter, share)
+
+
+def _measure_case(
+    meters: Sequence[SetMeasurement],
+    case: Case,
+    records: Sequence[CaseRecord],
+    copy_of: str | None,
+    reached: set[str],
+) -> None:
+    """Add a case to the measurement of each evaluation, then its name to ``reached``."""
+    for meter, record in zip(meters, records, strict=True):
+        meter.add(case, record, duplicate_of=copy_of)
+    reached.add(case[AnomalyKeys.CASE_ID])

@@ -13,20 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from mrad_med.distributed import gather_parts
+from mrad_med.evaluation.intervals import Draws, class_seed, defined, mean_intervals, scores_and_labels
 from mrad_med.evaluation.records import CaseRecord, MapMaker
 from mrad_med.metrics.histogram import MAX_BINS
 from mrad_med.metrics.image import image_metrics
-from mrad_med.metrics.intervals_bootstrap import (
-    Interval,
-    bin_edges,
-    bootstrap,
-    bootstrap_weights,
-    count_case,
-    pixel_intervals,
-    weighted_auroc,
-    weighted_average_precision,
-)
-from mrad_med.metrics.intervals_delong import delong
+from mrad_med.metrics.intervals_bootstrap import bin_edges, count_case
 from mrad_med.metrics.lesions import LesionMetrics, OverlapMetrics
 from mrad_med.metrics.pixel import PixelMetrics
 from mrad_med.types import AnomalyKeys, check_threshold
@@ -142,7 +133,7 @@ class SetMeasurement:
     def error_bound(self) -> float:
         """Largest possible error of a pixel metric of the set or of any class; 0 where none is defined."""
         parts: list[Belongs] = [_all, _is_original, *(partial(_is_of_class, name) for name in self._classes())]
-        return max(float(_defined(self._pooled(part)[0].compute).get("error_bound", 0)) for part in parts)
+        return max(float(defined(self._pooled(part)[0].compute).get("error_bound", 0)) for part in parts)
 
     def _classes(self) -> list[str]:
         return sorted({row["class"] for row in self.rows})
@@ -189,14 +180,14 @@ class SetMeasurement:
         """Return counts and metrics of the groups that belong."""
         rows = [row for row in self.rows if belongs((row["class"], bool(row["duplicate_of"])))]
         pixels, lesions, *overlap = self._pooled(belongs)
-        scores, labels = _scores_and_labels(rows)
+        scores, labels = scores_and_labels(rows)
         return {
             "images": {"normal": int((labels == 0).sum()), "anomalous": int((labels == 1).sum())},
             "unknown_masks": sum(row["anomalous_pixels"] == "" for row in rows),
-            "image": _defined(lambda: image_metrics(torch.from_numpy(scores), torch.from_numpy(labels))),
-            "pixel": _defined(pixels.compute),
-            "lesion": _defined(lesions.compute),
-            **({"overlap": _defined(overlap[0].compute)} if overlap else {}),
+            "image": defined(lambda: image_metrics(torch.from_numpy(scores), torch.from_numpy(labels))),
+            "pixel": defined(pixels.compute),
+            "lesion": defined(lesions.compute),
+            **({"overlap": defined(overlap[0].compute)} if overlap else {}),
         }
 
     def _pooled(self, belongs: Belongs) -> list[Any]:
@@ -224,40 +215,43 @@ class SetMeasurement:
     def intervals(
         self, counts: Mapping[str, NDArray[np.float32]], *, resamples: int, seed: int
     ) -> dict[str, dict[str, Any]]:
-        """Return 95 % intervals of the metrics of all cases together.
+        """Return 95 % intervals of the metrics of all cases together, of each class, and of the mean of classes.
 
         Patients are drawn if every case has one, otherwise cases. The image-level AUROC has DeLong's interval unless
         patients are drawn. Draws of pixel metrics use counts in bins; the intervals are corrected for the small
-        difference from the exact metric.
+        difference from the exact metric. The draws of a class are inside the class.
 
         Args:
             counts: `case_counts` by case id; empty where pixel metrics are undefined.
             resamples: number of draws.
             seed: seed of the draws.
+
+        Returns:
+            ``drawn``, how it was drawn; intervals by level and metric; for several classes also ``classes``, the same
+            by class, and ``class_mean``.
         """
-        rows = sorted(self.rows, key=lambda row: row["case_id"])  # the same order for any number of processes
-        patients = [str(row["patient"]) for row in rows]
-        groups = patients if rows and all(patients) else None
-        scores, labels = _scores_and_labels(rows)
-        result: dict[str, dict[str, Any]] = {
-            "drawn": {"by": "case" if groups is None else "patient", "resamples": resamples, "seed": seed}
-        }
-        if 0 < labels.sum() < len(labels):
-            draw = partial(bootstrap, groups=groups, resamples=resamples, seed=seed)
-            result["image"] = {
-                "auroc": _defined(
-                    lambda: _plain(draw(weighted_auroc, scores, labels)) if groups else _of_delong(scores, labels)
-                ),
-                "ap": _defined(lambda: _plain(draw(weighted_average_precision, scores, labels))),
+        draws = self._draws(_all, counts, resamples=resamples, seed=seed)
+        by = "case" if draws.groups is None else "patient"
+        result: dict[str, Any] = {"drawn": {"by": by, "resamples": resamples, "seed": seed}, **draws.intervals()}
+        classes = self._classes()
+        if len(classes) > 1:
+            of_class = {
+                name: self._draws(
+                    partial(_is_of_class, name), counts, resamples=resamples, seed=class_seed(seed, number)
+                )
+                for number, name in enumerate(classes)
             }
-        if counts:
-            weights = bootstrap_weights(len(rows), groups=groups, resamples=resamples, seed=seed)
-            stacked = np.stack([counts[row["case_id"]] for row in rows])
-            exact = self._pooled(_all)[0].compute()
-            result["pixel"] = _defined(
-                lambda: {name: _plain(item) for name, item in pixel_intervals(stacked, weights, exact).items()}
-            )
+            result["classes"] = {name: item.intervals() for name, item in of_class.items()}
+            result["class_mean"] = mean_intervals(list(of_class.values()))
         return result
+
+    def _draws(
+        self, belongs: Belongs, counts: Mapping[str, NDArray[np.float32]], *, resamples: int, seed: int
+    ) -> Draws:
+        """Return the draws of the groups that belong."""
+        rows = [row for row in self.rows if belongs((row["class"], bool(row["duplicate_of"])))]
+        exact = defined(self._pooled(belongs)[0].compute) if counts else {}
+        return Draws.of(rows, counts, exact, resamples=resamples, seed=seed)
 
 
 def _all(_: Group) -> bool:
@@ -272,36 +266,13 @@ def _is_of_class(name: str, group: Group) -> bool:
     return group[0] == name
 
 
-def _scores_and_labels(rows: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    scores = np.array([row["anomaly_score"] for row in rows], np.float64)
-    return scores, np.array([row["label"] for row in rows], np.int64)
-
-
-def _defined(compute: Callable[[], Mapping[str, Any]]) -> Metrics:
-    """Return metrics or intervals, or the reason why they are undefined."""
-    try:
-        return dict(compute())
-    except ValueError as error:
-        return {"undefined": str(error)}
-
-
 def _mean_of_classes(classes: Sequence[Metrics]) -> Metrics:
     """Return the mean of each metric over the classes where it is defined, as in the literature."""
     means: Metrics = {}
     for level in ("pixel", "image", "lesion", "overlap"):
-        defined = [item[level] for item in classes if level in item and "undefined" not in item[level]]
-        names = [] if not defined else [name for name in defined[0] if name not in ("lesions", "images", "error_bound")]
+        known = [item[level] for item in classes if level in item and "undefined" not in item[level]]
+        names = [] if not known else [name for name in known[0] if name not in ("lesions", "images", "error_bound")]
         if names:
-            means[level] = {name: float(np.mean([item[name] for item in defined])) for name in names}
-            means[level]["classes"] = len(defined)
+            means[level] = {name: float(np.mean([item[name] for item in known])) for name in names}
+            means[level]["classes"] = len(known)
     return means
-
-
-def _plain(interval: Interval) -> dict[str, float]:
-    undefined = {"undefined_resamples": interval.undefined} if interval.undefined else {}
-    return {"low": interval.low, "high": interval.high, **undefined}
-
-
-def _of_delong(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, Any]:
-    result = delong(scores, labels)
-    return {"low": result.low, "high": result.high, "method": "DeLong"}

@@ -45,7 +45,7 @@ class Scorer(Protocol):
         """Return the stored record of a case, or None."""
 
     def fail(self, failures: Sequence[FailedCase]) -> None:
-        """Leave failed cases out."""
+        """Leave out cases that failed or have nothing to score."""
 
     def score(self, features: ImageFeatures, masks: Sequence[bytes]) -> list[CaseRecord]:
         """Return the records of a batch of features and packed masks."""
@@ -57,8 +57,8 @@ class Scorer(Protocol):
 def score_cases(evaluations: Sequence[Scorer], share: Sequence[Case]) -> Iterator[tuple[Case, list[CaseRecord]]]:
     """Yield each case with its record of every evaluation: first the cases with stored records, then new ones.
 
-    Cases that fail are not yielded. They are passed to `Scorer.fail`. A case whose files change while they are read is
-    scored once more.
+    Cases that fail or have nothing to score are not yielded. They are passed to `Scorer.fail`. A case whose files
+    change while they are read is scored once more.
 
     Args:
         evaluations: evaluations that share an encoder.

@@ -12,14 +12,15 @@ from typing import Any
 from tabulate import tabulate
 
 from mrad_med.errors import OutputError
+from mrad_med.evaluation.caution import images_of, warn_of_few
 from mrad_med.files import atomic_path
 from mrad_med.types import FailedCase
 
-__all__ = ["Summary", "as_json", "benchmark_tables", "latex_tables", "markdown_summary", "write_summary"]
+__all__ = ["METRICS", "Summary", "as_json", "markdown_summary", "markdown_table", "write_summary"]
 
 Summary = Mapping[str, Any]
 
-# Level and name of each metric, its title, and its key in the published results of MRAD-CLIP.
+# Level and name of each metric, its title, and its key in published results (`PublicDataset.published`).
 METRICS = (
     ("image", "auroc", "image AUROC", "image_auroc"),
     ("image", "ap", "image AP", "image_ap"),
@@ -31,12 +32,8 @@ METRICS = (
     ("pixel", "pro_200", "PRO, 200 thresholds", "pixel_pro"),
     ("lesion", "froc", "FROC, mean sensitivity", ""),
 )
-_IN_BENCHMARKS = ("image AUROC", "image AP", "pixel AUROC", "pixel AP", "PRO, exact", "PRO, 200 thresholds")
-_NOT_A_CONCLUSION = 30  # images; with fewer the page has a warning
-_LATEX = str.maketrans(
-    {character: f"\\{character}" for character in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-)
+_OF_CLASSES = ("image AUROC", "pixel AUROC", "pixel AP", "PRO, exact")  # in the table of classes
+_NAMED = 5  # cases that a note names; cases.csv has all
 
 
 def write_summary(
@@ -48,12 +45,12 @@ def write_summary(
         output_dir: existing folder.
         summary: summary of the evaluation.
         rows: row of each measured case, with ``case_id`` and any other columns.
-        failures: cases that failed.
+        failures: cases without a score: those that failed, and those with nothing to score.
 
     Raises:
         OutputError: the disk is full, or the folder is missing.
     """
-    failed = [{"case_id": item.case_id, "status": "failed", "reason": item.reason} for item in failures]
+    failed = [{"case_id": item.case_id, "status": item.status, "reason": item.reason} for item in failures]
     done = [{"case_id": row["case_id"], "status": "ok", **row} for row in sorted(rows, key=lambda row: row["case_id"])]
     columns = [*(done or failed)[0], *(["reason"] if done else [])]
     try:
@@ -92,15 +89,18 @@ def markdown_summary(summary: Summary) -> str:
     images = summary["images"]
     count = images["normal"] + images["anomalous"]
     lines = [
-        f"# {summary['dataset']['title'] or 'Evaluation'}: {summary.get('settings', {}).get('variant', 'MRAD')}",
+        f"# {summary['dataset']['title'] or 'Evaluation'}: {_variant(summary)}",
         "",
         f"{count} images, {images['normal']} normal and {images['anomalous']} anomalous; maps compared at "
         f"{summary['compared_at']}; backbone {summary.get('backbone', {}).get('name', 'not stated')}.",
         "",
     ]
-    if count < _NOT_A_CONCLUSION:
-        lines += [f"**{count} images prove nothing**: these numbers show that the evaluation runs.", ""]
-    lines += [_table_of_metrics(summary), "", *_notes(summary)]
+    if warning := warn_of_few(summary, summary["intervals"]):
+        lines += [f"{warning[0]}: these numbers only show that the evaluation runs. {warning[1]}", ""]
+    lines += [_table_of_metrics(summary), ""]
+    if summary.get("classes"):
+        lines += [_table_of_classes(summary), "", *_notes_on_classes(summary)]
+    lines += _notes(summary)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -108,7 +108,8 @@ def _table_of_metrics(summary: Summary) -> str:
     drawn = summary["intervals"].get("drawn")
     means, copies, published = (summary.get(name) for name in ("class_mean", "without_duplicates", "published"))
     columns: list[tuple[str, Callable[[str, str, str], str]]] = [
-        ("all images", lambda level, name, _: _percent(summary, level, name))
+        ("n", lambda level, _, __: str(images_of(summary, level))),
+        ("all images", lambda level, name, _: _percent(summary, level, name)),
     ]
     if drawn:
         columns.append(("95 % interval", lambda level, name, _: _interval(summary["intervals"], level, name)))
@@ -118,16 +119,47 @@ def _table_of_metrics(summary: Summary) -> str:
         columns.append(("without repeated images", lambda level, name, _: _percent(copies, level, name)))
     if published:
         columns.append(
-            ("MRAD-CLIP, published", lambda _, __, key: f"{published[key]:.1f}" if key in published else "-")
+            (f"{_variant(summary)}, published", lambda _, __, key: f"{published[key]:.1f}" if key in published else "-")
         )
     rows = [[title, *(cell(level, name, key) for _, cell in columns)] for level, name, title, key in METRICS]
-    return _markdown(["metric", *(title for title, _ in columns)], rows)
+    return markdown_table(["metric", *(title for title, _ in columns)], rows)
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table_of_classes(summary: Summary) -> str:
+    """Return a table with a row per class, and their mean; each value with its interval."""
+    chosen = [(level, name, title) for level, name, title, _ in METRICS if title in _OF_CLASSES]
+    drawn = summary["intervals"]
+    rows = []
+    for title, values in summary["classes"].items():
+        intervals, images = drawn.get("classes", {}).get(title, {}), values["images"]
+        cells = [_with_interval(values, intervals, level, name) for level, name, _ in chosen]
+        rows.append([title or "(no class)", str(images_of(values)), str(images["normal"]), *cells])
+    means = summary.get("class_mean", {})
+    cells = [_with_interval(means, drawn.get("class_mean", {}), level, name) for level, name, _ in chosen]
+    rows.append(["mean of classes", str(images_of(summary)), str(summary["images"]["normal"]), *cells])
+    interval = " (95 % interval)" if drawn.get("drawn") else ""
+    return markdown_table(["class", "n", "normal", *(f"{title}{interval}" for _, _, title in chosen)], rows)
+
+
+def _with_interval(source: Summary, intervals: Summary, level: str, name: str) -> str:
+    interval = _interval(intervals, level, name)
+    return _percent(source, level, name) + (f" ({interval})" if interval != "-" else "")
+
+
+def _notes_on_classes(summary: Summary) -> list[str]:
+    few = [title or "(no class)" for title, values in summary["classes"].items() if warn_of_few(values, {})]
+    note = "These classes have too few images to prove anything (under 30, or under 10 of a label)"
+    return [f"{note}: {', '.join(few)}.", ""] if few else []
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table: the first column is aligned left, the others right, also in the text."""
     alignment = ("left", *["right"] * (len(header) - 1))
     return tabulate(rows, header, tablefmt="pipe", disable_numparse=True, colalign=alignment)
+
+
+def _variant(summary: Summary) -> str:
+    return str(summary.get("settings", {}).get("variant", "MRAD"))
 
 
 def _notes(summary: Summary) -> list[str]:
@@ -137,7 +169,11 @@ def _notes(summary: Summary) -> list[str]:
             notes.append(f"{title} metrics are undefined: {summary[level]['undefined'].split(': ', 1)[-1]}.")
     if "error_bound" in summary["pixel"]:
         bound = summary["pixel"]["error_bound"]
-        notes.append(f"Pixel metrics are {f'within {bound:.1g} of the exact values' if bound else 'exact'}.")
+        within = (
+            f"Pixel AUROC, AP, F1-max, sensitivities and exact PRO are within {bound:.1g} of the exact values. "
+            "This bound does not cover PRO by 200 thresholds."
+        )
+        notes.append(within if bound else "Pixel metrics are exact.")
     if summary["unknown_masks"]:
         notes.append(f"{summary['unknown_masks']} anomalous image(s) have no mask and count at image level only.")
     drawn = summary["intervals"].get("drawn")
@@ -146,99 +182,33 @@ def _notes(summary: Summary) -> list[str]:
         others = f"; of the image AUROC by {method}" if method else ""
         notes.append(
             f"Intervals by bootstrap, drawn by {drawn['by']}, {drawn['resamples']} times, seed {drawn['seed']}{others}."
+            " There is no interval for PRO by 200 thresholds and for FROC."
         )
     if summary.get("published"):
         notes.append(
-            "Published: MRAD-CLIP with CLIP ViT-L/14@336 trained on industrial images; its PRO is the one by 200 "
-            "thresholds, which changes when scores are rescaled."
+            f"Published: {_variant(summary)} with CLIP ViT-L/14@336 trained on industrial images; its PRO is the one "
+            "by 200 thresholds, which changes when scores are rescaled."
         )
-    if summary["failures"]:
-        notes.append(f"{len(summary['failures'])} case(s) failed and are left out; see cases.csv.")
+    elif mean := summary.get("published_mean"):
+        notes.append(
+            f"Results of {_variant(summary)} on this set are not published. Its published means over all sets of the "
+            f"paper are: pixel AUROC {mean['pixel_auroc']:.1f}, PRO by 200 thresholds {mean['pixel_pro']:.1f}."
+        )
+    notes += _notes_on_lost_cases(summary)
     return [line for note in notes for line in (note, "")]
 
 
-def benchmark_tables(results: Mapping[str, Mapping[str, Summary]], *, metrics: Sequence[str] = _IN_BENCHMARKS) -> str:
-    """Return a Markdown table for each metric, with a row per network, a column per set, and the mean of the sets.
-
-    Args:
-        results: summaries by name of the network, then by name of the set.
-        metrics: titles of the metrics to show.
-    """
-    blocks = []
-    for title, sets, rows in _tables(results, metrics):
-        table = _markdown(["network", *sets, "mean"], [[name, *map(_number, values)] for name, values in rows])
-        blocks.append(f"**{title}**\n\n{table}")
-    return "\n\n".join(blocks) + "\n"
-
-
-def latex_tables(results: Mapping[str, Mapping[str, Summary]], *, metrics: Sequence[str] = _IN_BENCHMARKS) -> str:
-    """Return the tables of `benchmark_tables` in LaTeX, for the package booktabs.
-
-    The best value of each column is bold.
-
-    Args:
-        results: summaries by name of the network, then by name of the set.
-        metrics: titles of the metrics to show.
-    """
-    blocks = []
-    for title, sets, rows in _tables(results, metrics):
-        best = [
-            max((round(values[column], 1) for _, values in rows if not math.isnan(values[column])), default=math.nan)
-            for column in range(len(sets) + 1)
-        ]
-        numbers = [[_latex_number(*pair) for pair in zip(values, best, strict=True)] for _, values in rows]
-        body = [
-            " & ".join([name.translate(_LATEX), *cells]) + r" \\"
-            for (name, _), cells in zip(rows, numbers, strict=True)
-        ]
-        blocks.append(
-            "\n".join(
-                [
-                    f"% {title}, percent",
-                    rf"\begin{{tabular}}{{l{'r' * (len(sets) + 1)}}}",
-                    r"\toprule",
-                    " & ".join(["network", *(item.translate(_LATEX) for item in sets), "mean"]) + r" \\",
-                    r"\midrule",
-                    *body,
-                    r"\bottomrule",
-                    r"\end{tabular}",
-                ]
-            )
+def _notes_on_lost_cases(summary: Summary) -> list[str]:
+    notes = []
+    if blank := [item["case_id"] for item in summary.get("nothing_to_score", ())]:
+        others = f" and {len(blank) - _NAMED} more, see cases.csv" if len(blank) > _NAMED else ""
+        notes.append(
+            f"{len(blank)} image(s) have nothing to score (one value in all pixels) and are left out: "
+            f"{', '.join(blank[:_NAMED])}{others}."
         )
-    return "\n\n".join(blocks) + "\n"
-
-
-def _tables(
-    results: Mapping[str, Mapping[str, Summary]], metrics: Sequence[str]
-) -> list[tuple[str, list[str], list[tuple[str, list[float]]]]]:
-    """Return title, sets and rows of each metric that is defined for any set.
-
-    A row has the name of a network and its values in percent: one per set, then their mean. Undefined values are NaN.
-    """
-    sets = list(dict.fromkeys(name for summaries in results.values() for name in summaries))
-    tables = []
-    for level, name, title, _ in METRICS:
-        if title not in metrics:
-            continue
-        rows = []
-        for network, summaries in results.items():
-            values = [_value(summaries.get(item), level, name) for item in sets]
-            known = [value for value in values if not math.isnan(value)]
-            # A mean over some of the sets could not be compared with a mean over all.
-            rows.append((network, [*values, sum(known) / len(known) if len(known) == len(sets) else math.nan]))
-        if any(not math.isnan(value) for _, values in rows for value in values):
-            tables.append((title, sets, rows))
-    return tables
-
-
-def _value(summary: Summary | None, level: str, name: str) -> float:
-    """Return a metric in percent, or NaN where undefined.
-
-    For a set of several classes it is the mean over classes, as in the literature.
-    """
-    source = {} if summary is None else summary.get("class_mean") or summary
-    value = source.get(level, {}).get(name)
-    return math.nan if value is None else 100 * value
+    if summary["failures"]:
+        notes.append(f"{len(summary['failures'])} case(s) failed and are left out; see cases.csv.")
+    return notes
 
 
 def _percent(source: Summary, level: str, name: str) -> str:
@@ -248,13 +218,4 @@ def _percent(source: Summary, level: str, name: str) -> str:
 
 def _interval(intervals: Summary, level: str, name: str) -> str:
     interval = intervals.get(level, {}).get(name, {})
-    return f"{100 * interval['low']:.2f} to {100 * interval['high']:.2f}" if "low" in interval else ""
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.1f}"
-
-
-def _latex_number(value: float, best: float) -> str:
-    text = _number(value)
-    return rf"\textbf{{{text}}}" if round(value, 1) == best else text
+    return f"{100 * interval['low']:.2f} to {100 * interval['high']:.2f}" if "low" in interval else "-"

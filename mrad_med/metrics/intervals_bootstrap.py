@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mrad_med.metrics.curves import Bounded, area_under_pro, area_under_roc, average_precision
+from mrad_med.metrics.curves import Bounded, area_under_pro, area_under_roc, average_precision, best_f1
 from mrad_med.metrics.histogram import ScoreCounts
 from mrad_med.metrics.intervals_delong import LEVEL, Floats, check_level, checked_scores
 from mrad_med.metrics.pixel import PRO_LIMIT, region_weights
@@ -23,8 +23,10 @@ __all__ = [
     "count_case",
     "percentile_interval",
     "pixel_intervals",
+    "pixel_replicates",
     "weighted_auroc",
     "weighted_average_precision",
+    "weighted_f1_max",
 ]
 
 RESAMPLES = 1000
@@ -163,6 +165,14 @@ def weighted_average_precision(scores: ArrayLike, labels: ArrayLike, weights: Ar
     return _for_each_row(average_precision, scores, labels, weights)
 
 
+def weighted_f1_max(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike) -> Floats:
+    """Return the largest F1 score over all thresholds for each row of weights. Each row has its own best threshold.
+
+    Arguments, returned values and errors are those of `weighted_auroc`.
+    """
+    return _for_each_row(lambda counts: best_f1(counts)[0], scores, labels, weights)
+
+
 def _for_each_row(
     measure: Callable[[ScoreCounts], Bounded], scores: ArrayLike, labels: ArrayLike, weights: ArrayLike
 ) -> Floats:
@@ -232,23 +242,34 @@ def count_case(
 def pixel_intervals(
     counts: NDArray[np.float32], weights: NDArray[Any], exact: Mapping[str, float]
 ) -> dict[str, Interval]:
-    """Return the intervals of ``auroc``, ``ap`` and ``pro`` of a set.
+    """Return the intervals of ``auroc``, ``ap``, ``f1_max`` and ``pro`` of a set.
 
-    Args:
-        counts: (N, 3, K) counts from `count_case`.
-        weights: (R, N) number of times each resample draws each case (`bootstrap_weights`).
-        exact: exact metrics of the set. Their difference to the metrics from bins is added to each resample's value.
+    Arguments are those of `pixel_replicates`.
 
     Raises:
         ValueError: a metric is undefined in all resamples.
     """
+    return {name: percentile_interval(drawn) for name, drawn in pixel_replicates(counts, weights, exact).items()}
+
+
+def pixel_replicates(
+    counts: NDArray[np.float32], weights: NDArray[Any], exact: Mapping[str, float]
+) -> dict[str, Floats]:
+    """Return ``auroc``, ``ap``, ``f1_max`` and ``pro`` of each resample of a set, each (R,), NaN where undefined.
+
+    Args:
+        counts: (N, 3, K) counts from `count_case`.
+        weights: (R, N) number of times each resample draws each case (`bootstrap_weights`).
+        exact: exact metrics of the set; a metric that is not among them is left out. Their difference to the metrics
+            from bins is added to each resample's value.
+    """
     once = np.ones((1, len(counts)))
     parts = [_metrics(np.tensordot(rows.astype(np.float64), counts, axes=1)) for rows in (once, *_blocks(weights))]
-    intervals = {}
-    for name in parts[0]:
+    replicates = {}
+    for name in [name for name in parts[0] if name in exact]:
         binned, drawn = float(parts[0][name][0]), np.concatenate([part[name] for part in parts[1:]])
-        intervals[name] = percentile_interval(np.clip(drawn + (exact[name] - binned), 0, 1))
-    return intervals
+        replicates[name] = np.clip(drawn + (exact[name] - binned), 0, 1)
+    return replicates
 
 
 def _blocks(weights: NDArray[Any]) -> Iterator[NDArray[Any]]:
@@ -261,5 +282,6 @@ def _metrics(drawn: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     return {
         "auroc": area_under_roc(counts).value,
         "ap": average_precision(counts).value,
+        "f1_max": np.where(drawn[:, 0].any(-1) & drawn[:, 1].any(-1), best_f1(counts)[0].value, np.nan),
         "pro": area_under_pro(counts, PRO_LIMIT).value,
     }

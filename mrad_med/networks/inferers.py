@@ -128,6 +128,8 @@ class SliceAnomalyInferer(AnomalyInferer):
     """Score volumes slice by slice along one axis; images go to the inferer of the slices.
 
     The score of a volume is the highest score of its slices. Each slice is scored with its part of the returned map.
+    A slice with one value in all pixels has no score (NaN). Its part of the map has the lowest value of the other
+    slices, and it does not take part in the smoothing.
 
     Args:
         slices_per_batch: number of slices that are encoded together.
@@ -182,8 +184,9 @@ class SliceAnomalyInferer(AnomalyInferer):
 
         Returns:
             ``anomaly_map`` (B, 1, X, Y, Z), float32, with the metadata of the input as in `AnomalyInferer`,
-            ``anomaly_score`` (B, 1) and ``slice_scores`` (B, slices). For images, the result of ``slice_inferer``. For
-            a TorchScript network, only the map.
+            ``anomaly_score`` (B, 1) and ``slice_scores`` (B, slices), NaN for constant slices. The score of a volume is
+            NaN if all its slices are constant. For images, the result of ``slice_inferer``. For a TorchScript network,
+            only the map.
 
         Raises:
             ValueError: the input has a wrong shape or no slices, or input or scores are not finite.
@@ -194,15 +197,19 @@ class SliceAnomalyInferer(AnomalyInferer):
         if 0 in volumes.shape[:2]:
             raise ValueError(f"expected volumes with slices along axis {self.axis}, got shape {tuple(inputs.shape)}")
         probabilities, maps = self._examine_slices(volumes, network)
+        shown = _has_contrast(volumes)
         if self.smooth:
-            maps = _smooth_slices(maps, self.smooth)
+            maps = _smooth_slices(maps, self.smooth, shown)
         if isinstance(network, ScriptModule):
             return _with_metadata(maps.movedim(1, 2 + self.axis), inputs)
         # The highest pixels of all slices at once would need a copy of the map.
         scores = torch.cat([self.fuse(*pair) for pair in zip(probabilities.unbind(1), maps.unbind(1), strict=True)], 1)
+        highest = scores.amax(1, keepdim=True)
+        if not shown.all():
+            scores, highest = _leave_out(scores, maps, shown.to(maps.device))
         return {
             AnomalyKeys.ANOMALY_MAP.value: _with_metadata(maps.movedim(1, 2 + self.axis), inputs),
-            AnomalyKeys.ANOMALY_SCORE.value: scores.amax(1, keepdim=True),
+            AnomalyKeys.ANOMALY_SCORE.value: highest,
             AnomalyKeys.SLICE_SCORES.value: scores,
         }
 
@@ -222,13 +229,44 @@ class SliceAnomalyInferer(AnomalyInferer):
         return probabilities.view(batch, depth, 1), maps.view(batch, depth, 1, *image_size)
 
 
-def _smooth_slices(maps: Tensor, sigma: float) -> Tensor:
-    """Return (B, D, 1, H, W) maps smoothed by a Gaussian along D, with edges mirrored as in `upsample_and_blur`."""
+def _has_contrast(volumes: Tensor) -> Tensor:
+    """Return for each slice of (B, D, C, H, W) volumes whether any channel has more than one value, (B, D)."""
+    # One slice at a time, because flattening could copy all volumes.
+    found = [[bool((item != item[:, :1, :1]).any()) for item in volume] for volume in volumes]
+    return torch.tensor(found)
+
+
+def _leave_out(scores: Tensor, maps: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scores with NaN where not ``shown``, and the highest of the others; set such slices of the maps low.
+
+    Args:
+        scores: (B, D) scores of slices.
+        maps: (B, D, 1, H, W) maps; slices that are not shown get the lowest value of the others, or 0 without others.
+        shown: (B, D) slices to score.
+    """
+    for volume, is_shown in zip(maps, shown, strict=True):
+        volume[~is_shown] = volume[is_shown].amin() if is_shown.any() else 0.0
+    highest = scores.masked_fill(~shown, -math.inf).amax(1, keepdim=True)
+    return scores.masked_fill(~shown, math.nan), highest.masked_fill(~shown.any(1, keepdim=True), math.nan)
+
+
+def _smooth_slices(maps: Tensor, sigma: float, shown: Tensor) -> Tensor:
+    """Return (B, D, 1, H, W) maps smoothed by a Gaussian along D, with edges mirrored as in `upsample_and_blur`.
+
+    Args:
+        maps: (B, D, 1, H, W) maps.
+        sigma: standard deviation of the Gaussian, in slices.
+        shown: (B, D) slices that take part; the others have the weight 0.
+    """
     depth = maps.shape[1]
     units = torch.eye(depth, dtype=maps.dtype, device=maps.device).view(depth, 1, depth, 1)
     blur = upsample_and_blur(units, (depth, 1), sigma=sigma).view(depth, depth).T  # column i: unit vector i, blurred
     with torch.autocast(maps.device.type, enabled=False):
-        return (blur @ maps.flatten(2)).view_as(maps).clamp_(0, 1)  # corrects float rounding
+        if shown.all():
+            return (blur @ maps.flatten(2)).view_as(maps).clamp_(0, 1)  # corrects float rounding
+        weights = blur * shown[:, None].to(maps)  # (B, D, D)
+        weights /= weights.sum(-1, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+        return (weights @ maps.flatten(2)).view_as(maps).clamp_(0, 1)
 
 
 def _with_metadata(maps: Tensor, inputs: Tensor) -> Tensor:

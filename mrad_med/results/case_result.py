@@ -27,8 +27,9 @@ class SliceRanking(NamedTuple):
     """The slices of a volume, ranked by score. All outputs and tables use this order.
 
     Attributes:
-        scores: (D,) scores of the slices, in stored order.
-        order: (D,) indices of the stored slices, highest score first. Of equal scores, the lower index is first.
+        scores: (D,) scores of the slices, in stored order; NaN for a slice with nothing to score.
+        order: (D,) indices of the stored slices, highest score first. Of equal scores, the lower index is first. Slices
+            with nothing to score (NaN) are last.
         layout: plane and axis of the slices.
     """
 
@@ -45,6 +46,11 @@ class SliceRanking(NamedTuple):
     def upright_order(self) -> NDArray[np.intp]:
         """``order`` as indices of slices of the upright volume."""
         return len(self.scores) - 1 - self.order if self.layout.is_flipped else self.order
+
+    @property
+    def scored(self) -> int:
+        """Number of slices that have a score."""
+        return int(np.isfinite(self.scores).sum())
 
 
 def slice_means(anomaly_map: NDArray[np.float32], *, axis: int) -> NDArray[np.float32]:
@@ -86,7 +92,8 @@ class CaseResult:
         anomaly_map: float32 map on the grid of the source: (H, W) upright for an image, (X, Y, Z) as stored for a
             volume.
         affine: (4, 4) voxel to world matrix (RAS, mm) of a volume, None for an image.
-        slice_scores: (D,) scores of a volume's slices, in stored order along ``slice_axis``.
+        slice_scores: (D,) scores of a volume's slices, in stored order along ``slice_axis``. NaN for a slice with one
+            value in all pixels: there is nothing to score, and its part of the map has the lowest value of the others.
         slice_axis: array axis of the slices in (X, Y, Z).
         study: study of the case, see `find_cases`; empty if unknown.
     """
@@ -147,6 +154,18 @@ class CaseResult:
     def peak(self) -> tuple[int, ...]:
         """Index of the highest value of the map: (row, column) for an image, (x, y, z) for a volume."""
         return tuple(int(i) for i in np.unravel_index(int(self.anomaly_map.argmax()), self.anomaly_map.shape))
+
+    def map_to_mark(self, threshold: float) -> NDArray[np.float32]:
+        """Return the anomaly map with values below a threshold in slices with nothing to score.
+
+        Args:
+            threshold: lowest anomaly value that is marked.
+        """
+        if self.slice_scores is None or not np.isnan(self.slice_scores).any():
+            return self.anomaly_map
+        slices = np.moveaxis(self.anomaly_map.copy(), self.slice_axis, 0)
+        slices[np.isnan(self.slice_scores)] = np.nextafter(np.float32(threshold), np.float32(-np.inf))
+        return np.moveaxis(slices, 0, self.slice_axis)
 
     def rank_slices(self, view: ImageView | None = None) -> SliceRanking:
         """Return the slices of a volume, ranked by ``slice_scores``.

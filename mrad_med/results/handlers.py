@@ -14,6 +14,7 @@ from mrad_med.data.loader import CaseLoader
 from mrad_med.io.frames import close_frames
 from mrad_med.results.case_result import CaseResult
 from mrad_med.results.writer import ResultWriter
+from mrad_med.transforms.content import LIKE_MASK, MOST_LABELS
 from mrad_med.transforms.preprocessing import ImageView
 from mrad_med.types import AnomalyKeys, FailedCase
 
@@ -26,7 +27,7 @@ class ResultCollector:
     """Call a function with the result of each case of an evaluator, batch by batch.
 
     The source of a case is taken from the datalist of a `CaseLoader`. With another loader it is taken from the metadata
-    of the image.
+    of the image. At the end, a warning names images that look like masks (`CheckValues`).
 
     Args:
         receive: function that is called with each `CaseResult`.
@@ -37,19 +38,35 @@ class ResultCollector:
         self.receive = receive
         self.view = view
         self._known: Mapping[str, Mapping[Any, Any]] = {}
+        self._like_masks: list[str] = []
 
     def attach(self, engine: Engine) -> None:
-        """Register for the start of the engine and for its iterations."""
+        """Register for the start of the engine, for its iterations, and for its end."""
         engine.add_event_handler(Events.STARTED, self._look_up)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self._warn)
 
     def _look_up(self, engine: Engine) -> None:
         self._known = getattr(engine.state.dataloader, "cases", {})
+        self._like_masks = []
+
+    def _warn(self, _: Engine) -> None:
+        if self._like_masks:
+            others = f" and {len(self._like_masks) - 1} more" if len(self._like_masks) > 1 else ""
+            logger.warning(
+                "%s%s: at most %d distinct values, as in a mask; ignore the results if these are labels",
+                self._like_masks[0],
+                others,
+                MOST_LABELS,
+            )
 
     def __call__(self, engine: Engine) -> None:
         """Call ``receive`` with each result of one batch."""
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
-            path = item[AnomalyKeys.IMAGE].meta.get(ImageMetaKey.FILENAME_OR_OBJ)
+            meta = item[AnomalyKeys.IMAGE].meta
+            if meta.get(LIKE_MASK, False):
+                self._like_masks.append(item[AnomalyKeys.CASE_ID])
+            path = meta.get(ImageMetaKey.FILENAME_OR_OBJ)
             read = {AnomalyKeys.CASE_ID: item[AnomalyKeys.CASE_ID], AnomalyKeys.IMAGE: path}
             self.receive(CaseResult.from_output(self._known.get(item[AnomalyKeys.CASE_ID], read), output, self.view))
 
@@ -59,7 +76,7 @@ class ResultSaver:
 
     Args:
         writer: writer of the results.
-        failures: failed cases of the loader (`CaseLoader.failures`); the list is read at the end.
+        failures: cases of the loader without a score (`CaseLoader.failures`); the list is read at the end.
     """
 
     def __init__(self, writer: ResultWriter, failures: Sequence[FailedCase] = ()) -> None:

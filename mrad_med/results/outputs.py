@@ -166,7 +166,8 @@ def _write_volume(result: CaseResult, path: Path, _: OutputSettings) -> list[Pat
 
 
 def _write_mask(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
-    mask = result.anomaly_map >= _threshold(settings)
+    threshold = _threshold(settings)
+    mask = result.map_to_mark(threshold) >= threshold
     if result.affine is None:
         return _save_png(path.with_name(path.name + ".png"), mask.astype(np.uint8) * 255)
     path = path.with_name(path.name + settings.volume_suffix)
@@ -186,14 +187,16 @@ def _write_montage(result: CaseResult, path: Path, settings: OutputSettings) -> 
     ranking = result.rank_slices(view)
     image = upright_image(settings.stored(result), affine, view)
     title = f"{result.case_id}, anomaly score {result.anomaly_score:.4f}"
-    upright, scores = view.upright(result.anomaly_map, affine), ranking.upright_scores
-    save_overlay(path, draw_montage(image, upright, scores, title=title, order=ranking.upright_order))
+    upright, scores = view.upright(result.anomaly_map, affine), np.nan_to_num(ranking.upright_scores)
+    order = ranking.upright_order[: ranking.scored]  # a slice with nothing to score is not shown
+    save_overlay(path, draw_montage(image, upright, scores, title=title, order=order))
     return [path]
 
 
 def _write_segmentation(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
     threshold = _threshold(settings)
-    write_segmentation(path, result.anomaly_map, settings.source(result), threshold=threshold, affine=result.affine)
+    marked = result.map_to_mark(threshold)
+    write_segmentation(path, marked, settings.source(result), threshold=threshold, affine=result.affine)
     return [path]
 
 
@@ -222,8 +225,9 @@ def _rank_frames(
 ) -> NDArray[np.intp]:
     """Return the indices of a source's frames, highest score first.
 
-    Frames that are slices follow the ranking of the slices. If a volume was scored in another plane than that of its
-    frames, no frame has a score. The frames are then ranked by the highest pixels of their maps (`slice_means`).
+    Frames that are slices follow the ranking of the slices, without those that have nothing to score. If a volume was
+    scored in another plane than that of its frames, no frame has a score. The frames are then ranked by the highest
+    pixels of their maps (`slice_means`).
     """
     if result.affine is not None:
         ranking = result.rank_slices(settings.view)
@@ -232,7 +236,7 @@ def _rank_frames(
         slices = frames_on_source(np.broadcast_to(index, shape), source, result.affine)
         if (slices == slices[:, :1, :1]).all():  # each frame is one slice
             rank = np.argsort(ranking.order)
-            return np.argsort(rank[slices[:, 0, 0].astype(int)])
+            return np.argsort(rank[slices[:, 0, 0].astype(int)])[: ranking.scored]
     return np.argsort(-slice_means(maps, axis=0), kind="stable")
 
 

@@ -16,7 +16,7 @@ from mrad_med.files import atomic_path
 from mrad_med.io.frames import Frame
 from mrad_med.io.volume_writer import slice_positions
 from mrad_med.results.case_result import CaseResult
-from mrad_med.types import FailedCase
+from mrad_med.types import NOTHING_TO_SCORE, FailedCase
 
 __all__ = [
     "SCORE_COLUMNS",
@@ -47,8 +47,8 @@ SCORE_COLUMNS = (
     "files",
     "reason",
 )
-SLICE_COLUMNS = ("case_id", "slice", "position_mm", "score", "map_maximum", "peak")
-STUDY_COLUMNS = ("study", "cases", "failed", "anomaly_score", "highest_case")
+SLICE_COLUMNS = ("case_id", "slice", "position_mm", "score", "map_maximum", "peak", "status")
+STUDY_COLUMNS = ("study", "cases", "failed", "nothing_to_score", "anomaly_score", "highest_case")
 
 
 def score_row(result: CaseResult, files: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -92,19 +92,23 @@ def study_rows(rows: Iterable[Mapping[str, str]], failures: Sequence[FailedCase]
 
     Args:
         rows: rows of ``scores.csv``. Those without a study are left out.
-        failures: cases that could not be scored.
+        failures: cases without a score: those that failed, and those with nothing to score.
     """
     of_study: dict[str, list[Mapping[str, str]]] = defaultdict(list)
     for row in rows:
         of_study[row["study"]].append(row)
-    failed = Counter(failure.study for failure in failures)
+    failed, blank = (
+        Counter(failure.study for failure in failures if failure.is_failure == is_failure)
+        for is_failure in (True, False)
+    )
     table = []
-    for study in dict.fromkeys([*of_study, *failed]):
+    for study in dict.fromkeys([*of_study, *failed, *blank]):
         members = of_study[study]
         highest: Mapping[str, str] = max(members, key=lambda row: float(row["anomaly_score"]), default={})
         score, name = highest.get("anomaly_score", ""), highest.get("case_id", "")
         if study:
-            table.append(dict(zip(STUDY_COLUMNS, (study, len(members), failed[study], score, name), strict=True)))
+            values = (study, len(members), failed[study], blank[study], score, name)
+            table.append(dict(zip(STUDY_COLUMNS, values, strict=True)))
     return table
 
 
@@ -131,16 +135,22 @@ def describe_cases(
 
     Args:
         done: number of cases that were scored.
-        failures: cases that could not be scored.
+        failures: cases without a score: those that failed, and those with nothing to score.
         not_reached: names of cases that the run did not reach.
         shortfalls: outputs of scored cases that could not be written.
     """
-    count = {"total": done + len(failures) + len(not_reached), "ok": done, "failed": len(failures)}
-    failed, lacking = (
-        [{"case_id": item.case_id, "reason": item.reason} for item in items] for items in (failures, shortfalls)
-    )
-    missing = {"count": len(not_reached), "cases": list(not_reached)}
-    return {"cases": count, "not_reached": missing, "failures": failed, "not_written": lacking}
+    total = done + len(failures) + len(not_reached)
+    failed = [item for item in failures if item.is_failure]
+    blank = [item for item in failures if not item.is_failure]
+    lists = {
+        name: [{"case_id": item.case_id, "reason": item.reason} for item in items]
+        for name, items in (("failures", failed), ("nothing_to_score", blank), ("not_written", shortfalls))
+    }
+    return {
+        "cases": {"total": total, "ok": done, "failed": len(failed), "nothing_to_score": len(blank)},
+        "not_reached": {"count": len(not_reached), "cases": list(not_reached)},
+        **lists,
+    }
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
@@ -163,12 +173,13 @@ def slice_rows(
         case_id: name of the volume.
         anomaly_map: (X, Y, Z) anomaly map.
         affine: (4, 4) voxel to world matrix (RAS, mm).
-        scores: (D,) scores of the slices.
+        scores: (D,) scores of the slices, NaN for slices with nothing to score.
         axis: array axis of the slices: 0, 1 or 2.
 
     Returns:
         Rows of ``case_id``, ``slice`` (index from 0), ``position_mm`` (see `slice_positions`), ``score``,
-        ``map_maximum`` and ``peak``, the index "x y z" of the slice's highest value.
+        ``map_maximum``, ``peak``, the index "x y z" of the slice's highest value, and ``status``. A slice with nothing
+        to score has only its position and this status.
 
     Raises:
         ValueError: the map does not have three axes, the axis is not 0, 1 or 2, or the number of scores differs from
@@ -186,14 +197,16 @@ def slice_rows(
     for index, (slice_map, position) in enumerate(zip(np.moveaxis(anomaly_map, axis, 0), positions, strict=True)):
         peak = [int(i) for i in np.unravel_index(int(slice_map.argmax()), slice_map.shape)]
         peak.insert(axis, index)
-        rows.append(
-            {
-                "case_id": case_id,
-                "slice": index,
-                "position_mm": round(float(position), 4),
-                "score": float(scores[index]),
-                "map_maximum": float(slice_map.max()),
-                "peak": " ".join(map(str, peak)),
-            }
-        )
+        row: dict[str, str | int | float] = {
+            "case_id": case_id,
+            "slice": index,
+            "position_mm": round(float(position), 4),
+            "score": float(scores[index]),
+            "map_maximum": float(slice_map.max()),
+            "peak": " ".join(map(str, peak)),
+            "status": "ok",
+        }
+        if np.isnan(scores[index]):
+            row |= {"score": "", "map_maximum": "", "peak": "", "status": NOTHING_TO_SCORE}
+        rows.append(row)
     return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import time
@@ -14,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mrad_med.errors import ImageFileError, OutputError, UnfitSourceError
+from mrad_med.errors import OutputError
 from mrad_med.files import prepare_output, safe_relative_path
 from mrad_med.io.dicom.source import burned_in_warning
 from mrad_med.io.frames import Frame
@@ -25,6 +24,7 @@ from mrad_med.results.journal import Entry, Journal, what_matters
 from mrad_med.results.output_names import DEFAULT_OUTPUTS
 from mrad_med.results.outputs import OUTPUTS, Output, OutputSettings, check_outputs, is_dicom
 from mrad_med.results.overlay_video import VideoCollector
+from mrad_med.results.shortfalls import attempt, pairs_of
 from mrad_med.results.tables import (
     SCORE_COLUMNS,
     SLICE_COLUMNS,
@@ -70,6 +70,7 @@ class ResultWriter:
     Attributes:
         shortfalls: outputs of scored cases that could not be written, with the reason.
         failures: cases that could not be scored; known after `finish`.
+        nothing_to_score: cases in which all pixels have one value; known after `finish`.
 
     Raises:
         OutputError: the folder cannot be written to, or another process writes to it.
@@ -95,6 +96,7 @@ class ResultWriter:
         self.view = view or ImageView()
         self.shortfalls: list[FailedCase] = []
         self.failures: list[FailedCase] = []
+        self.nothing_to_score: list[FailedCase] = []
         self._warned: set[str] = set()
         self._chosen = None if write is None else tuple(write)
         suffix = ".nrrd" if write and "nrrd" in write and "nifti" not in write else ".nii.gz"
@@ -158,7 +160,7 @@ class ResultWriter:
         Their results are removed. Score these cases once more, then call `finish` (again). Otherwise they are failures.
 
         Args:
-            failures: cases that could not be scored. Those whose files changed meanwhile are returned too.
+            failures: cases without a score. Those whose files changed meanwhile are returned too.
         """
         self._finish_video()
         changed = self._watch.take_changed(failures)
@@ -182,7 +184,7 @@ class ResultWriter:
         if entry.row["status"] == "ok":
             self._done[case_id] = replace(entry, row={**entry.row, "study": study})
         else:
-            self._failed[case_id] = FailedCase(case_id, entry.row["reason"], study)
+            self._failed[case_id] = FailedCase(case_id, entry.row["reason"], study, entry.row["status"])
 
     def _names_for(self, kind: str) -> Sequence[str]:
         return DEFAULT_OUTPUTS[kind] if self._chosen is None else self._chosen
@@ -236,7 +238,7 @@ class ResultWriter:
             paths,
             slices_of(result),
             video,
-            _pairs_of(self.shortfalls[known:]),
+            pairs_of(self.shortfalls[known:]),
         )
         self._done[result.case_id] = entry
         if video:
@@ -260,33 +262,15 @@ class ResultWriter:
 
     def _note(self, entry: Entry) -> None:
         self._written.update(entry.files)
-        self._try("", entry.row["case_id"], partial(self._journal.add, entry))
+        self._try("line of finished.jsonl", entry.row["case_id"], partial(self._journal.add, entry))
 
     def _write_output(self, output: Output, result: CaseResult, relative: str) -> list[str]:
         path = self.output_dir / output.subfolder / f"{relative}{output.suffix}"
         return [file.relative_to(self.output_dir).as_posix() for file in output.write(result, path, self._settings)]
 
     def _try(self, name: str, case_id: str, write: Callable[[], Any]) -> Any:
-        """Call a function that writes an output, and return its value.
-
-        If the output cannot be written, a shortfall is recorded and an empty list is returned. The run continues.
-
-        Raises:
-            OutputError: the disk is full, or the folder is gone.
-        """
-        try:
-            return write()
-        except UnfitSourceError as error:
-            reason = str(error)
-        except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
-                raise OutputError(f"cannot write the results of {case_id} to {self.output_dir}: {error}") from error
-            reason = "its file name would be too long; rename the case"
-        except Exception as error:  # of a library; its message may quote the source
-            reason = str(error) if isinstance(error, ImageFileError) else f"unforeseen {type(error).__name__}"
-        logger.warning("%s: no %s could be written: %s", case_id, name, reason)
-        self.shortfalls.append(FailedCase(case_id, f"no {name} could be written: {reason}"))
-        return []
+        """Call a function that writes an output; see `attempt`."""
+        return attempt(write, what=name, case_id=case_id, output_dir=self.output_dir, shortfalls=self.shortfalls)
 
     def _finish_video(self) -> None:
         """Write the video of the collected frames, and record the frames as finished."""
@@ -302,7 +286,7 @@ class ResultWriter:
             self._discard(together, [*written, *(file for entry in frames for file in entry.files)])
             del self.shortfalls[known:]
             return
-        shortfalls = _pairs_of(self.shortfalls[known:])  # stored once, with the first frame
+        shortfalls = pairs_of(self.shortfalls[known:])  # stored once, with the first frame
         for case_id in self._journal.frames_of(name) - {entry.row["case_id"] for entry in frames}:
             self._journal.forget(case_id)  # a frame of an earlier video of this name
         for number, entry in enumerate(frames):
@@ -326,10 +310,10 @@ class ResultWriter:
             logger.warning("%s (and maybe others): %s", result.case_id, warning)
 
     def finish(self, failures: Sequence[FailedCase] = (), *, is_whole: bool = True) -> None:
-        """Write the tables and ``run.json`` with the failed cases, and release the folder.
+        """Write the tables and ``run.json`` with the cases that have no score, and release the folder.
 
         Args:
-            failures: cases that could not be scored.
+            failures: cases that could not be scored, or have nothing to score (`FailedCase.status`).
             is_whole: whether the run reached its end. If not, an unfinished video is left to the next run.
 
         Raises:
@@ -342,7 +326,9 @@ class ResultWriter:
             for failure in latest.values():
                 self._note_failure(failure)
             self._failed |= latest
-            self.failures = [item for name, item in self._failed.items() if name not in self._done]
+            unscored = [item for name, item in self._failed.items() if name not in self._done]
+            self.failures = [item for item in unscored if item.is_failure]
+            self.nothing_to_score = [item for item in unscored if not item.is_failure]
             self._write_tables()
             self._write_record(is_whole=is_whole)
         except OSError as error:
@@ -354,26 +340,27 @@ class ResultWriter:
         logger.info("%d case(s) written to %s, %d failed", len(self._done), self.output_dir, len(self.failures))
 
     def _note_failure(self, failure: FailedCase) -> None:
-        """Remove a failed case's files of an earlier run, and record a failed frame of a finished video."""
+        """Remove a case's old files. Record a case with nothing to score, or a failed frame of a finished video."""
         self._remove(failure.case_id)
         if failure.case_id not in self._cases:
             return
         video, contents = self._video_of_case(failure.case_id), self._watch.contents(failure.case_id)
-        if video and contents and self._journal.frames_of(video):
-            row = {"case_id": failure.case_id, "status": "failed", "reason": failure.reason}
+        if contents and (not failure.is_failure or (video and self._journal.frames_of(video))):
+            row = {"case_id": failure.case_id, "status": failure.status, "reason": failure.reason}
             key = self._journal.key(failure.case_id, self._source_of(failure.case_id), contents)
             self._note(Entry(key, row, video=video))
 
     def _write_tables(self) -> None:
-        rows, folder = self.rows, self.output_dir
-        failed = [{"case_id": item.case_id, "status": "failed", "reason": item.reason} for item in self.failures]
-        write_table(folder / "scores.csv", SCORE_COLUMNS, [*rows, *failed])
+        rows, folder, others = self.rows, self.output_dir, [*self.nothing_to_score, *self.failures]
+        unscored = [{"case_id": item.case_id, "status": item.status, "reason": item.reason} for item in others]
+        write_table(folder / "scores.csv", SCORE_COLUMNS, [*rows, *unscored])
         slices = [row for entry in self._entries() for row in entry.slices]
         write_or_remove(folder / "slices.csv", SLICE_COLUMNS, slices)
-        write_or_remove(folder / "studies.csv", STUDY_COLUMNS, study_rows(rows, self.failures))
+        write_or_remove(folder / "studies.csv", STUDY_COLUMNS, study_rows(rows, others))
 
     def _write_record(self, *, is_whole: bool) -> None:
-        reached = {*self._done, *(item.case_id for item in self.failures)}
+        unscored = [*self.failures, *self.nothing_to_score]
+        reached = {*self._done, *(item.case_id for item in unscored)}
         not_reached = [case_id for case_id in self._cases if case_id not in reached]
         record = {
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -381,7 +368,7 @@ class ResultWriter:
             "seconds": round(time.monotonic() - self._started, 3),
             "versions": package_versions(),
             **self.provenance,
-            **describe_cases(len(self._done), self.failures, not_reached, self.shortfalls),
+            **describe_cases(len(self._done), unscored, not_reached, self.shortfalls),
         }
         write_record(self.output_dir / "run.json", record)
 
@@ -393,7 +380,3 @@ class ResultWriter:
 
 def _study(case: Mapping[str, Any]) -> str:
     return str(case.get(AnomalyKeys.STUDY, ""))
-
-
-def _pairs_of(shortfalls: Sequence[FailedCase]) -> tuple[tuple[str, str], ...]:
-    return tuple((item.case_id, item.reason) for item in shortfalls)

@@ -1,4 +1,10 @@
 from .artifacts import RemoveArtifacts as RemoveArtifacts, RemoveArtifactsd as RemoveArtifactsd
+from .content import (
+    CheckValues as CheckValues,
+    CheckValuesd as CheckValuesd,
+    CheckVisible as CheckVisible,
+    CheckVisibled as CheckVisibled,
+)
 from .intensity import (
     WINDOWS as WINDOWS,
     ApplyWindow as ApplyWindow,
@@ -33,6 +39,10 @@ __all__ = [
     "WINDOWS",
     "ApplyWindow",
     "ApplyWindowd",
+    "CheckValues",
+    "CheckValuesd",
+    "CheckVisible",
+    "CheckVisibled",
     "ImageView",
     "LoadMaskd",
     "LoadMedicalImage",

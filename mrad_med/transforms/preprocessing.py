@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mrad_med.io.image import ImageSource
 from mrad_med.io.limits import MAX_PIXELS
 from mrad_med.transforms.artifacts import RemoveArtifactsd
+from mrad_med.transforms.content import CheckValuesd, CheckVisibled
 from mrad_med.transforms.intensity import ApplyWindow, ApplyWindowd, ToRGB, ToRGBd, Window
 from mrad_med.transforms.load import LoadMaskd, LoadMedicalImage, LoadMedicalImaged
 from mrad_med.transforms.prediction import SplitOutputd, ToPredictiond
@@ -149,11 +150,13 @@ def build_preprocessing(
         [
             LoadMedicalImaged(image, view.max_pixels, view.strict_geometry),
             *([LoadMaskd(mask)] if with_mask else []),
+            CheckValuesd(image),
             ToDisplayOrientationd(image + mask, view.plane),
             ApplyWindowd(image, view.window),
             ToRGBd(image),
             *([RemoveArtifactsd(image, view.remove)] if view.remove else []),
             *([] if view.keep_size else [ResizeBicubicd(image, view.image_size)]),
+            CheckVisibled(image),
             *([ResizeMaskd(mask, view.image_size)] if with_mask and resize_mask else []),
             ScaleIntensityRanged(image, a_min=0, a_max=255, b_min=0, b_max=1),
             NormalizeIntensityd(image, subtrahend=card.mean, divisor=card.std, channel_wise=True),

@@ -121,7 +121,7 @@ def test_each_kind_has_its_outputs_and_a_bad_file_costs_only_itself(study, out, 
     assert last == f"left out ct/damaged: {rows['ct/damaged']['reason']}"
     record = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert record["failures"] == [{"case_id": "ct/damaged", "reason": rows["ct/damaged"]["reason"]}]
-    assert record["cases"] == {"total": 4, "ok": 3, "failed": 1}
+    assert record["cases"] == {"total": 4, "ok": 3, "failed": 1, "nothing_to_score": 0}
     assert any("ct/report: skipped: " in message and "structured report" in message for message in caplog.messages)
     assert Counter(row["case_id"] for row in table(out, "slices")) == {"brain": 6, "ct/series_1-238d1e6b95": 5}
     assert [row["study"] for row in table(out, "studies")] == ["study-40c5e4875b"]

@@ -235,7 +235,7 @@ def test_evaluation_without_a_single_good_file_ends_without_an_error():
 
 
 def test_progress_of_real_files_is_counted_in_cases(tmp_path, tiny_clip, capsys):
-    Image.new("RGB", (20, 30)).save(tmp_path / "a.png")
+    Image.linear_gradient("L").save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
     steps = build_preprocessing(tiny_clip.card, ImageView(image_size=56))
     loader = CaseLoader(CaseDataset(find_cases(tmp_path), steps))

@@ -345,7 +345,7 @@ def test_objects_that_are_not_images_are_skipped_with_the_reason(tmp_path, caplo
 
 def test_folder_of_nothing_but_reports_is_refused(tmp_path):
     write_object(tmp_path / "report", EnhancedSRStorage, "SR")
-    with pytest.raises(DatasetError, match="has DICOM objects but no image: this DICOM object is a structured repo"):
+    with pytest.raises(DatasetError, match="has no image to score: this DICOM object is a structured repo"):
         find_cases(tmp_path)
 
 

@@ -40,6 +40,7 @@ from mrad_med.evaluation import evaluate_together, evaluation as module
 from mrad_med.metrics.image import image_metrics
 from mrad_med.networks import CLIPImageEncoder
 from mrad_med.store import LOCK_NAME
+from mrad_med.types import FailedCase
 from tests.conftest import TINY_SIZE, make_tiny_clip, run_in_two_processes
 
 ROOT = Path(__file__).parents[2]
@@ -206,7 +207,8 @@ def test_the_record_of_a_run_says_where_its_numbers_come_from(
     summary = evaluation(cases, dataset_name="Kvasir", provenance=provenance, resamples=50, dice_threshold=0.4).run()
     written = read_metrics(tmp_path / "out")
     assert written["dataset"] == {"name": "Kvasir", "title": "Kvasir-SEG", "cases": 8}
-    assert written["published"] == {"pixel_auroc": 84.3, "pixel_pro": 52.7}
+    assert written["published"] == {}  # the catalog has numbers of MRAD-CLIP only
+    assert written["published_mean"] == {"pixel_auroc": 85.5, "pixel_pro": 64.6}
     assert written["settings"] == {"variant": "MRAD-TF", "temperature": 0.07}
     assert written["memory_bank"]["sha256"] == tiny_bank.sha256
     assert written["backbone"]["name"] == tiny_clip.card.name
@@ -218,6 +220,11 @@ def test_the_record_of_a_run_says_where_its_numbers_come_from(
     assert 0 <= written["overlap"]["dice"] <= 1
     assert written["image"] == summary["image"]
     assert (tmp_path / "out" / "metrics.md").read_text(encoding="utf-8").startswith("# Kvasir-SEG: MRAD-TF\n")
+    as_clip = describe_run(tiny_clip, tiny_bank, variant="MRAD-CLIP")
+    summary = evaluation(cases, dataset_name="Kvasir", provenance=as_clip).run()
+    assert (summary["published"], summary["published_mean"]) == ({"pixel_auroc": 84.3, "pixel_pro": 52.7}, {})
+    unknown = evaluation(cases, dataset_name="Kvasir", provenance={}).run()
+    assert (unknown["published"], unknown["published_mean"]) == ({}, {})
 
 
 def test_classes_copies_and_unknown_masks_are_distinguished(tmp_path: Path, evaluation):
@@ -354,7 +361,45 @@ def test_few_cases_wait_to_be_measured(tmp_path: Path, evaluation, monkeypatch: 
     assert max(waiting[: len(cases)]) <= 2 + 2
 
 
+def test_images_with_one_value_are_left_out_counted_and_named(tmp_path: Path, cases: Cases, evaluation):
+    expected = evaluation(cases[1:], "without").run()
+    Image.new("RGB", (60, 40), (90, 90, 90)).save(cases[0]["image"])
+    made = evaluation(cases)
+    summary = made.run()  # no error: this is not a failure
+    assert_same_numbers(summary, expected)
+    reason = "all its pixels have one value; check the file"
+    assert (made.failures, made.nothing_to_score) == ([], [FailedCase("0", reason, "", "nothing to score")])
+    assert [item["case_id"] for item in summary["nothing_to_score"]] == ["0"]
+    assert summary["failures"] == []
+    run = read_run(tmp_path / "out")
+    assert (run["complete"], run["cases"]) == (True, {"total": 8, "failed": 0, "nothing_to_score": 1})
+    row = read_rows(tmp_path / "out")["0"]
+    assert (row["status"], row["reason"]) == ("nothing to score", reason)
+    page = (tmp_path / "out" / "metrics.md").read_text(encoding="utf-8")
+    assert "1 image(s) have nothing to score (one value in all pixels) and are left out: 0." in page
+
+
 # interruptions
+
+
+def test_a_case_counts_as_reached_only_when_it_is_measured(
+    tmp_path: Path, cases: Cases, evaluation, monkeypatch: pytest.MonkeyPatch
+):
+    add = module.SetMeasurement.add
+    measured: list[str] = []
+
+    def stop_at_third(self, case, *arguments, **keywords):
+        if len(measured) == 3:
+            raise MemoryError("of the measuring thread")
+        add(self, case, *arguments, **keywords)
+        measured.append(case["case_id"])
+
+    monkeypatch.setattr(module.SetMeasurement, "add", stop_at_third)
+    with pytest.raises(MemoryError, match="of the measuring thread"):
+        evaluation(cases).run()
+    not_reached = read_run(tmp_path / "out")["not_reached"]
+    assert not_reached["count"] == 5
+    assert set(not_reached["cases"]) == {case["case_id"] for case in cases} - set(measured)
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt(), RuntimeError("device lost")])
@@ -377,7 +422,7 @@ def test_a_run_that_was_stopped_is_resumed(
     assert 3 <= done < len(cases)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["records", "run.json"]
     run = read_run(tmp_path / "out")
-    assert (run["complete"], run["cases"]) == (False, {"total": 8, "failed": 0})
+    assert (run["complete"], run["cases"]) == (False, {"total": 8, "failed": 0, "nothing_to_score": 0})
     assert run["not_reached"]["count"] == len(run["not_reached"]["cases"]) <= len(cases) - 2
     assert all(
         path.suffix == ".safetensors" and path.name[0] != "." for path in (tmp_path / "out" / "records").iterdir()
@@ -427,7 +472,7 @@ def test_what_changed_is_scored_again_and_nothing_else(
 
     assert scored(cases) == 8
     assert scored(cases) == 0
-    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(cases[0]["image"])
+    Image.fromarray(np.eye(40, 60, dtype=np.uint8) * 9).save(cases[0]["image"])
     assert scored(cases) == 1
     Image.fromarray(np.full((56, 56), 255, np.uint8)).save(cases[1]["mask"])
     assert scored(cases) == 1

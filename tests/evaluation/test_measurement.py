@@ -13,6 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from mrad_med import PixelMetrics
 from mrad_med.evaluation import measurement
+from mrad_med.evaluation.intervals import Draws, class_seed, mean_intervals
 from mrad_med.evaluation.measurement import ERROR_BOUND, SetMeasurement, undefined_metrics
 from mrad_med.evaluation.records import CaseRecord, MapMaker
 from mrad_med.metrics import histogram as histograms
@@ -299,6 +300,47 @@ def test_patients_are_drawn_where_all_are_known():
     by_patient = intervals_of(measured(tenfold), tenfold)["pixel"]["auroc"]
     single = intervals_of(measured(make_pairs(12)), make_pairs(12))["pixel"]["auroc"]
     assert by_patient == pytest.approx(single, abs=0.02)
+
+
+def test_classes_have_intervals_drawn_inside_the_class_and_so_has_their_mean():
+    pairs = make_pairs(12)
+    for index, (case, _) in enumerate(pairs):
+        case["class"] = "ab"[index // 2 % 2]
+    meter = measured(pairs)
+    intervals = intervals_of(meter, pairs)
+    assert intervals["classes"].keys() == {"a", "b"}
+    alone = [pair for pair in pairs if pair[0]["class"] == "a"]
+    of_class = measured(alone)
+    expected = intervals_of(of_class, alone, seed=class_seed(0, 0))
+    for metric in ("auroc", "ap", "f1_max"):
+        assert intervals["classes"]["a"]["image"][metric] == expected["image"][metric]
+    for metric in ("auroc", "ap", "f1_max", "pro"):
+        # Bins of the whole set and of the class differ a little.
+        found, wanted = intervals["classes"]["a"]["pixel"][metric], expected["pixel"][metric]
+        assert (found["low"], found["high"]) == pytest.approx((wanted["low"], wanted["high"]), abs=0.01)
+    means = meter.summary()["class_mean"]
+    for level, metric in (("image", "ap"), ("pixel", "auroc"), ("pixel", "pro")):
+        interval = intervals["class_mean"][level][metric]
+        assert interval["low"] <= means[level][metric] <= interval["high"]
+        ends = [intervals["classes"][name][level][metric] for name in "ab"]
+        width = [item["high"] - item["low"] for item in ends]
+        assert interval["high"] - interval["low"] <= max(width)  # a mean of independent values varies less
+
+
+def test_the_mean_of_classes_is_that_of_each_draw():
+    first = Draws(np.empty(0), np.empty(0), None, {"image": {"auroc": np.array([0.2, 0.4, np.nan, np.nan])}})
+    second = Draws(np.empty(0), np.empty(0), None, {"image": {"auroc": np.array([0.6, np.nan, 0.8, np.nan])}})
+    without = Draws(np.empty(0), np.empty(0), None, {})
+    (interval,) = mean_intervals([first, without, second])["image"].values()
+    low, high = np.quantile([0.4, 0.4, 0.8], [0.025, 0.975])
+    assert interval == {"low": pytest.approx(low), "high": pytest.approx(high), "undefined_resamples": 1}
+    assert mean_intervals([without]) == {}
+
+
+def test_classes_of_equal_size_are_not_drawn_alike():
+    seeds = {class_seed(seed, number) for seed in range(3) for number in range(5)}
+    assert len(seeds) == 15
+    assert class_seed(3, 1) == class_seed(3, 1)
 
 
 def test_intervals_of_too_few_cases_state_why_they_are_undefined():

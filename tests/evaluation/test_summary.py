@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from mrad_med.data.catalog import DATASETS
+from mrad_med.data.catalog import DATASETS, PUBLISHED_MEANS
 from mrad_med.errors import OutputError
-from mrad_med.evaluation.summary import as_json, benchmark_tables, latex_tables, markdown_summary, write_summary
+from mrad_med.evaluation.benchmark_tables import benchmark_tables, latex_tables
+from mrad_med.evaluation.summary import as_json, markdown_summary, write_summary
 from mrad_med.types import FailedCase
 
 NAN = float("nan")
+PUBLISHED = "MRAD-CLIP, published"
 
 
 def make_summary(**changed: Any) -> dict[str, Any]:
@@ -48,17 +50,17 @@ def test_a_page_has_every_metric_in_percent():
         "\n"
         "100 images, 60 normal and 40 anomalous; maps compared at 518 x 518; backbone ViT.\n"
         "\n"
-        "| metric                 |   all images |\n"
-        "|:-----------------------|-------------:|\n"
-        "| image AUROC            |        90.00 |\n"
-        "| image AP               |        85.00 |\n"
-        "| image F1-max           |        80.00 |\n"
-        "| pixel AUROC            |        95.00 |\n"
-        "| pixel AP               |        50.00 |\n"
-        "| pixel F1-max           |        45.00 |\n"
-        "| PRO, exact             |        75.00 |\n"
-        "| PRO, 200 thresholds    |        70.12 |\n"
-        "| FROC, mean sensitivity |        25.00 |\n"
+        "| metric                 |   n |   all images |\n"
+        "|:-----------------------|----:|-------------:|\n"
+        "| image AUROC            | 100 |        90.00 |\n"
+        "| image AP               | 100 |        85.00 |\n"
+        "| image F1-max           | 100 |        80.00 |\n"
+        "| pixel AUROC            | 100 |        95.00 |\n"
+        "| pixel AP               | 100 |        50.00 |\n"
+        "| pixel F1-max           | 100 |        45.00 |\n"
+        "| PRO, exact             | 100 |        75.00 |\n"
+        "| PRO, 200 thresholds    | 100 |        70.12 |\n"
+        "| FROC, mean sensitivity | 100 |        25.00 |\n"
         "\n"
         "Pixel metrics are exact.\n"
     )
@@ -74,22 +76,34 @@ def test_columns_come_with_what_a_summary_has():
             },
             class_mean={"image": {"auroc": 0.8}, "pixel": {"auroc": NAN}},
             without_duplicates={"image": {"auroc": 0.7}, "pixel": {"undefined": "no mask"}},
-            published=dict(DATASETS["kvasir"].published),
+            published=dict(DATASETS["kvasir"].published_of("MRAD-CLIP")),
+            settings={"variant": "MRAD-CLIP"},
         )
     ).splitlines()
     assert cells_of(page) == [
-        ["metric", "all images", "95 % interval", "mean of classes", "without repeated images", "MRAD-CLIP, published"],
-        ["image AUROC", "90.00", "85.00 to 93.12", "80.00", "70.00", "-"],
-        ["image AP", "85.00", "", "undefined", "undefined", "-"],
-        ["image F1-max", "80.00", "", "undefined", "undefined", "-"],
-        ["pixel AUROC", "95.00", "", "undefined", "undefined", "84.3"],
-        ["pixel AP", "50.00", "", "undefined", "undefined", "-"],
-        ["pixel F1-max", "45.00", "", "undefined", "undefined", "-"],
-        ["PRO, exact", "75.00", "", "undefined", "undefined", "-"],
-        ["PRO, 200 thresholds", "70.12", "", "undefined", "undefined", "52.7"],
-        ["FROC, mean sensitivity", "25.00", "", "undefined", "undefined", "-"],
+        [
+            "metric",
+            "n",
+            "all images",
+            "95 % interval",
+            "mean of classes",
+            "without repeated images",
+            "MRAD-CLIP, published",
+        ],
+        ["image AUROC", "100", "90.00", "85.00 to 93.12", "80.00", "70.00", "-"],
+        ["image AP", "100", "85.00", "-", "undefined", "undefined", "-"],
+        ["image F1-max", "100", "80.00", "-", "undefined", "undefined", "-"],
+        ["pixel AUROC", "100", "95.00", "-", "undefined", "undefined", "84.3"],
+        ["pixel AP", "100", "50.00", "-", "undefined", "undefined", "-"],
+        ["pixel F1-max", "100", "45.00", "-", "undefined", "undefined", "-"],
+        ["PRO, exact", "100", "75.00", "-", "undefined", "undefined", "-"],
+        ["PRO, 200 thresholds", "100", "70.12", "-", "undefined", "undefined", "52.7"],
+        ["FROC, mean sensitivity", "100", "25.00", "-", "undefined", "undefined", "-"],
     ]
-    assert "Intervals by bootstrap, drawn by patient, 1000 times, seed 7." in page
+    assert (
+        "Intervals by bootstrap, drawn by patient, 1000 times, seed 7. "
+        "There is no interval for PRO by 200 thresholds and for FROC."
+    ) in page
     assert any(line.startswith("Published: MRAD-CLIP with CLIP ViT-L/14@336") for line in page)
 
 
@@ -102,10 +116,104 @@ def test_the_method_of_the_image_auroc_is_named():
     assert "drawn by case, 10 times, seed 0; of the image AUROC by DeLong." in page
 
 
-@pytest.mark.parametrize(("normal", "anomalous", "warned"), [(15, 14, True), (15, 15, False)])
-def test_few_images_prove_nothing(normal: int, anomalous: int, warned: bool):
-    page = markdown_summary(make_summary(images={"normal": normal, "anomalous": anomalous}))
-    assert ("**29 images prove nothing**" in page) == warned
+AUROC_INTERVAL = {"drawn": {"by": "case", "resamples": 10, "seed": 0}, "image": {"auroc": {"low": 0.55, "high": 0.932}}}
+
+
+@pytest.mark.parametrize(
+    ("normal", "anomalous", "warning"),
+    [
+        (15, 14, "**29 images prove nothing**"),
+        (15, 15, ""),
+        (9, 91, "**9 normal images prove nothing**"),
+        (91, 9, "**9 anomalous images prove nothing**"),
+        (10, 90, ""),
+        (0, 100, ""),  # such sets have no image metrics
+        (0, 29, "**29 images prove nothing**"),
+    ],
+)
+def test_few_images_prove_nothing(normal: int, anomalous: int, warning: str):
+    page = markdown_summary(make_summary(images={"normal": normal, "anomalous": anomalous}, intervals=AUROC_INTERVAL))
+    assert ("prove nothing" in page) == bool(warning)
+    if warning:
+        assert (
+            f"{warning}: these numbers only show that the evaluation runs. The 95 % interval of the image AUROC is "
+            "38.2 percentage points wide, from 55.0 to 93.2."
+        ) in page
+
+
+def test_an_interval_of_no_width_is_not_shown_as_certainty():
+    perfect = {"drawn": {"by": "case", "resamples": 10, "seed": 0}, "image": {"auroc": {"low": 1.0, "high": 1.0}}}
+    few = {"normal": 3, "anomalous": 4}
+    assert "is the single point 100.0, because so few images show no errors; other images can." in markdown_summary(
+        make_summary(images=few, intervals=perfect)
+    )
+    assert "No 95 % interval is known." in markdown_summary(make_summary(images=few))
+
+
+@pytest.mark.parametrize("variant", ["MRAD-TF", "MRAD-FT"])
+def test_published_numbers_of_another_variant_are_not_shown(variant: str):
+    dataset = DATASETS["kvasir"]
+    assert dataset.published_of(variant) == {}
+    assert dataset.published_of("MRAD-CLIP") == dataset.published
+    page = markdown_summary(
+        make_summary(
+            settings={"variant": variant},
+            published=dict(dataset.published_of(variant)),
+            published_mean=dict(PUBLISHED_MEANS[variant]),
+        )
+    )
+    assert "MRAD-CLIP" not in page
+    assert "84.3" not in page
+    mean = {
+        "MRAD-TF": "pixel AUROC 85.5, PRO by 200 thresholds 64.6",
+        "MRAD-FT": "pixel AUROC 91.9, PRO by 200 thresholds 78.3",
+    }
+    assert f"Results of {variant} on this set are not published." in page
+    assert f"are: {mean[variant]}." in page
+
+
+def test_each_class_has_a_row_with_its_number_of_images_and_intervals():
+    few = make_summary(images={"normal": 4, "anomalous": 20}, image={"auroc": 0.8}, pixel={"undefined": "no mask"})
+    page = markdown_summary(
+        make_summary(
+            classes={"bottle": make_summary(images={"normal": 50, "anomalous": 26}), "cable": few},
+            class_mean={"image": {"auroc": 0.85}, "pixel": {"auroc": 0.95, "ap": 0.5, "pro": 0.75}},
+            intervals={
+                **AUROC_INTERVAL,
+                "classes": {
+                    "bottle": {
+                        "image": {"auroc": {"low": 0.8, "high": 0.95}},
+                        "pixel": {"pro": {"low": 0.7, "high": 0.8}},
+                    },
+                    "cable": {"image": {"auroc": {"undefined": "too few"}}},
+                },
+                "class_mean": {"image": {"auroc": {"low": 0.75, "high": 0.9}}},
+            },
+        )
+    )
+    rows = cells_of(page.splitlines())
+    start = next(number for number, row in enumerate(rows) if row[0] == "class")
+    interval = "(95 % interval)"
+    assert rows[start:] == [
+        [
+            "class",
+            "n",
+            "normal",
+            *(f"{name} {interval}" for name in ("image AUROC", "pixel AUROC", "pixel AP", "PRO, exact")),
+        ],
+        ["bottle", "76", "50", "90.00 (80.00 to 95.00)", "95.00", "50.00", "75.00 (70.00 to 80.00)"],
+        ["cable", "24", "4", "80.00", "undefined", "undefined", "undefined"],
+        ["mean of classes", "100", "60", "85.00 (75.00 to 90.00)", "95.00", "50.00", "75.00"],
+    ]
+    assert "These classes have too few images to prove anything (under 30, or under 10 of a label): cable." in page
+
+
+def test_images_with_nothing_to_score_are_counted_and_named():
+    blank = [{"case_id": f"case {number}"} for number in range(7)]
+    page = markdown_summary(make_summary(nothing_to_score=blank[:2]))
+    assert "2 image(s) have nothing to score (one value in all pixels) and are left out: case 0, case 1." in page
+    page = markdown_summary(make_summary(nothing_to_score=blank))
+    assert "left out: case 0, case 1, case 2, case 3, case 4 and 2 more, see cases.csv." in page
 
 
 def test_notes_say_what_is_undefined_unknown_or_lost():
@@ -119,7 +227,7 @@ def test_notes_say_what_is_undefined_unknown_or_lost():
     )
     assert "Image metrics are undefined: 0 of 40 images are anomalous.\n" in page
     assert "Pixel metrics are undefined: no mask.\n" in page
-    assert ["image AUROC", "undefined"] in cells_of(page.splitlines())
+    assert ["image AUROC", "100", "undefined"] in cells_of(page.splitlines())
     assert "3 anomalous image(s) have no mask and count at image level only." in page
     assert "1 case(s) failed and are left out; see cases.csv." in page
     assert "exact values" not in page
@@ -128,7 +236,10 @@ def test_notes_say_what_is_undefined_unknown_or_lost():
 
 def test_a_bound_that_was_not_kept_is_stated():
     pixel = {**make_summary()["pixel"], "error_bound": 0.00034}
-    assert "Pixel metrics are within 0.0003 of the exact values." in markdown_summary(make_summary(pixel=pixel))
+    assert (
+        "Pixel AUROC, AP, F1-max, sensitivities and exact PRO are within 0.0003 of the exact values. "
+        "This bound does not cover PRO by 200 thresholds."
+    ) in markdown_summary(make_summary(pixel=pixel))
 
 
 # several networks and sets
@@ -137,10 +248,13 @@ def test_a_bound_that_was_not_kept_is_stated():
 @pytest.fixture
 def results() -> dict[str, dict[str, dict[str, Any]]]:
     """Return two networks; the second lacks the second set."""
-    with_classes = make_summary(class_mean={"image": {"auroc": 0.6}})
+    with_classes = make_summary(
+        class_mean={"image": {"auroc": 0.6}},
+        intervals={**AUROC_INTERVAL, "class_mean": {"image": {"auroc": {"low": 0.551, "high": 0.649}}}},
+    )
     return {
-        "mrad_tf": {"set_1": make_summary(), "50% & more": with_classes},
-        "mrad_ft": {"set_1": make_summary(image={"auroc": 0.9004})},
+        "mrad_tf": {"set_1": make_summary(intervals=AUROC_INTERVAL), "50% & more": with_classes},
+        "mrad_ft": {"set_1": make_summary(image={"auroc": 0.9004}, images={"normal": 60, "anomalous": 39})},
     }
 
 
@@ -148,18 +262,40 @@ def test_a_benchmark_has_a_table_for_each_metric(results: dict):
     assert benchmark_tables(results, metrics=["image AUROC", "image AP"]) == (
         "**image AUROC**\n"
         "\n"
-        "| network   |   set_1 |   50% & more |   mean |\n"
-        "|:----------|--------:|-------------:|-------:|\n"
-        "| mrad_tf   |    90.0 |         60.0 |   75.0 |\n"
-        "| mrad_ft   |    90.0 |            - |      - |\n"
+        "| network   |   set_1, n = 99 to 100 |   50% & more, n = 100 |   mean |\n"
+        "|:----------|-----------------------:|----------------------:|-------:|\n"
+        "| mrad_tf   |    90.0 (55.0 to 93.2) |   60.0 (55.1 to 64.9) |   75.0 |\n"
+        "| mrad_ft   |                   90.0 |                     - |      - |\n"
         "\n"
         "**image AP**\n"
         "\n"
-        "| network   |   set_1 |   50% & more |   mean |\n"
-        "|:----------|--------:|-------------:|-------:|\n"
-        "| mrad_tf   |    85.0 |            - |      - |\n"
-        "| mrad_ft   |       - |            - |      - |\n"
+        "| network   |   set_1, n = 99 to 100 |   50% & more, n = 100 |   mean |\n"
+        "|:----------|-----------------------:|----------------------:|-------:|\n"
+        "| mrad_tf   |                   85.0 |                     - |      - |\n"
+        "| mrad_ft   |                      - |                     - |      - |\n"
     )
+
+
+def test_tables_of_few_images_say_how_wide_the_widest_interval_is():
+    images = {"normal": 4, "anomalous": 4}
+    wider = {"image": {"auroc": {"low": 0.3, "high": 0.9}}}
+    results = {
+        "a": {"small": make_summary(images=images, intervals=AUROC_INTERVAL)},
+        "b": {"small": make_summary(images=images, intervals=wider)},
+    }
+    warning = "8 images prove nothing"
+    width = "The widest 95 % interval is 60.0 percentage points wide, from 30.0 to 90.0."
+    assert f"\n\nsmall: **{warning}**. {width}\n" in benchmark_tables(results, metrics=["image AUROC"])
+    row = rf"\multicolumn{{3}}{{l}}{{\footnotesize small: {warning}. {width.replace('%', chr(92) + '%')}}} \\"
+    assert row in latex_tables(results, metrics=["image AUROC"]).splitlines()
+    assert f"small: **{warning}**. No 95 % interval is known." in benchmark_tables(results, metrics=["image AP"])
+
+
+def test_pixel_metrics_count_images_with_a_known_mask():
+    summary = make_summary(unknown_masks=30)
+    assert "n = 70 " in benchmark_tables({"a": {"set": summary}}, metrics=["pixel AUROC"])
+    assert ["pixel AUROC", "70", "95.00"] in cells_of(markdown_summary(summary).splitlines())
+    assert ["image AUROC", "100", "90.00"] in cells_of(markdown_summary(summary).splitlines())
 
 
 def test_metrics_that_no_set_defines_have_no_table():
@@ -173,12 +309,13 @@ def test_metrics_that_no_set_defines_have_no_table():
 def test_latex_is_escaped_and_the_best_of_each_column_is_bold(results: dict):
     results["x~1^2\\"] = {"set_1": make_summary(image={"auroc": 0.8}), "50% & more": make_summary(image={"auroc": 0.7})}
     assert latex_tables(results, metrics=["image AUROC"]) == (
-        "% image AUROC, percent\n"
+        "% image AUROC, percent, with 95 % intervals\n"
         "\\begin{tabular}{lrrr}\n"
         "\\toprule\n"
-        "network & set\\_1 & 50\\% \\& more & mean \\\\\n"
+        "network & set\\_1, $n = 99 to 100$ & 50\\% \\& more, $n = 100$ & mean \\\\\n"
         "\\midrule\n"
-        "mrad\\_tf & \\textbf{90.0} & 60.0 & \\textbf{75.0} \\\\\n"
+        "mrad\\_tf & \\textbf{90.0} {\\scriptsize (55.0 to 93.2)} & 60.0 {\\scriptsize (55.1 to 64.9)} & "
+        "\\textbf{75.0} \\\\\n"
         "mrad\\_ft & \\textbf{90.0} & - & - \\\\\n"
         "x\\textasciitilde{}1\\textasciicircum{}2\\textbackslash{} & 80.0 & \\textbf{70.0} & \\textbf{75.0} \\\\\n"
         "\\bottomrule\n"

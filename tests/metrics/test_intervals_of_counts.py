@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from mrad_med.metrics import histogram as histograms, intervals_bootstrap
 from mrad_med.metrics.histogram import ScoreCounts
@@ -28,12 +28,14 @@ def edges_of(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 def drawn_again(maps: np.ndarray, masks: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Return the metrics of each resample by repeating its maps."""
-    values: dict[str, list[float]] = {"auroc": [], "ap": [], "pro": []}
+    values: dict[str, list[float]] = {"auroc": [], "ap": [], "f1_max": [], "pro": []}
     for row in weights:
         drawn_maps, drawn_masks = np.repeat(maps, row, 0), np.repeat(masks, row, 0)
         scores, truth = drawn_maps.ravel().astype(float), drawn_masks.ravel()
         values["auroc"].append(roc_auc_score(truth, scores))
         values["ap"].append(average_precision_score(truth, scores))
+        precision, recall, _ = precision_recall_curve(truth, scores)
+        values["f1_max"].append((2 * precision * recall / np.maximum(precision + recall, 1e-12)).max())
         values["pro"].append(brute_force_pro(drawn_maps.round(5), drawn_masks, 0.3))
     return {name: np.array(item) for name, item in values.items()}
 

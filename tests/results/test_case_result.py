@@ -275,7 +275,7 @@ def test_record_says_what_ran_and_how_it_went(tmp_path):
     record = read_record(tmp_path / "out")
     assert record["backbone"] == {"name": "tiny"}
     assert record["settings"] == {"path": str(tmp_path)}
-    assert record["cases"] == {"total": 3, "ok": 1, "failed": 2}
+    assert record["cases"] == {"total": 3, "ok": 1, "failed": 2, "nothing_to_score": 0}
     names = ("broken, very", "other")
     assert record["failures"] == [{"case_id": name, "reason": FAILURES[0].reason} for name in names]
     assert record["versions"]["mrad-med"] == mrad_med.__version__
@@ -288,7 +288,7 @@ def test_record_says_what_ran_and_how_it_went(tmp_path):
 def test_run_without_a_single_result_is_recorded_too(tmp_path):
     ResultWriter(tmp_path / "out").finish(FAILURES)
     assert [row["status"] for row in read_table(tmp_path / "out")] == ["failed"]
-    assert read_record(tmp_path / "out")["cases"] == {"total": 1, "ok": 0, "failed": 1}
+    assert read_record(tmp_path / "out")["cases"] == {"total": 1, "ok": 0, "failed": 1, "nothing_to_score": 0}
 
 
 def test_provenance_given_is_not_kept_by_reference(tmp_path):

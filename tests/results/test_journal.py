@@ -318,7 +318,12 @@ def test_run_that_is_finished_is_not_done_again_and_its_tables_are_the_same(tmp_
     assert set(before) == {"scores.csv", "slices.csv", "studies.csv"}
     assert run(out, results) == []
     assert tables(out) == before
-    assert json.loads((out / "run.json").read_text())["cases"] == {"total": 6, "ok": 6, "failed": 0}
+    assert json.loads((out / "run.json").read_text())["cases"] == {
+        "total": 6,
+        "ok": 6,
+        "failed": 0,
+        "nothing_to_score": 0,
+    }
     assert run(out, results, resume=False) == [result.case_id for result in results]
 
 

@@ -108,9 +108,33 @@ def test_slices_of_an_oblique_volume_lie_along_their_normal():
     scores = np.array([0.125, 0.625, 0.375], np.float32)
     result = make_result("v.nii", anomaly_map=anomaly_map, affine=TURNED, slice_scores=scores, slice_axis=2)
     assert slices_of(result) == [
-        {"case_id": "a", "slice": 0, "position_mm": 3.8, "score": 0.125, "map_maximum": 0.0, "peak": "0 0 0"},
-        {"case_id": "a", "slice": 1, "position_mm": 5.8, "score": 0.625, "map_maximum": 0.5, "peak": "2 4 1"},
-        {"case_id": "a", "slice": 2, "position_mm": 7.8, "score": 0.375, "map_maximum": 0.25, "peak": "3 0 2"},
+        {
+            "case_id": "a",
+            "slice": 0,
+            "position_mm": 3.8,
+            "score": 0.125,
+            "map_maximum": 0.0,
+            "peak": "0 0 0",
+            "status": "ok",
+        },
+        {
+            "case_id": "a",
+            "slice": 1,
+            "position_mm": 5.8,
+            "score": 0.625,
+            "map_maximum": 0.5,
+            "peak": "2 4 1",
+            "status": "ok",
+        },
+        {
+            "case_id": "a",
+            "slice": 2,
+            "position_mm": 7.8,
+            "score": 0.375,
+            "map_maximum": 0.25,
+            "peak": "3 0 2",
+            "status": "ok",
+        },
     ]
     assert tuple(slices_of(result)[0]) == SLICE_COLUMNS
 
@@ -159,8 +183,22 @@ def test_row_of_a_study_states_its_highest_case_and_how_many_failed():
     ]
     table = study_rows(rows, [FailedCase("f", "empty", "study_1"), FailedCase("g", "empty")])
     assert table == [
-        {"study": "study_1", "cases": 3, "failed": 1, "anomaly_score": "0.75", "highest_case": "d"},
-        {"study": "study_2", "cases": 1, "failed": 0, "anomaly_score": "0.5", "highest_case": "b"},
+        {
+            "study": "study_1",
+            "cases": 3,
+            "failed": 1,
+            "nothing_to_score": 0,
+            "anomaly_score": "0.75",
+            "highest_case": "d",
+        },
+        {
+            "study": "study_2",
+            "cases": 1,
+            "failed": 0,
+            "nothing_to_score": 0,
+            "anomaly_score": "0.5",
+            "highest_case": "b",
+        },
     ]
     assert tuple(table[0]) == STUDY_COLUMNS
 
@@ -192,7 +230,16 @@ def test_study_in_which_all_cases_failed_is_listed():
     ["plain", "comma, semicolon; tab\t", "quote \" and '", "line\nbreak", "carriage\rreturn", "線維腫 é", " a ", ""],
 )
 def test_any_text_comes_back_from_the_csv_module(tmp_path, case_id):
-    rows = [{"study": case_id, "cases": 1, "failed": 0, "anomaly_score": "0.5", "highest_case": case_id}] * 2
+    rows = [
+        {
+            "study": case_id,
+            "cases": 1,
+            "failed": 0,
+            "nothing_to_score": 0,
+            "anomaly_score": "0.5",
+            "highest_case": case_id,
+        }
+    ] * 2
     write_table(tmp_path / "studies.csv", STUDY_COLUMNS, rows)
     read = read_table(tmp_path / "studies.csv")
     assert [row["highest_case"] for row in read] == [case_id, case_id]
@@ -211,7 +258,7 @@ def test_columns_are_in_their_order_and_what_a_row_lacks_is_blank(tmp_path):
 def test_table_without_rows_is_its_header(tmp_path):
     write_table(tmp_path / "deeper" / "slices.csv", SLICE_COLUMNS, [])
     assert (tmp_path / "deeper" / "slices.csv").read_text().split() == [
-        "case_id,slice,position_mm,score,map_maximum,peak"
+        "case_id,slice,position_mm,score,map_maximum,peak,status"
     ]
 
 

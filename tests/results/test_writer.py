@@ -123,7 +123,14 @@ def test_each_kind_has_its_defaults(tmp_path, out):
     assert [row["files"] for row in table(out)] == ["", "", "montages/volume.png", *["videos/exam.mp4"] * 2, ""]
     assert [row["position_mm"] for row in table(out, "slices")] == [f"{3 * number}.0" for number in range(16)]
     assert table(out, "studies") == [
-        {"study": "exam", "cases": "2", "failed": "1", "anomaly_score": "0.5", "highest_case": "exam/2"}
+        {
+            "study": "exam",
+            "cases": "2",
+            "failed": "1",
+            "nothing_to_score": "0",
+            "anomaly_score": "0.5",
+            "highest_case": "exam/2",
+        }
     ]
 
 
@@ -348,7 +355,7 @@ def test_output_that_a_library_fails_at_costs_only_itself(tmp_path, out, monkeyp
     assert written(out) == [*(f"maps/{name}.tiff" for name in "abc"), "overlays/a.png", "overlays/c.png"]
     assert writer.shortfalls == [FailedCase("b", "no overlay could be written: unforeseen RuntimeError")]
     assert record(out)["not_written"] == [{"case_id": "b", "reason": writer.shortfalls[0].reason}]
-    assert record(out)["cases"] == {"total": 3, "ok": 3, "failed": 0}
+    assert record(out)["cases"] == {"total": 3, "ok": 3, "failed": 0, "nothing_to_score": 0}
     assert [(row["status"], row["overlay"]) for row in table(out)] == [
         *(("ok", "overlays/a.png"), ("ok", ""), ("ok", "overlays/c.png"))
     ]
@@ -460,7 +467,7 @@ def test_run_that_did_not_reach_all_cases_names_the_others(tmp_path, out, is_who
     writer.finish([FailedCase("a", "empty")], is_whole=is_whole)
     assert record(out)["complete"] is False
     assert record(out)["not_reached"] == {"count": 2, "cases": ["b", "d"]}
-    assert record(out)["cases"] == {"total": 4, "ok": 1, "failed": 1}
+    assert record(out)["cases"] == {"total": 4, "ok": 1, "failed": 1, "nothing_to_score": 0}
 
 
 def test_stopped_run_that_reached_all_cases_is_not_complete(tmp_path, out):

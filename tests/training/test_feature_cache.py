@@ -224,7 +224,7 @@ def other_dtype(clip: CLIP, options: dict, cases: list[Case]) -> CLIP:
 
 
 def other_image(clip: CLIP, options: dict, cases: list[Case]) -> CLIP:
-    Image.new("RGB", (60, 40), (1, 2, 3)).save(cases[1]["image"])
+    Image.linear_gradient("L").resize((60, 40)).save(cases[1]["image"])
     return clip
 
 
