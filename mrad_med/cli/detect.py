@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mrad_med
+from mrad_med.cli import hidden_names
 from mrad_med.cli.console import ALL_WELL, SOME_FAILED, say, say_table
 from mrad_med.cli.overrides import TAKE_OVER, set_command
 from mrad_med.errors import FailedCasesError
@@ -81,12 +82,7 @@ def add_to(commands: Any) -> None:
     detect.add_argument(
         "--restart", action="store_true", help="score all cases, including those that an earlier run has finished"
     )
-    detect.add_argument(
-        "--keep-identifiers",
-        action="store_true",
-        default=None,
-        help="keep names, numbers and dates of patients in case ids and DICOM outputs (default: remove them)",
-    )
+    hidden_names.add_options(detect)
     set_command(detect, _detect, takes_overrides=True)
 
 
@@ -95,9 +91,13 @@ def _detect(options: argparse.Namespace) -> int:
         raise ValueError("give a folder for results with --out, or list the cases with --dry-run")
     given = {name: getattr(options, name) for name in _VALUES if getattr(options, name) is not None}
     values = {**options.overrides, **given}
-    if options.dry_run:
-        parser = mrad_med.bundle.read_bundle(options.bundle, profiles=options.profile, overrides=values)
-        return _list(mrad_med.data.survey(options.path, exclude=options.out, **parser.get_parsed_content("search")))
+    keeps = bool(values.get("keep_identifiers"))
+    with hidden_names.without_paths(options.path, options.out, options.key, keep_identifiers=keeps):
+        hidden_names.check_key(options, options.out)
+        return (_list if options.dry_run else _score)(options, values)
+
+
+def _score(options: argparse.Namespace, values: dict[str, Any]) -> int:
     if options.take_over:  # configs written by users may lack this value
         values["take_over"] = True
     workflow = mrad_med.BundleWorkflow(
@@ -111,16 +111,20 @@ def _detect(options: argparse.Namespace) -> int:
     )
     workflow.initialize()
     found, writer, cases = map(workflow.parser.get_parsed_content, ("found", "writer", "cases"))
+    hidden_names.write_key(options, found.origins, options.out)
     earlier = len(found.cases) - len(cases)
     if earlier:
         say(f"{earlier} of {len(found.cases)} case(s) are finished already; --restart scores them again")
     with suppress(FailedCasesError):  # the summary lists them
         workflow.run()
     workflow.finalize()
-    return _summarize(writer, found, options.out)
+    return _summarize(writer, found, options)
 
 
-def _list(found: FoundCases) -> int:
+def _list(options: argparse.Namespace, values: dict[str, Any]) -> int:
+    parser = mrad_med.bundle.read_bundle(options.bundle, profiles=options.profile, overrides=values)
+    found = mrad_med.data.survey(options.path, exclude=options.out, **parser.get_parsed_content("search"))
+    hidden_names.write_key(options, found.origins, options.out)
     rows = [("case", "study", "what", "remarks")]
     for case in found.cases:
         name = case[AnomalyKeys.CASE_ID]
@@ -128,18 +132,25 @@ def _list(found: FoundCases) -> int:
     rows += [(item.case_id, "", "skipped", item.reason) for item in found.skipped]
     say_table(rows)
     say(f"{len(found.cases)} case(s) would be scored, {len(found.skipped)} file(s) skipped")
+    _say_hidden(options, found)
     return ALL_WELL
 
 
-def _summarize(writer: mrad_med.ResultWriter, found: FoundCases, out: Path) -> int:
+def _say_hidden(options: argparse.Namespace, found: FoundCases) -> None:
+    hidden_names.say_hidden(options, found.origins if found.names_are_hidden else [], "--dry-run --key FILE")
+
+
+def _summarize(writer: mrad_med.ResultWriter, found: FoundCases, options: argparse.Namespace) -> int:
     ranked = sorted(writer.rows, key=lambda row: -float(row["anomaly_score"]))
     shown = [(row["case_id"], f"{float(row['anomaly_score']):.4f}") for row in ranked[:_SUMMARY_ROWS]]
     say_table([("case", "score"), *shown])
     if len(ranked) > _SUMMARY_ROWS:
         say(f"... and {len(ranked) - _SUMMARY_ROWS} more in scores.csv")
-    say(f"{len(ranked)} of {len(found.cases)} case(s) scored, results in {out}")
+    place = "the folder of --out" if found.names_are_hidden else options.out
+    say(f"{len(ranked)} of {len(found.cases)} case(s) scored, results in {place}")
     for failure in writer.failures:
         say(f"left out {failure.case_id}: {failure.reason}", to_error=True)
     for shortfall in writer.shortfalls:
         say(f"{shortfall.case_id}: {shortfall.reason}", to_error=True)
+    _say_hidden(options, found)
     return SOME_FAILED if writer.failures or writer.shortfalls else ALL_WELL
