@@ -142,22 +142,22 @@ def check_key(path: str | os.PathLike[str], *, outside: str | os.PathLike[str] |
     file = Path(path)
     if outside is not None and file.resolve().is_relative_to(Path(outside).resolve()):
         raise OutputError("the key would be in the folder of the results, which must not name patients; move it")
+    if os.path.lexists(file) and not _is_key(file):
+        raise OutputError("the file for the key exists and is not a key; choose another name")
     try:
-        if os.path.lexists(file) and not _is_key(file):
-            raise OutputError("the file for the key exists and is not a key; choose another name")
         prepare_output_file(file)
-    except OSError as error:
-        if error.strerror is None:
-            raise
-        raise OutputError(f"the key cannot be written ({error.strerror}); choose another file") from None
+    except OutputError as error:
+        reason = getattr(error.__cause__, "strerror", None) or type(error).__name__
+        raise OutputError(f"the key cannot be written ({reason}); choose another file") from None
     return file
 
 
 def _is_key(file: Path) -> bool:
-    if not file.is_file():
+    try:
+        with file.open(newline="", encoding="utf-8", errors="replace") as stream:
+            return next(csv.reader(stream), []) == list(KEY_COLUMNS)
+    except (OSError, csv.Error):
         return False
-    with file.open(newline="", encoding="utf-8", errors="replace") as stream:
-        return next(csv.reader(stream), []) == list(KEY_COLUMNS)
 
 
 def _exact(path: str) -> str:
