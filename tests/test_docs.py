@@ -23,6 +23,7 @@ from tests.conftest import TINY_SIZE, make_tiny_clip
 from tests.small_archives import make_archive
 
 ROOT = Path(__file__).parent.parent
+SERIES = "study-40c5e4875b/series_1-238d1e6b95"  # of the sample study
 STAND_INS = {"openai": "embedded", "FOLDER": "VisA/fabric/Data/Images", "[1, 3, 518, 518]": "[1, 3, 126, 126]"}
 SMALL = ["--image_size", "126", "--device", "cpu"]
 

@@ -84,12 +84,13 @@ PLANTED = [
 
 @pytest.fixture(autouse=True)
 def same_logging():
-    """Restore the root logger, which MONAI configures for a bundle."""
-    root = logging.getLogger()
-    level, handlers = root.level, list(root.handlers)
+    """Restore the loggers, which MONAI configures for a bundle."""
+    loggers = [logging.getLogger(), logging.getLogger("mrad_med")]
+    before = [(logger.level, list(logger.handlers)) for logger in loggers]
     yield
-    root.setLevel(level)
-    root.handlers[:] = handlers
+    for logger, (level, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 def header() -> dict:
@@ -110,11 +111,17 @@ def planted(tmp_path) -> Path:
         photograph(root / place / f"{place} {number}.png", number)
     for number, place in enumerate(PLACES[:4]):
         names = [f"{place} {index}.dcm" for index in range(3)]
-        tags = {"StudyInstanceUID": f"1.2.8.{number}", "SeriesInstanceUID": f"1.2.9.{number}"}
+        tags = {
+            "StudyInstanceUID": f"1.2.8.{number}",
+            "SeriesInstanceUID": f"1.2.9.{number}",
+            "FrameOfReferenceUID": "1.2.7",
+        }
         write_series(root / place / "ct of Vorpalski", values + number, names=names, **header(), **tags)
     whole = root / "Oq" / "Xu.dcm"
     pixels = np.arange(40 * 48, dtype=np.uint8).reshape(40, 48)
-    write_image(whole, make_image(pixels, Modality="US", StudyInstanceUID="1.2.8.9", **header()))
+    write_image(
+        whole, make_image(pixels, Modality="US", StudyInstanceUID="1.2.8.9", SeriesInstanceUID="1.2.9.9", **header())
+    )
     (root / "Oq" / "Y.dcm").write_bytes(whole.read_bytes()[:-300])
     report = pydicom.dcmread(whole)
     report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = EnhancedSRStorage

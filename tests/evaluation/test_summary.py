@@ -234,7 +234,7 @@ def test_no_name_ends_a_cell_of_markdown_or_a_line(results: dict):
     named = {"a|b\nc<i>": results[next(iter(results))]}
     table = benchmark_tables(named)
     assert table.splitlines()[4].startswith("| a\\|b_c&lt;i> ")
-    assert "a|b_c<i> & " in latex_tables(named)
+    assert r"a|b\_c<i> & " in latex_tables(named)
     page = markdown_summary(make_summary(dataset={"name": "x", "title": "x\n# y|z", "cases": 3}))
     assert page.startswith("# x_# y\\|z: ")
 
