@@ -175,12 +175,19 @@ def recorded(config: Mapping[str, Any], profiles: Sequence[str], overrides: Mapp
     Args:
         config: content of the config.
         profiles: names of the profiles in use.
-        overrides: values that were given by the caller.
+        overrides: values that were given by the caller; paths are left out of the record.
     """
-    given = {name: str(value) for name, value in overrides.items() if name not in _PLACES}
+    given = {name: _without_path(value) for name, value in overrides.items() if name not in _PLACES}
     # A mapping that is not a dict, because MONAI evaluates strings in dicts.
     values = {"profiles": tuple(profiles), "overrides": MappingProxyType(given)}
     return {name: value for name, value in values.items() if name in config}
+
+
+def _without_path(value: Any) -> str:
+    """Return a value as text, or ``PATH`` for a path: it may name a patient. The hash of its file is recorded."""
+    text = str(value)
+    is_path = isinstance(value, os.PathLike) or "/" in text or os.sep in text
+    return "PATH" if is_path or (isinstance(value, str) and Path(text).is_file()) else text
 
 
 def literal(value: Any) -> Any:

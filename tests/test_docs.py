@@ -23,6 +23,7 @@ from tests.conftest import TINY_SIZE, make_tiny_clip
 from tests.small_archives import make_archive
 
 ROOT = Path(__file__).parent.parent
+SERIES = "study-40c5e4875b/series_1-238d1e6b95"  # of the sample study
 STAND_INS = {"openai": "embedded", "FOLDER": "VisA/fabric/Data/Images", "[1, 3, 518, 518]": "[1, 3, 126, 126]"}
 SMALL = ["--image_size", "126", "--device", "cpu"]
 
@@ -154,17 +155,16 @@ def test_commands_of_the_clinical_page_run(tmp_path: Path, monkeypatch: pytest.M
         run_command(words, monkeypatch)
     written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert {
-        "results/maps/ct/series_1-238d1e6b95.nii.gz",
-        "results/maps/chest.nii.gz",
-        "results/montages/chest.png",
-        "in_dicom/dicom/series_1-238d1e6b95_seg.dcm",
-        "in_dicom/dicom/series_1-238d1e6b95_map.dcm",
-        "in_dicom/montages/series_1-238d1e6b95.png",
+        f"results/maps/{SERIES}.nii.gz",
+        f"in_dicom/dicom/{SERIES}_seg.dcm",
+        f"in_dicom/dicom/{SERIES}_map.dcm",
+        f"in_dicom/montages/{SERIES}.png",
         "as_nrrd/maps/chest.nrrd",
-        "bundle_results/montages/ct/series_1-238d1e6b95.png",
+        f"bundle_results/montages/{SERIES}.png",
         "bundle_frames/maps/frame.tiff",
     } <= written
-    assert len([name for name in written if name.startswith("in_dicom/dicom/series_1-238d1e6b95/overlay_")]) == 9
+    assert len([name for name in written if re.match(r"results/(maps|montages)/volume-", name)]) == 2
+    assert len([name for name in written if name.startswith(f"in_dicom/dicom/{SERIES}/overlay_")]) == 9
     with (tmp_path / "as_nrrd" / "slices.csv").open(newline="", encoding="utf-8") as stream:
         assert len(list(csv.DictReader(stream))) == 112  # coronal: as many as the phantom has rows
     from_bundle = mrad_med.AnomalyDetector.from_bundle
@@ -174,7 +174,7 @@ def test_commands_of_the_clinical_page_run(tmp_path: Path, monkeypatch: pytest.M
         lambda name, **options: from_bundle(name, image_size=126, device="cpu", **options),
     )
     exec(in_python, {})
-    assert (tmp_path / "python_results" / "masks" / "series_1-238d1e6b95.nii.gz").is_file()
+    assert (tmp_path / "python_results" / "masks" / f"{SERIES}.nii.gz").is_file()
 
 
 def test_published_files_become_a_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mrad_med
+from mrad_med.cli import hidden_names
 from mrad_med.cli.console import ALL_WELL, SOME_FAILED, say, say_table
 from mrad_med.cli.overrides import TAKE_OVER, set_command
 from mrad_med.errors import FailedCasesError
@@ -96,12 +97,7 @@ def add_to(commands: Any) -> None:
         help="score masks and label volumes too. Without it, a file is skipped if a word such as mask, label or seg is "
         "in its name or folder and it has at most 16 distinct values (default: skip them)",
     )
-    detect.add_argument(
-        "--keep-identifiers",
-        action="store_true",
-        default=None,
-        help="keep names, numbers and dates of patients in case ids and DICOM outputs (default: remove them)",
-    )
+    hidden_names.add_options(detect)
     set_command(detect, _detect, takes_overrides=True)
 
 
@@ -113,9 +109,13 @@ def _detect(options: argparse.Namespace) -> int:
     check_threshold(options.threshold, name="--threshold")
     given = {name: getattr(options, name) for name in _VALUES if getattr(options, name) is not None}
     values = {**options.overrides, **given}
-    if options.dry_run:
-        parser = mrad_med.bundle.read_bundle(options.bundle, profiles=options.profile, overrides=values)
-        return _list(mrad_med.data.survey(options.path, exclude=options.out, **parser.get_parsed_content("search")))
+    keeps = bool(values.get("keep_identifiers"))
+    with hidden_names.without_paths(options.path, options.out, options.key, keep_identifiers=keeps):
+        hidden_names.check_key(options, options.out)
+        return (_list if options.dry_run else _score)(options, values)
+
+
+def _score(options: argparse.Namespace, values: dict[str, Any]) -> int:
     values = {"resume": True, **values}
     if options.restart:
         values["resume"] = False
@@ -130,16 +130,20 @@ def _detect(options: argparse.Namespace) -> int:
     workflow.initialize()
     with mrad_med.bundle.plain_errors():
         writer, found, cases = map(workflow.parser.get_parsed_content, ("writer", "found", "cases"))
+    hidden_names.write_key(options, found.origins, options.out)
     earlier = len(found.cases) - len(cases)
     if earlier:
         say(f"{earlier} of {len(found.cases)} case(s) are finished already; --restart scores them again")
     with suppress(FailedCasesError):  # the summary lists them
         workflow.run()
     workflow.finalize()
-    return _summarize(writer, found, options.out)
+    return _summarize(writer, found, options)
 
 
-def _list(found: FoundCases) -> int:
+def _list(options: argparse.Namespace, values: dict[str, Any]) -> int:
+    parser = mrad_med.bundle.read_bundle(options.bundle, profiles=options.profile, overrides=values)
+    found = mrad_med.data.survey(options.path, exclude=options.out, **parser.get_parsed_content("search"))
+    hidden_names.write_key(options, found.origins, options.out)
     rows = [("case", "study", "what", "remarks")]
     for case in found.cases:
         name = case[AnomalyKeys.CASE_ID]
@@ -147,17 +151,23 @@ def _list(found: FoundCases) -> int:
     rows += [(item.case_id, "", "skipped", item.reason) for item in found.skipped]
     say_table(rows)
     say(f"{len(found.cases)} case(s) would be scored, {len(found.skipped)} file(s) skipped")
+    _say_hidden(options, found)
     return ALL_WELL
 
 
-def _summarize(writer: mrad_med.ResultWriter, found: FoundCases, out: Path) -> int:
+def _say_hidden(options: argparse.Namespace, found: FoundCases) -> None:
+    hidden_names.say_hidden(options, found.origins if found.names_are_hidden else [], "--dry-run --key FILE")
+
+
+def _summarize(writer: mrad_med.ResultWriter, found: FoundCases, options: argparse.Namespace) -> int:
     ranked = sorted(writer.rows, key=lambda row: -float(row["anomaly_score"]))
     shown = [(row["case_id"], f"{float(row['anomaly_score']):.4f}") for row in ranked[:_SUMMARY_ROWS]]
     say_table([("case", "score"), *shown])
     if len(ranked) > _SUMMARY_ROWS:
         say(f"... and {len(ranked) - _SUMMARY_ROWS} more in scores.csv")
     blank = f", {len(writer.nothing_to_score)} with nothing to score" if writer.nothing_to_score else ""
-    say(f"{len(ranked)} of {len(found.cases)} case(s) scored{blank}, results in {out}")
+    place = "the folder of --out" if found.names_are_hidden else options.out
+    say(f"{len(ranked)} of {len(found.cases)} case(s) scored{blank}, results in {place}")
     for item in writer.nothing_to_score:
         say(f"nothing to score in {item.case_id}: {item.reason}")
     for reason in dict.fromkeys(item.reason for item in found.skipped):
@@ -167,4 +177,5 @@ def _summarize(writer: mrad_med.ResultWriter, found: FoundCases, out: Path) -> i
         say(f"left out {failure.case_id}: {failure.reason}", to_error=True)
     for shortfall in writer.shortfalls:
         say(f"{shortfall.case_id}: {shortfall.reason}", to_error=True)
+    _say_hidden(options, found)
     return SOME_FAILED if writer.failures or writer.shortfalls else ALL_WELL

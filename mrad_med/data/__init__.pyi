@@ -10,6 +10,7 @@ from .folders import (
 )
 from .loader import CaseDataset as CaseDataset, CaseLoader as CaseLoader
 from .masks import check_masks as check_masks
+from .paths import holds_dicom as holds_dicom
 from .phantoms import (
     make_chest_phantom as make_chest_phantom,
     make_phantom as make_phantom,
@@ -18,6 +19,7 @@ from .phantoms import (
     write_sample_series as write_sample_series,
     write_sample_study as write_sample_study,
 )
+from .privacy import Origin as Origin, check_key as check_key, write_key as write_key
 from .public_sets import InventoryRow as InventoryRow, list_datasets as list_datasets, load_datalist as load_datalist
 from .search import FoundCases as FoundCases, find_cases as find_cases, survey as survey
 from .surfaces import (
@@ -36,12 +38,15 @@ __all__ = [
     "Datalist",
     "FoundCases",
     "InventoryRow",
+    "Origin",
     "PublicDataset",
+    "check_key",
     "check_masks",
     "choose_held_out",
     "find_cases",
     "find_duplicates",
     "find_series",
+    "holds_dicom",
     "list_datasets",
     "load_datalist",
     "load_labeled_folder",
@@ -51,6 +56,7 @@ __all__ = [
     "make_phantom",
     "make_surface",
     "survey",
+    "write_key",
     "write_sample_dataset",
     "write_sample_images",
     "write_sample_series",

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mrad_med.data.paths import name_cases
+from mrad_med.data.paths import holds_dicom, name_cases
 from mrad_med.errors import DatasetError
 
-__all__ = ["Datalist", "Report", "make_cases", "reporter", "shorten"]
+__all__ = ["Datalist", "Report", "make_cases", "reporter", "shorten", "withheld_names"]
 
 logger = logging.getLogger(__name__)
 
 Datalist = list[dict[str, Any]]
 Report = Callable[[str], None]  # called with a problem of a dataset and what to do about it
+_WITHHELD = (
+    "the dataset holds DICOM files and has a problem whose description names files; set keep_identifiers "
+    "(--keep-identifiers) to read it"
+)
 SHOWN = 5  # largest number of names in a message; the message states the total first
 
 
@@ -30,6 +36,43 @@ def _refuse(problem: str) -> None:
 
 def _warn(problem: str) -> None:
     logger.warning("%s", problem)
+
+
+@contextmanager
+def withheld_names(root: str | os.PathLike[str], *, keep_identifiers: bool) -> Iterator[None]:
+    """Withhold warnings and errors about a labeled set that holds DICOM, because they name files.
+
+    Args:
+        root: folder of the set, or its table.
+        keep_identifiers: whether names may be shown; then nothing is withheld.
+
+    Raises:
+        DatasetError: loading failed; the message names files only if they may be shown.
+    """
+    if keep_identifiers:
+        yield
+        return
+    held: list[logging.LogRecord] = []
+
+    def hold(record: logging.LogRecord) -> bool:
+        held.append(record)
+        return False
+
+    place = Path(root).parent if os.path.isfile(root) else root  # noqa: PTH113 - Path.is_file may raise
+    logger.addFilter(hold)
+    try:
+        yield
+    except DatasetError:
+        if holds_dicom(place):
+            raise DatasetError(_WITHHELD) from None
+        raise
+    finally:
+        logger.removeFilter(hold)
+        if held and holds_dicom(place):
+            logger.warning("%s (%d)", _WITHHELD, len(held))
+            held.clear()
+        for record in held:
+            logger.handle(record)
 
 
 def shorten(names: Iterable[object]) -> str:

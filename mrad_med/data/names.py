@@ -1,13 +1,19 @@
-"""Case ids: printable, usable as file names, and distinct."""
+"""Case ids: printable, usable as file names and as cells of a spreadsheet, and distinct."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 
-__all__ = ["DistinctNames", "code_of", "printable"]
+__all__ = ["FORMULA", "DistinctNames", "code_of", "printable", "without_controls"]
 
 CODE_LENGTH = 10  # hexadecimal digits: 40 bits; two of 100,000 codes are equal with a probability of 1 in 200
+# Control characters, separators of lines, and the marks that change the direction of text (Unicode UAX 9). A name with
+# such a mark is shown reversed: "a<U+202E>gpj.exe" as "aexe.jpg". The last two are invisible and may hide a "=".
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\u200b\ufeff]")
+# Characters that begin a formula in a spreadsheet, at the start of a cell or after a semicolon, which some programs
+# treat as the start of the next cell. The last four are the wide forms of the first four.
+FORMULA = re.compile(r"(?:^|(?<=;))(?=\s*[=+\-@＝＋－＠])")  # noqa: RUF001
 
 
 def code_of(key: str) -> str:
@@ -52,10 +58,15 @@ class DistinctNames:
         raise ValueError("two contents have the same sha256: please report it")
 
 
+def without_controls(text: str) -> str:
+    """Return a text in which control characters and marks of the text direction are ``_``, and invalid bytes ``?``."""
+    return _CONTROLS.sub("_", text.encode("utf-8", "replace").decode("utf-8"))
+
+
 def printable(name: str) -> str:
     """Return a name that can be printed, written to tables and used as a file name.
 
-    Bytes that are not Unicode become ``?``. Backslashes and control characters (such as line breaks) become ``_``.
+    Bytes that are not Unicode become ``?``. Backslashes, control characters (such as line breaks) and marks of the text
+    direction become ``_``. A name that a spreadsheet would treat as a formula, such as ``=1``, begins with ``_``.
     """
-    text = name.encode("utf-8", "replace").decode("utf-8").replace("\\", "_")
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", "_", text)
+    return FORMULA.sub("_", without_controls(name).replace("\\", "_"))

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NoReturn
 
 from mrad_med.data.names import printable
 from mrad_med.errors import DatasetError
-from mrad_med.io.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES, detect_file_type
+from mrad_med.io.file_types import DICOM, IMAGE_SUFFIXES, VIDEO_SUFFIXES, detect_file_type
 
-__all__ = ["find_files", "list_folders", "list_images", "name_cases", "path_below", "refuse_listing", "stem_of"]
+__all__ = [
+    "find_files",
+    "holds_dicom",
+    "list_folders",
+    "list_images",
+    "name_cases",
+    "path_below",
+    "refuse_listing",
+    "search_files",
+    "stem_of",
+]
+
+_INDEX = "DICOMDIR"  # the index of an export disk; it is DICOM, but not an image
 
 
 def path_below(root: Path, name: str) -> Path:
@@ -54,7 +67,7 @@ def _children(folder: Path, *, folders: bool) -> list[Path]:
                 if not entry.name.startswith(".") and (entry.is_dir() if folders else entry.is_file())
             ]
     except OSError as error:
-        raise DatasetError(f"cannot list {folder} ({error.strerror}); grant access or leave it out") from error
+        refuse_listing(error)
     return [folder / name for name in sorted(names)]
 
 
@@ -82,40 +95,106 @@ def stem_of(name: str) -> str:
 
 
 def find_files(root: str | os.PathLike[str], *, exclude: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Return every image or video file below a folder, or the one file given, sorted by name.
+    """Return every image or video file below a folder, or the one file given, sorted by name; see `search_files`.
 
-    Hidden files and folders are skipped. Links to folders are not followed.
+    Raises:
+        DatasetError: the path does not exist, cannot be listed, has no image, or is the excluded folder.
+    """
+    return search_files(root, exclude=exclude)[0]
+
+
+def search_files(
+    root: str | os.PathLike[str], *, exclude: str | os.PathLike[str] | None = None, name_folders: bool = False
+) -> tuple[list[Path], bool]:
+    """Return every image or video file below a folder, or the one file given, sorted by name, and whether any is DICOM.
+
+    Hidden files and folders are skipped. Links to folders are not followed. An index of DICOM files (``DICOMDIR``)
+    counts as DICOM, but is not returned.
 
     Args:
         root: path of a folder, searched recursively, or of a file.
         exclude: path of a folder to skip, such as the output folder.
+        name_folders: whether errors name a folder that cannot be listed. Its name may be that of a patient.
 
     Raises:
         DatasetError: the path does not exist, cannot be listed, has no image, or is the excluded folder.
     """
     root = Path(root)
-    if root.is_file():
-        return [root]
-    if not root.is_dir():
+    try:
+        is_file, is_folder = root.is_file(), root.is_dir()
+    except OSError as error:
+        refuse_listing(error, name_folder=name_folders)
+    if is_file:
+        return [root], detect_file_type(root) == DICOM
+    if not is_folder:
         raise DatasetError(f"there is no file or folder {root}")
     excluded = None if exclude is None else Path(exclude).resolve()
     if excluded == root.resolve():
-        raise DatasetError(f"{root} would hold both images and results; choose another output folder")
+        raise DatasetError("the same folder would hold both images and results; choose another output folder")
     files: list[Path] = []
-    for folder, subfolders, names in os.walk(root, onerror=refuse_listing):
+    is_dicom = False
+    for path in _walk(root, excluded, name_folders=name_folders):
+        file_type = detect_file_type(path)
+        is_dicom |= file_type == DICOM or path.name.upper() == _INDEX
+        if file_type is not None:
+            files.append(path)
+    if not files:
+        raise DatasetError(
+            f"no image below {'the given path' if is_dicom else root}; supported are photographs (png, jpg, tif, "
+            "...), DICOM files, NIfTI and NRRD volumes, and videos"
+        )
+    return files, is_dicom
+
+
+def _walk(root: Path, excluded: Path | None, *, name_folders: bool) -> Iterator[Path]:
+    """Yield all files below a folder that are not hidden, sorted by name.
+
+    Raises:
+        DatasetError: a folder cannot be listed, or its files cannot be accessed.
+    """
+
+    def refuse(error: OSError) -> NoReturn:
+        refuse_listing(error, name_folder=name_folders)
+
+    for folder, subfolders, names in os.walk(root, onerror=refuse):
         subfolders[:] = sorted(
             name for name in subfolders if not name.startswith(".") and (Path(folder) / name).resolve() != excluded
         )
-        candidates = (Path(folder) / name for name in sorted(names) if not name.startswith("."))
-        files.extend(path for path in candidates if path.is_file() and detect_file_type(path) is not None)
-    if not files:
-        raise DatasetError(
-            f"no image below {root}; supported are photographs (png, jpg, tif, ...), DICOM files, NIfTI and NRRD "
-            "volumes, and videos"
-        )
-    return files
+        for name in sorted(names):
+            path = Path(folder) / name
+            try:
+                is_file = not name.startswith(".") and path.is_file()
+            except OSError as error:  # the folder can be listed but not entered
+                refuse(error)
+            if is_file:
+                yield path
 
 
-def refuse_listing(error: OSError) -> None:
-    """Raise a `DatasetError` for a folder that `os.walk` cannot list."""
-    raise DatasetError(f"cannot list {error.filename} ({error.strerror}); grant access or leave it out") from error
+def holds_dicom(root: str | os.PathLike[str]) -> bool:
+    """Return whether a file, or any file below a folder, is DICOM; what cannot be read is skipped.
+
+    Args:
+        root: path of a folder, searched recursively, or of a file. A missing path holds nothing.
+    """
+    path = Path(root)
+    if os.path.isfile(path):  # noqa: PTH113 - unlike Path.is_file, it returns False on errors
+        return path.name.upper() == _INDEX or detect_file_type(path) == DICOM
+    return any(
+        name.upper() == _INDEX or detect_file_type(Path(folder, name)) == DICOM
+        for folder, _, names in os.walk(path)
+        for name in names
+    )
+
+
+def refuse_listing(error: OSError, *, name_folder: bool = False) -> NoReturn:
+    """Raise a `DatasetError` for a folder that cannot be listed or entered.
+
+    Args:
+        error: error of the operating system.
+        name_folder: whether the message names the folder. Its name may be that of a patient.
+    """
+    if name_folder:
+        raise DatasetError(f"cannot list {error.filename} ({error.strerror}); grant access or leave it out") from error
+    raise DatasetError(
+        f"cannot list a folder below the given path ({error.strerror}); grant access to all folders, or leave it out"
+    ) from None

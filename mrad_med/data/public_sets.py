@@ -11,14 +11,21 @@ from pathlib import Path
 
 from mrad_med.data.archives import ARCHIVES, find_archive, load_archive, load_folder
 from mrad_med.data.catalog import DATASETS, Counts, PublicDataset
-from mrad_med.data.datalist import Datalist, Report, reporter
+from mrad_med.data.datalist import Datalist, Report, reporter, withheld_names
 from mrad_med.data.tables import load_csv, load_datalist_json, load_meta_json
 from mrad_med.errors import DatasetError
 
 __all__ = ["InventoryRow", "list_datasets", "load_datalist"]
 
 
-def load_datalist(name: str, root: str | os.PathLike[str], *, split: str = "test", strict: bool = False) -> Datalist:
+def load_datalist(
+    name: str,
+    root: str | os.PathLike[str],
+    *,
+    split: str = "test",
+    strict: bool = False,
+    keep_identifiers: bool = False,
+) -> Datalist:
     """Return the MONAI datalist of a labeled dataset on disk.
 
     Args:
@@ -30,6 +37,7 @@ def load_datalist(name: str, root: str | os.PathLike[str], *, split: str = "test
         split: name of the split, such as ``"test"`` or ``"train"``.
         strict: whether a problem of the dataset is an error. If False, it is a warning: the case is left out, or kept
             without its mask if its label is known.
+        keep_identifiers: whether warnings and errors about a dataset that holds DICOM name its files.
 
     Returns:
         Dictionaries with ``image`` (path), ``case_id`` (unique), ``label`` (0 normal, 1 anomalous), ``mask`` (path or
@@ -39,6 +47,11 @@ def load_datalist(name: str, root: str | os.PathLike[str], *, split: str = "test
         DatasetError: the name or split is unknown, the dataset is not found, a table names a file outside its folder,
             or no case is usable; if strict, any problem of the dataset.
     """
+    with withheld_names(root, keep_identifiers=keep_identifiers):
+        return _load(name, root, split=split, strict=strict)
+
+
+def _load(name: str, root: str | os.PathLike[str], *, split: str, strict: bool) -> Datalist:
     known = name.strip().lower().replace("_", "-").replace(" ", "-")
     if known == "folder":
         return load_folder(root, strict=strict)

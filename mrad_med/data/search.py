@@ -6,10 +6,9 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ from mrad_med.data.datalist import Datalist
 from mrad_med.data.dicom_series import group_series, instance_key
 from mrad_med.data.label_files import MASK_REASON, find_masks
 from mrad_med.data.names import DistinctNames, code_of
-from mrad_med.data.paths import find_files, name_cases
-from mrad_med.data.privacy import HIDDEN, Identifiers
+from mrad_med.data.paths import search_files
+from mrad_med.data.privacy import CaseNames, Origin
 from mrad_med.errors import DatasetError, ImageFileError, NotAnImageError
-from mrad_med.io.dicom.headers import quiet, read_header
-from mrad_med.io.dicom.series import IDENTIFIERS, DicomSeries, Slice, have_one_spacing, read_slice
+from mrad_med.io.dicom.series import DicomSeries, Slice, have_one_spacing, read_slice
 from mrad_med.io.file_types import DICOM, PHOTOGRAPH, VIDEO, detect_file_type, may_have_pages
 from mrad_med.io.frames import Frame, as_frames, find_sequences, list_frames, thin_frames
 from mrad_med.store import content_key, make_key, paths_of
@@ -33,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 _FRAMED = (VIDEO, PHOTOGRAPH)
 _COPY = "another case has the same content and the same hidden name; only that case is kept"
-_ELSEWHERE = 5  # UTF-8 bytes of the shortest word that is hidden in names of files without that identifier
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,8 @@ class FoundCases:
         descriptions: file format and dimensions of each case as text, by case id.
         remarks: unusual facts about a case as text, by case id.
         skipped: DICOM objects that are not images, masks, and copies of images with hidden names, with the reason.
+        names_are_hidden: whether names are codes, see `find_cases`.
+        origins: files that each name stands for; see `mrad_med.data.write_key`.
         distinct_name: registry of the case ids in use.
         distinct_video: registry of the video names in use.
     """
@@ -53,12 +52,24 @@ class FoundCases:
     descriptions: dict[str, str] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
     skipped: list[FailedCase] = field(default_factory=list)
+    names_are_hidden: bool = False
+    origins: list[Origin] = field(default_factory=list, repr=False)
     distinct_name: DistinctNames = field(default_factory=DistinctNames, repr=False)
     distinct_video: DistinctNames = field(default_factory=DistinctNames, repr=False)
 
-    def add(self, image: Any, name: str, kind: str, study: str = "") -> str | None:
-        """Add a case and return its id, or None if the same content already has this name."""
+    def add(self, image: Any, name: str, kind: str, study: str = "", *, uids: tuple[str, str] = ("", "")) -> str | None:
+        """Add a case and return its id, or None if the same content already has this name.
+
+        Args:
+            image: input of `read_image`.
+            name: wanted name.
+            kind: file format and dimensions as text.
+            study: name of the study or video.
+            uids: UIDs of the study and of the series.
+        """
         case_id = self.distinct_name(name, partial(_key_of, image))
+        if not isinstance(image, Frame):
+            self.origins.append(Origin(case_id or name, study, tuple(_paths(image)), *uids))
         if case_id is None:
             self.skipped.append(FailedCase(name, _COPY))
             return None
@@ -78,6 +89,7 @@ class FoundCases:
                 names are another video.
         """
         study = self.distinct_video(name, lambda: make_key(_key_of(list(paths)), *frames))
+        self.origins.append(Origin(study or name, study or name, tuple(dict.fromkeys(paths))))
         if study is None:
             self.skipped.append(FailedCase(name, _COPY))
         return study
@@ -115,9 +127,9 @@ def find_cases(
         exclude: path of a folder to skip, such as the output folder.
         strict: whether only evenly spaced slices form a volume. If False, slices may be missing, repeated or unevenly
             spaced.
-        keep_identifiers: whether case ids, which are made from paths, keep patient identifiers. If False, each part of
-            a path with a patient's name, number or date is replaced by "anonymous" and a code. The identifiers are
-            those in the DICOM files found.
+        keep_identifiers: whether case ids are made from paths even if a DICOM file is found. If False, case ids are
+            then codes: paths of DICOM files, and of all files beside them, may identify patients. Errors name no folder
+            below the root.
         frames_per_second: number of frames per second of a video to keep; None keeps all frames.
         sequence_rate: frames per second of numbered photographs. Photographs of one folder whose names differ only in
             their last number are then treated as one video. None treats each photograph as a separate case.
@@ -127,7 +139,8 @@ def find_cases(
         ``{"image", "case_id", "study"}`` for each case. The image is an input of `read_image`: a path, the list of
         paths of a series, or a `Frame`. The case id is unique: the path below the root without suffix, or the folder,
         number and code of a series. The study is ``study-`` and a code for DICOM, the name of the video for frames,
-        else empty. Codes are computed from UIDs (DICOM) or contents, so they do not depend on other cases.
+        else empty. Codes are computed from UIDs (DICOM) or contents, so they do not depend on other cases. Hidden names
+        are those of the file type and a code, such as ``photograph-0123456789``, in the folder of the study if known.
 
     Raises:
         DatasetError: the path does not exist, cannot be listed, has no image, or is the excluded folder.
@@ -157,9 +170,10 @@ def survey(
 ) -> FoundCases:
     """Return the cases of `find_cases` with descriptions and remarks; no pixels of DICOM files and volumes are read."""
     path = Path(root)
-    if path.name.upper() == "DICOMDIR" and path.is_file():
+    if path.name.upper() == "DICOMDIR" and os.path.isfile(path):  # noqa: PTH113 - Path.is_file may raise
         path = path.parent
-    files = find_files(path, exclude=exclude)
+    files, is_dicom = search_files(path, exclude=exclude, name_folders=keep_identifiers)
+    are_hidden = (is_dicom or path != Path(root)) and not keep_identifiers
     base = path.parent if path.is_file() else path
     file_types = {file: detect_file_type(file) for file in files}
     masks = set() if include_masks else find_masks(file_types, base)
@@ -167,9 +181,12 @@ def survey(
     read = {file: _try_slice(file) for file, file_type in file_types.items() if file_type == DICOM}
     slices = {file: item for file, item in read.items() if isinstance(item, Slice)}
     errors = {file: item for file, item in read.items() if isinstance(item, ImageFileError)}
-    names = _Names(files, base, None if keep_identifiers else _identifiers(slices.values()))
+    names = CaseNames(files, base, are_hidden=are_hidden)
     order = {str(file): place for place, file in enumerate(files)}
-    found = FoundCases(skipped=[FailedCase(names.of(file), MASK_REASON) for file in files if file in masks])
+    found = FoundCases(
+        skipped=[FailedCase(names.of(file, "mask"), MASK_REASON) for file in files if file in masks],
+        names_are_hidden=are_hidden,
+    )
     frames_of = {
         file: _try_frames(file, file_type, frames_per_second)
         for file, file_type in file_types.items()
@@ -184,75 +201,18 @@ def survey(
             for file in members:
                 del file_types[file]
     for file, file_type in file_types.items():
+        word = file_type or "image"
         if frames_of.get(file):
-            _add_frames(frames_of[file], names.of(file), found)
+            _add_frames(frames_of[file], names.of(file, word), found)
         elif file_type != DICOM:
-            found.add(str(file), names.of(file), file_type or "image")
+            found.add(str(file), names.of(file, word), word)
     _add_dicom(slices, names, base, found, strict=strict)
     _add_rest(errors, names, found)
     if not found.cases:
-        raise DatasetError(f"{root} has no image to score: {found.skipped[0].reason}")
+        place = "the given path" if are_hidden else root
+        raise DatasetError(f"{place} has no image to score: {found.skipped[0].reason}")
     found.cases.sort(key=lambda case: min(order[path] for path in _paths(case[AnomalyKeys.IMAGE.value])))
     return found
-
-
-Codes = Callable[[], tuple[str, str]]
-
-
-class _Names:
-    """Names of cases, made from paths.
-
-    Args:
-        files: all files that were found.
-        base: folder that names are relative to.
-        identifiers: identifiers of all patients, to be hidden in every name: a photograph does not state its patient.
-            None hides nothing.
-    """
-
-    def __init__(self, files: Sequence[Path], base: Path, identifiers: set[str] | None) -> None:
-        self._names = dict(zip(files, name_cases(files, base), strict=True))
-        self._known = None if identifiers is None else Identifiers(identifiers, shortest=_ELSEWHERE)
-
-    def plain(self, file: Path) -> str:
-        """Return the name of a file without hiding anything."""
-        return self._names[file]
-
-    def of(self, file: Path, own: Iterable[str] = (), codes: Codes | None = None) -> str:
-        """Return the name of a file without the identifiers of any patient.
-
-        Args:
-            file: one of the files.
-            own: identifiers in the header of the file; these are hidden even if they are short.
-            codes: function that returns the keys for hidden parts, see `hide`; by default the key of the content.
-        """
-        return self.hide(self._names[file], own, codes or partial(_same_for_both, partial(content_key, file)))
-
-    def hide(self, name: str, own: Iterable[str], codes: Codes) -> str:
-        """Return a name in which each part with an identifier is replaced by ``anonymous-`` and a code.
-
-        Args:
-            name: name with parts separated by ``/``.
-            own: identifiers of the case.
-            codes: function that returns two keys; called only if a part is hidden. The first key is for folders and may
-                be shared by related cases. The second is unique to the case, for the last part. If the keys differ, a
-                last part that is not hidden gets the second code appended.
-        """
-        if self._known is None:
-            return name
-        parts, of_case = name.split("/"), _hidden_by(frozenset(own))
-        hidden = [self._known.found_in(part) or of_case.found_in(part) for part in parts]
-        if not any(hidden):
-            return name
-        folder, case = map(code_of, codes())
-        *folders, last = parts
-        shown = [f"{HIDDEN}-{folder}" if is_hidden else part for part, is_hidden in zip(folders, hidden, strict=False)]
-        visible = last if folder == case else f"{last}-{case}"
-        return "/".join([*shown, f"{HIDDEN}-{case}" if hidden[-1] else visible])
-
-
-def _same_for_both(key: Callable[[], str]) -> tuple[str, str]:
-    value = key()
-    return value, value
 
 
 def _key_of(image: Any) -> str:
@@ -260,11 +220,6 @@ def _key_of(image: Any) -> str:
     if isinstance(image, Frame):
         return make_key(content_key(image.path), image.index, image.time)
     return make_key([content_key(path) for path in paths_of(image)])
-
-
-@lru_cache(maxsize=64)
-def _hidden_by(identifiers: frozenset[str]) -> Identifiers:
-    return Identifiers(identifiers)
 
 
 def _try_slice(file: Path) -> Slice | ImageFileError:
@@ -281,38 +236,26 @@ def _paths(image: Any) -> list[str]:
     return [image.path if isinstance(image, Frame) else image]
 
 
-def _add_rest(errors: Mapping[Path, ImageFileError], names: _Names, found: FoundCases) -> None:
+def _add_rest(errors: Mapping[Path, ImageFileError], names: CaseNames, found: FoundCases) -> None:
     """Record DICOM objects that are not images as skipped. A damaged image is a case and fails when it is read."""
     for file, error in errors.items():
-        name = names.of(file, _try_identifiers(file))
+        name = names.of(file, DICOM)
         if isinstance(error, NotAnImageError):
             found.skipped.append(FailedCase(name, str(error)))
+            found.origins.append(Origin(name, "", (str(file),)))
         else:
             case_id = found.add(str(file), name, "DICOM, damaged")
             if case_id is not None:
                 found.remarks[case_id] = str(error)
 
 
-def _identifiers(slices: Iterable[Slice]) -> set[str]:
-    return {word for item in slices for word in item.identifiers}
-
-
-def _try_identifiers(path: Path) -> set[str]:
-    """Return the patient identifiers in the header of a file; empty if it cannot be read."""
-    with suppress(ImageFileError):
-        header = read_header(path, more=IDENTIFIERS)
-        with quiet("the DICOM header"):
-            return {str(header.get(tag) or "") for tag in IDENTIFIERS}
-    return set()
-
-
 def _try_frames(path: Path, file_type: str | None, frames_per_second: float | None) -> list[Frame]:
     """Return the frames of a video or of a multi-page image; empty for any other or unreadable file."""
-    if file_type == PHOTOGRAPH and not may_have_pages(path):
-        return []
     try:
+        if file_type == PHOTOGRAPH and not may_have_pages(path):
+            return []
         frames = list_frames(path)
-    except ImageFileError:  # the case fails later with this error, when it is read
+    except (ImageFileError, OSError):  # the case fails later with this error, when it is read
         return []
     if file_type == PHOTOGRAPH and len(frames) == 1:
         return []
@@ -327,23 +270,22 @@ def _add_frames(frames: Sequence[Frame], name: str, found: FoundCases) -> None:
         found.add(frame, f"{study}/frame_{frame.index:0{digits}d}", f"frame{when}", str(study))
 
 
-def _add_sequence(frames: Sequence[Frame], names: _Names, found: FoundCases) -> None:
+def _add_sequence(frames: Sequence[Frame], names: CaseNames, found: FoundCases) -> None:
     """Add numbered photographs as the frames of one video, named after the common part of their names."""
     paths = [frame.path for frame in frames]
-    plain, codes = [names.plain(Path(path)) for path in paths], partial(_same_for_both, cache(partial(_key_of, paths)))
-    common = re.sub(r"[^\w/]*_?\d+\D*$", "", plain[0])
-    common = common if common and not common.endswith("/") else f"{common}sequence"
-    hidden = names.hide(common, (), codes)
-    study = found.add_video(hidden, paths, plain if hidden == common else ())
-    shown = [names.hide(name, (), codes) for name in plain]
-    if any(Path(hidden).name != Path(name).name for hidden, name in zip(shown, plain, strict=True)):
+    if names.are_hidden:
+        study = found.add_video(names.of(Path(paths[0]), "sequence", partial(_key_of, paths)), paths)
         digits = len(str(len(frames) - 1))
         shown = [f"{study}/frame_{number:0{digits}d}" for number in range(len(frames))]
+    else:
+        shown = [names.path_of(Path(path)) for path in paths]
+        common = re.sub(r"[^\w/]*_?\d+\D*$", "", shown[0])
+        study = found.add_video(common if common and not common.endswith("/") else f"{common}sequence", paths, shown)
     for frame, name in zip(frames, shown, strict=True) if study else ():
         found.add(frame, name, f"frame at {frame.time:.3f} s", str(study))
 
 
-def _add_dicom(slices: Mapping[Path, Slice], names: _Names, base: Path, found: FoundCases, *, strict: bool) -> None:
+def _add_dicom(slices: Mapping[Path, Slice], names: CaseNames, base: Path, found: FoundCases, *, strict: bool) -> None:
     """Add the cases of DICOM files."""
     for series in group_series(slices.values(), base):
         is_volume = series.is_volume or (not strict and _may_be_volume(series, slices))
@@ -353,29 +295,16 @@ def _add_dicom(slices: Mapping[Path, Slice], names: _Names, base: Path, found: F
             remarks = [f"one of {len(parts)} slices that cannot form a volume and are scored separately", *remarks]
             remarks = [] if series.spacing is None else remarks
         for files in parts:
-            first, own = slices[files[0]], _identifiers(slices[file] for file in files)
-            codes = partial(_dicom_codes, first)
-            name = names.of(files[0], own, codes)
-            if len(files) > 1:
-                name = _hidden_series(series.case_id, names, own, codes)
-            image = str(files[0]) if len(files) == 1 else [str(file) for file in files]
+            first = slices[files[0]]
             study = f"study-{code_of(make_key(first.study))}" if first.study else ""
-            case_id = found.add(image, name, _describe(series, files, first), study)
+            name = names.of(files[0], DICOM, partial(instance_key, first), study=study)
+            if len(files) > 1:
+                name = names.of_series(series.case_id, study=study)
+            image = str(files[0]) if len(files) == 1 else [str(file) for file in files]
+            uids = (first.study, "" if first.series == str(first.path) else first.series)
+            case_id = found.add(image, name, _describe(series, files, first), study, uids=uids)
             if remarks and case_id is not None:
                 found.remarks[case_id] = "; ".join(remarks)
-
-
-def _dicom_codes(first: Slice) -> tuple[str, str]:
-    """Return the key of the study of a DICOM file (of the file if it has no study) and the key of the file."""
-    own = instance_key(first)
-    return make_key(first.study) if first.study else own, own
-
-
-def _hidden_series(case_id: str, names: _Names, own: Iterable[str], codes: Codes) -> str:
-    """Return the name of a series with hidden identifiers and its code at the end."""
-    place, code = case_id.rsplit("-", 1)
-    hidden = names.hide(place, own, codes)
-    return hidden if hidden.endswith(f"-{code}") else f"{hidden}-{code}"
 
 
 def _may_be_volume(series: DicomSeries, slices: Mapping[Path, Slice]) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from mrad_med.data.names import without_controls
 from mrad_med.evaluation.caution import images_of, warn_of_few, width_of_interval
 from mrad_med.evaluation.summary import METRICS, Summary, markdown_table
 
@@ -86,12 +87,12 @@ def _latex_table(table: _Table) -> str:
         for index in range(columns)
     ]
     body = [
-        " & ".join([name.translate(_LATEX), *(_latex_cell(*pair) for pair in zip(cells, best, strict=True))]) + r" \\"
+        " & ".join([_latex(name), *(_latex_cell(*pair) for pair in zip(cells, best, strict=True))]) + r" \\"
         for name, cells in table.rows
     ]
-    header = [f"{name.translate(_LATEX)}, $n = {count}$" for name, count in zip(table.sets, table.counts, strict=True)]
+    header = [f"{_latex(name)}, $n = {count}$" for name, count in zip(table.sets, table.counts, strict=True)]
     notes = [
-        rf"\multicolumn{{{columns + 1}}}{{l}}{{\footnotesize {text.replace('**', '').translate(_LATEX)}}} \\"
+        rf"\multicolumn{{{columns + 1}}}{{l}}{{\footnotesize {_latex(text.replace('**', ''))}}} \\"
         for text in table.warnings
     ]
     return "\n".join(
@@ -107,6 +108,10 @@ def _latex_table(table: _Table) -> str:
             r"\end{tabular}",
         ]
     )
+
+
+def _latex(text: str) -> str:
+    return without_controls(text).translate(_LATEX)
 
 
 def _latex_cell(cell: _Cell, best: float) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import sys
 import time
 from collections import deque
@@ -22,6 +21,7 @@ from monai.transforms import Compose
 from mrad_med.data.catalog import DATASETS, PUBLISHED_MEANS
 from mrad_med.data.duplicates import find_duplicates
 from mrad_med.data.loader import raise_for_failures
+from mrad_med.data.privacy import hide_labeled
 from mrad_med.distributed import gather_parts, rank_and_world
 from mrad_med.errors import OutputError
 from mrad_med.evaluation.measurement import SetMeasurement, undefined_metrics
@@ -33,7 +33,7 @@ from mrad_med.evaluation.records import (
     with_packed_mask,
 )
 from mrad_med.evaluation.scoring import score_cases
-from mrad_med.evaluation.summary import as_json, write_summary
+from mrad_med.evaluation.summary import as_json, describe_command, write_summary
 from mrad_med.files import atomic_path, prepare_output
 from mrad_med.metrics.intervals_bootstrap import RESAMPLES
 from mrad_med.networks.inferers import AnomalyInferer
@@ -88,8 +88,11 @@ class Evaluation:
         seed: seed of the draws.
         progress: whether to show a progress bar.
         take_over: whether to write to the folder although a process of another host has locked it.
+        keep_identifiers: whether cases keep their names even if an image or mask is DICOM. If False, names of cases,
+            classes and patients are then codes (`hide_labeled`), and the recorded command has no path.
 
     Attributes:
+        origins: files that the codes stand for; empty if names are kept. See `mrad_med.data.write_key`.
         summary: content of ``metrics.json`` after a run; empty before.
         failures: cases that could not be scored.
         nothing_to_score: cases in which all pixels have one value; metrics leave them out.
@@ -121,6 +124,7 @@ class Evaluation:
         seed: int = 0,
         progress: bool = True,
         take_over: bool = False,
+        keep_identifiers: bool = False,
     ) -> None:
         self.take_over = take_over
         check_threshold(dice_threshold, name="dice_threshold")
@@ -129,7 +133,7 @@ class Evaluation:
         if len({case[AnomalyKeys.CASE_ID] for case in cases}) < len(cases):
             raise ValueError("two cases have the same case_id: give each its own")
         self.network = network
-        self.cases = [dict(case) for case in cases]
+        self.cases, self.origins = ([dict(case) for case in cases], []) if keep_identifiers else hide_labeled(cases)
         self.output_dir = prepare_output(output_dir)
         self.provenance = dict(provenance)
         view = view or ImageView()
@@ -314,7 +318,7 @@ class Evaluation:
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._started, 1),
             "processes": rank_and_world()[1],
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": describe_command(sys.argv, with_paths=not self.origins),
             "versions": package_versions(),
             "failures": [asdict(failure) for failure in self.failures],
             "nothing_to_score": [asdict(item) for item in self.nothing_to_score],

@@ -100,8 +100,7 @@ class RecordStore:
         count = sum(len(path.stem) == _OLD_DIGITS for path in self.folder.glob("*.safetensors"))
         if count:
             logger.warning(
-                "%s: %d record(s) of an older version of mrad_med are not used; their cases are scored again",
-                self.folder,
+                "%d record(s) of an older version of mrad_med are not used; their cases are scored again",
                 count,
             )
 

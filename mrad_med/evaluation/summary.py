@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
+import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
+from mrad_med.data.catalog import DATASETS
+from mrad_med.data.cells import markdown_cell, write_csv
 from mrad_med.errors import OutputError
 from mrad_med.evaluation.caution import images_of, warn_of_few
 from mrad_med.files import atomic_path
 from mrad_med.types import FailedCase
 
-__all__ = ["METRICS", "Summary", "as_json", "markdown_summary", "markdown_table", "write_summary"]
+__all__ = [
+    "METRICS",
+    "Summary",
+    "as_json",
+    "describe_command",
+    "markdown_summary",
+    "markdown_table",
+    "write_summary",
+]
 
 Summary = Mapping[str, Any]
 
@@ -34,6 +45,11 @@ METRICS = (
 )
 _OF_CLASSES = ("image AUROC", "pixel AUROC", "pixel AP", "PRO, exact")  # in the table of classes
 _NAMED = 5  # cases that a note names; cases.csv has all
+_HIDDEN = "HIDDEN"
+_PROGRAMS = ("mrad-med", "mrad_med", "__main__.py")
+_KNOWN = {"evaluate", "benchmark", "run", "mrad_tf", "mrad_ft", "mrad_clip", "folder", "csv", "datalist", "meta.json"}
+_KNOWN |= {"True", "False", "None", "cpu", "cuda", "fp32", "fp16", "bf16", "train", "test", "embedded"}
+_NUMBER = re.compile(r"-?\d{1,5}(\.\d*)?(e-?\d+)?|cuda:\d", re.ASCII)
 
 
 def write_summary(
@@ -54,13 +70,7 @@ def write_summary(
     done = [{"case_id": row["case_id"], "status": "ok", **row} for row in sorted(rows, key=lambda row: row["case_id"])]
     columns = [*(done or failed)[0], *(["reason"] if done else [])]
     try:
-        with (
-            atomic_path(output_dir / "cases.csv") as partial,
-            partial.open("w", newline="", encoding="utf-8") as stream,
-        ):
-            table = csv.DictWriter(stream, columns, restval="")
-            table.writeheader()
-            table.writerows([*done, *failed])
+        write_csv(output_dir / "cases.csv", columns, [*done, *failed])
         for name, text in (
             ("metrics.json", as_json(summary)),
             ("metrics.md", markdown_summary(summary)),
@@ -69,6 +79,29 @@ def write_summary(
                 partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write the metrics to {output_dir}: {error}") from error
+
+
+def describe_command(words: Sequence[str], *, with_paths: bool) -> str:
+    """Return a command as one line.
+
+    Args:
+        words: words of the command; the first is the path of the program, of which the name is shown.
+        with_paths: whether all words are shown. If False, words that may be paths or names are ``HIDDEN``: all but
+            options, numbers, and values that the program knows.
+    """
+    program = Path(words[0]).name
+    if with_paths:
+        return shlex.join([program, *words[1:]])
+    shown = [*map(_without_path, words[1:])]
+    return shlex.join([program if program in _PROGRAMS else _HIDDEN, *shown])
+
+
+def _without_path(word: str) -> str:
+    if word.startswith("--"):
+        option, equals, value = word.partition("=")
+        return f"{option}{equals}{_without_path(value)}" if equals else word
+    known = word in _KNOWN or word.lower().replace("_", "-") in DATASETS or _NUMBER.fullmatch(word)
+    return word if known else _HIDDEN
 
 
 def as_json(values: Any) -> str:
@@ -86,10 +119,10 @@ def _without_nan(values: Any) -> Any:
 
 def markdown_summary(summary: Summary) -> str:
     """Return the summary of one set as a Markdown page with a table in percent."""
-    images = summary["images"]
+    images, title = summary["images"], summary["dataset"]["title"] or "Evaluation"
     count = images["normal"] + images["anomalous"]
     lines = [
-        f"# {summary['dataset']['title'] or 'Evaluation'}: {_variant(summary)}",
+        f"# {markdown_cell(title)}: {_variant(summary)}",
         "",
         f"{count} images, {images['normal']} normal and {images['anomalous']} anomalous; maps compared at "
         f"{summary['compared_at']}; backbone {summary.get('backbone', {}).get('name', 'not stated')}.",
@@ -155,7 +188,8 @@ def _notes_on_classes(summary: Summary) -> list[str]:
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table: the first column is aligned left, the others right, also in the text."""
     alignment = ("left", *["right"] * (len(header) - 1))
-    return tabulate(rows, header, tablefmt="pipe", disable_numparse=True, colalign=alignment)
+    cells = [[markdown_cell(cell) for cell in row] for row in rows]
+    return tabulate(cells, [*map(markdown_cell, header)], tablefmt="pipe", disable_numparse=True, colalign=alignment)
 
 
 def _variant(summary: Summary) -> str:

@@ -177,7 +177,7 @@ class Journal:
             (others, "case(s) were finished with other settings or versions and are scored again"),
         ):
             if count:
-                logger.warning("%s: %d %s", self.path.parent, count, reason)
+                logger.warning("%d %s", count, reason)  # without the folder, which may be that of a patient
 
     def add(self, entry: Entry) -> None:
         """Append a case to the file.

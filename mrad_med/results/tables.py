@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mrad_med.data.cells import write_csv
 from mrad_med.files import atomic_path
 from mrad_med.io.frames import Frame
 from mrad_med.io.volume_writer import slice_positions
@@ -113,11 +113,8 @@ def study_rows(rows: Iterable[Mapping[str, str]], failures: Sequence[FailedCase]
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a table as CSV, completely or not at all."""
-    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.DictWriter(stream, columns, restval="")
-        table.writeheader()
-        table.writerows(rows)
+    """Write a table as CSV, completely or not at all; see `mrad_med.data.cells.write_csv`."""
+    write_csv(path, columns, rows)
 
 
 def write_or_remove(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -337,7 +337,7 @@ class ResultWriter:
             raise OutputError(f"cannot write the tables to {self.output_dir}: {error}") from error
         finally:
             self._lock.release()
-        logger.info("%d case(s) written to %s, %d failed", len(self._done), self.output_dir, len(self.failures))
+        logger.info("%d case(s) written, %d failed", len(self._done), len(self.failures))
 
     def _note_failure(self, failure: FailedCase) -> None:
         """Remove a case's old files. Record a case with nothing to score, or a failed frame of a finished video."""

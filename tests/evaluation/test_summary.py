@@ -12,7 +12,7 @@ import pytest
 from mrad_med.data.catalog import DATASETS, PUBLISHED_MEANS
 from mrad_med.errors import OutputError
 from mrad_med.evaluation.benchmark_tables import benchmark_tables, latex_tables
-from mrad_med.evaluation.summary import as_json, markdown_summary, write_summary
+from mrad_med.evaluation.summary import as_json, describe_command, markdown_summary, write_summary
 from mrad_med.types import FailedCase
 
 NAN = float("nan")
@@ -349,6 +349,35 @@ def test_where_all_failed_the_table_says_why(tmp_path: Path):
         "case_id,status,reason",
         "a,failed,empty",
     ]
+
+
+def test_cells_of_a_spreadsheet_are_no_formulas_and_not_reversed(tmp_path: Path):
+    row = {"class": "=1+1", "patient": "-P", "anomaly_score": -0.5, "duplicate_of": "a\u202eb", "case_id": "x\ny"}
+    write_summary(tmp_path, make_summary(), [row], [FailedCase("@b", "+c")])
+    with (tmp_path / "cases.csv").open(newline="", encoding="utf-8") as stream:
+        done, failed = csv.DictReader(stream)
+    assert [done[name] for name in row] == ["'=1+1", "'-P", "-0.5", "a_b", "x_y"]
+    assert (failed["case_id"], failed["reason"]) == ("'@b", "'+c")
+
+
+def test_no_name_ends_a_cell_of_markdown_or_a_line(results: dict):
+    named = {"a|b\nc<i>": results[next(iter(results))]}
+    table = benchmark_tables(named)
+    assert table.splitlines()[4].startswith("| a\\|b_c&lt;i> ")
+    assert r"a|b\_c<i> & " in latex_tables(named)
+    page = markdown_summary(make_summary(dataset={"name": "x", "title": "x\n# y|z", "cases": 3}))
+    assert page.startswith("# x_# y\\|z: ")
+
+
+@pytest.mark.parametrize("with_paths", [True, False])
+def test_command_has_its_paths_only_if_they_may_be_shown(with_paths: bool):
+    words = ["/home/olive/bin/mrad-med", "evaluate", "mrad_tf", "--dataset_dir", "olive", "--output_dir=/x/olive"]
+    words += ["--dataset", "csv", "--resamples", "20", "--smooth", "1e-3", "--memory_bank", "olive.pt", "73519842"]
+    hidden = "--dataset_dir HIDDEN --output_dir=HIDDEN --dataset csv --resamples 20 --smooth 1e-3 --memory_bank HIDDEN"
+    assert describe_command(words, with_paths=with_paths) == (
+        " ".join(["mrad-med", *words[1:]]) if with_paths else f"mrad-med evaluate mrad_tf {hidden} HIDDEN"
+    )
+    assert describe_command(["/x/olive.py", "1"], with_paths=False) == "HIDDEN 1"
 
 
 def test_json_has_no_nan_at_any_depth():

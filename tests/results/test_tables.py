@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mrad_med import CaseResult
+from mrad_med.data.names import printable
 from mrad_med.io.frames import Frame
 from mrad_med.results.tables import (
     SCORE_COLUMNS,
@@ -227,7 +228,7 @@ def test_study_in_which_all_cases_failed_is_listed():
 
 @pytest.mark.parametrize(
     "case_id",
-    ["plain", "comma, semicolon; tab\t", "quote \" and '", "line\nbreak", "carriage\rreturn", "線維腫 é", " a ", ""],
+    ["plain", "comma, semicolon; x", "quote \" and '", "line_break", "a=b+c-d@e", "線維腫 é", " a ", ""],
 )
 def test_any_text_comes_back_from_the_csv_module(tmp_path, case_id):
     rows = [
@@ -244,6 +245,47 @@ def test_any_text_comes_back_from_the_csv_module(tmp_path, case_id):
     read = read_table(tmp_path / "studies.csv")
     assert [row["highest_case"] for row in read] == [case_id, case_id]
     assert [(row["cases"], row["anomaly_score"]) for row in read] == [("1", "0.5")] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("=1+1", "'=1+1"),
+        ("+49 30 123", "'+49 30 123"),
+        ("-rf", "'-rf"),
+        ("@SUM(A1:A9)", "'@SUM(A1:A9)"),
+        ("  =HYPERLINK(A1)", "'  =HYPERLINK(A1)"),
+        ("\t=cmd|' /C calc'!A0", "_=cmd|' /C calc'!A0"),
+        ("\r\n=1", "__=1"),
+        ("a;=1", "a;'=1"),  # some programs treat a semicolon as the end of a cell
+        ("＝1", "'＝1"),  # noqa: RUF001 - as wide as a Chinese character
+        ("exam\u202egnp.exe", "exam_gnp.exe"),
+        ("\u2067a\u2069", "_a_"),
+        ("line\nbreak\0\x1b[31m", "line_break__[31m"),
+        ("-0.25", "-0.25"),
+        ("-1e-05", "-1e-05"),
+        ("-inf", "-inf"),
+        ("-1-1", "'-1-1"),
+        ("a-b", "a-b"),
+    ],
+)
+def test_no_cell_is_a_formula_or_holds_what_is_not_shown(tmp_path, text, shown):
+    write_table(tmp_path / "scores.csv", SCORE_COLUMNS, [{"case_id": "a", "study": text, "reason": text}])
+    (row,) = read_table(tmp_path / "scores.csv")
+    assert (row["study"], row["reason"]) == (shown, shown)
+
+
+def test_negative_number_stays_a_number(tmp_path):
+    rows = [{"case_id": "a", "slice": 0, "position_mm": -12.5, "score": -0.25, "map_maximum": np.float32(-1.5)}]
+    write_table(tmp_path / "slices.csv", SLICE_COLUMNS, rows)
+    assert (tmp_path / "slices.csv").read_bytes().splitlines()[1] == b"a,0,-12.5,-0.25,-1.5,"
+
+
+def test_case_id_of_a_file_is_the_same_in_tables_and_elsewhere(tmp_path):
+    for name in ("=1+1", " @a", "\t-b", "x\u202ey", "a;=b", "c\nd"):
+        write_table(tmp_path / "scores.csv", SCORE_COLUMNS, [{"case_id": printable(name)}])
+        (row,) = read_table(tmp_path / "scores.csv")
+        assert row["case_id"] == printable(name)
 
 
 def test_columns_are_in_their_order_and_what_a_row_lacks_is_blank(tmp_path):

@@ -646,7 +646,7 @@ def test_results_of_an_older_version_are_not_taken_for_finished_and_that_is_one_
     older(out)
     pending = announce_pending(out, results)
     assert pending == ["a", "b"]
-    assert caplog.messages == [f"{out}: 2 result(s) of an older version of mrad_med are not treated as finished"]
+    assert caplog.messages == ["2 result(s) of an older version of mrad_med are not treated as finished"]
     run(out, results, [FailedCase("b", "empty")], write=["tiff"], resume=True)
     assert written(out) == ["maps/a.tiff"]  # what the older version wrote of a failed case is removed
 
@@ -662,7 +662,7 @@ def test_damaged_lines_cost_their_cases_and_that_is_one_line(tmp_path, out, capl
     lines = text.replace('"anomaly_score": "0.5"', '"anomaly_score": "0.1"', 1).splitlines(keepends=True)
     (out / "finished.jsonl").write_text("".join([lines[0], lines[1][:40] + "\n", lines[2]]), encoding="utf-8")
     assert announce_pending(out, results) == ["a", "b"]
-    assert caplog.messages == [f"{out}: 2 line(s) of finished.jsonl are damaged; their cases are scored again"]
+    assert caplog.messages == ["2 line(s) of finished.jsonl are damaged; their cases are scored again"]
 
 
 def test_line_that_names_files_elsewhere_is_damaged(tmp_path, out, caplog):
@@ -680,9 +680,7 @@ def test_other_settings_are_stated_in_one_line(tmp_path, out, caplog):
     for options in ({"threshold": 0.5}, {"provenance": {"parts": {"head": "other"}}}):
         caplog.clear()
         assert announce_pending(out, results, **options) == ["a", "b"]
-        assert caplog.messages == [
-            f"{out}: 2 case(s) were finished with other settings or versions and are scored again"
-        ]
+        assert caplog.messages == ["2 case(s) were finished with other settings or versions and are scored again"]
     caplog.clear()
     assert announce_pending(out, results) == []
     assert caplog.messages == []
