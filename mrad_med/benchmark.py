@@ -13,7 +13,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from mrad_med.bundle import plain_errors, read_bundle
+from mrad_med.bundle import literal, plain_errors, read_bundle
 from mrad_med.data.catalog import DATASETS
 from mrad_med.data.datalist import Datalist
 from mrad_med.data.public_sets import load_datalist
@@ -119,8 +119,7 @@ def _read(directories: Mapping[str, str | os.PathLike[str]], values: Mapping[str
 
 def _evaluation(config: ConfigParser, dataset: str, cases: Datalist, output_dir: Path) -> Evaluation:
     """Return the evaluation that a bundle declares, for the cases of a dataset."""
-    # A tuple and a Path, because MONAI evaluates strings that begin with "$" or "@", also those in lists.
-    config.update({"dataset_name": dataset, "cases": tuple(cases), "output_dir": output_dir})
+    config.update({"dataset_name": literal(dataset), "cases": literal(list(cases)), "output_dir": output_dir})
     with plain_errors():
         evaluation: Evaluation = config.get_parsed_content("evaluation")
     return evaluation

@@ -12,7 +12,7 @@ from mrad_med.cli.console import ALL_WELL, SOME_FAILED, say, say_table
 from mrad_med.cli.overrides import TAKE_OVER, set_command
 from mrad_med.errors import FailedCasesError
 from mrad_med.results.output_names import DEFAULT_OUTPUTS, OUTPUT_DESCRIPTIONS
-from mrad_med.types import AnomalyKeys
+from mrad_med.types import AnomalyKeys, check_threshold
 
 if TYPE_CHECKING:
     from mrad_med.data import FoundCases
@@ -93,21 +93,24 @@ def add_to(commands: Any) -> None:
 def _detect(options: argparse.Namespace) -> int:
     if options.out is None and not options.dry_run:
         raise ValueError("give a folder for results with --out, or list the cases with --dry-run")
+    if twice := {"dataset_dir", "output_dir"} & options.overrides.keys():
+        raise ValueError(f"--{min(twice)} is not an option of detect: give the images as PATH and the results as --out")
+    check_threshold(options.threshold, name="--threshold")
     given = {name: getattr(options, name) for name in _VALUES if getattr(options, name) is not None}
     values = {**options.overrides, **given}
     if options.dry_run:
         parser = mrad_med.bundle.read_bundle(options.bundle, profiles=options.profile, overrides=values)
         return _list(mrad_med.data.survey(options.path, exclude=options.out, **parser.get_parsed_content("search")))
+    values = {"resume": True, **values}
+    if options.restart:
+        values["resume"] = False
     if options.take_over:  # configs written by users may lack this value
         values["take_over"] = True
     workflow = mrad_med.BundleWorkflow(
         options.bundle,
         profiles=options.profile,
         logging_file=False,  # this command configures logging itself
-        dataset_dir=options.path,  # a path, because MONAI evaluates strings that begin with $ or @
-        output_dir=options.out,
-        resume=not options.restart,
-        **values,
+        values={**values, "dataset_dir": options.path, "output_dir": options.out},
     )
     workflow.initialize()
     found, writer, cases = map(workflow.parser.get_parsed_content, ("found", "writer", "cases"))

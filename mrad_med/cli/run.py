@@ -33,5 +33,5 @@ def add_to(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    run_workflow(mrad_med.BundleWorkflow(options.bundle, profiles=options.profile, **options.overrides))
+    run_workflow(mrad_med.BundleWorkflow(options.bundle, profiles=options.profile, values=options.overrides))
     return ALL_WELL

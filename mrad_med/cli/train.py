@@ -39,12 +39,17 @@ def add_to(commands: Any) -> None:
         "--output_dir",
         help="folder for features, memory bank, checkpoints and trained head (default: that of the bundle's config)",
     )
+    train.add_argument(
+        "--tracking",
+        choices=("mlflow",),
+        help="record losses and metrics with MLflow, which must be installed (default: only TensorBoard)",
+    )
     train.add_argument("--take-over", action="store_true", help=TAKE_OVER)
     set_command(train, _train, takes_overrides=True)
 
 
 def _train(options: argparse.Namespace) -> int:
-    workflow = build_workflow(options, "train", dataset_dir=options.dataset_dir)
+    workflow = build_workflow(options, "train", tracking=options.tracking, dataset_dir=options.dataset_dir)
     folder = prepare_output(workflow.parser.get_parsed_content("output_dir"))
     with mrad_med.store.FolderLock(folder, take_over=options.take_over):
         for names, prepare in ((_FOLDERS, prepare_output), (_FILES, prepare_output_file)):

@@ -10,12 +10,15 @@ import mrad_med
 __all__ = ["build_workflow", "run_workflow"]
 
 
-def build_workflow(options: argparse.Namespace, name: str, **values: Any) -> mrad_med.BundleWorkflow:
+def build_workflow(
+    options: argparse.Namespace, name: str, *, tracking: str | None = None, **values: Any
+) -> mrad_med.BundleWorkflow:
     """Return the workflow of one config of a bundle; every config except ``train`` extends ``inference.json``.
 
     Args:
         options: options of the command: ``bundle``, ``output_dir`` and ``overrides``.
         name: name of the config in ``configs/``, without ``.json``.
+        tracking: name of MONAI's settings for experiment tracking, such as ``"mlflow"``; None tracks nothing.
         **values: further values of the config; ``overrides`` take precedence.
 
     Raises:
@@ -29,8 +32,8 @@ def build_workflow(options: argparse.Namespace, name: str, **values: Any) -> mra
     if options.output_dir:
         values["output_dir"] = options.output_dir
     if name == "train":
-        return mrad_med.BundleWorkflow(str(config), workflow_type="train", **values)
-    return mrad_med.BundleWorkflow([str(root / "configs" / "inference.json"), str(config)], **values)
+        return mrad_med.BundleWorkflow([str(config)], workflow_type="train", values=values, tracking=tracking)
+    return mrad_med.BundleWorkflow([str(root / "configs" / "inference.json"), str(config)], values=values)
 
 
 def run_workflow(workflow: mrad_med.BundleWorkflow) -> None:
