@@ -197,5 +197,5 @@ def check_threshold(threshold: Any, *, name: str = "threshold") -> None:
     """
     if threshold is None:
         return
-    if isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0 <= threshold <= 1:
+    if isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0 <= float(threshold) <= 1:
         raise ValueError(f"{name} must be a number from 0 to 1, as anomaly values are; got {threshold!r}")

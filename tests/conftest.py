@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before a test imports onnxruntime
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: each worker and its children use one core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -311,6 +311,8 @@ def test_a_set_without_cases_and_a_folder_that_cannot_be_written_to_are_refused(
         evaluation([])
     with pytest.raises(ValueError, match="two cases have the same case_id: give each its own"):
         evaluation([*cases, {**cases[1], "mask_threshold": 0}])
+    with pytest.raises(ValueError, match="dice_threshold must be a number from 0 to 1, as anomaly values are; got 50"):
+        evaluation(cases, dice_threshold=50)
     with pytest.raises(ValueError, match="image_size must be a multiple of the patch size 14, got 50"):
         evaluation(cases, view=ImageView(50))
     (tmp_path / "file").write_text("in the way", encoding="utf-8")

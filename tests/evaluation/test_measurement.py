@@ -86,6 +86,12 @@ def test_dice_and_iou_are_computed_at_a_given_threshold_only():
     assert "overlap" not in measured(make_pairs()).summary()
 
 
+@pytest.mark.parametrize("threshold", [float("nan"), 1.5, -0.1, "0.5"])
+def test_a_threshold_that_anomaly_values_cannot_reach_is_refused(threshold: Any):
+    with pytest.raises(ValueError, match="dice_threshold must be a number from 0 to 1, as anomaly values are; got "):
+        SetMeasurement(None, threshold=threshold)
+
+
 def test_classes_have_their_own_metrics_and_a_mean():
     pairs = make_pairs(24, classes=("b", "a", "c"))
     summary = measured(pairs).summary()

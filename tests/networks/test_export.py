@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,6 +235,15 @@ def test_onnx_without_its_packages_is_refused(
     monkeypatch.setattr("mrad_med.networks.export.find_spec", lambda name: None if name == "onnxscript" else object())
     with pytest.raises(ExportError, match=r"ONNX export needs onnxscript: pip install 'mrad-med\[onnx\]'"):
         export_network(networks["tf"], tmp_path / "mrad.onnx", provenance=provenance)
+
+
+def test_onnxruntime_writes_and_sends_no_telemetry(tmp_path: Path):
+    """Its import alone writes ``.cache/Microsoft/DeveloperTools/.onnxruntime`` below the home folder on Linux."""
+    program = "from mrad_med.networks.export import _onnxruntime; _onnxruntime().get_available_providers()"
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    assert list(tmp_path.rglob("*icrosoft*")) == []
+    assert list(tmp_path.rglob("*onnxruntime*")) == []
 
 
 def test_onnx_larger_than_its_format_allows_is_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import logging
 import re
@@ -17,10 +18,19 @@ from monai.data import MetaTensor
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mrad_med import CLIP, MemoryBank, build_memory_bank, build_mrad_tf, load_memory_bank, merge_memory_banks
+from mrad_med import (
+    CLIP,
+    AnomalyDetector,
+    MemoryBank,
+    build_memory_bank,
+    build_mrad_tf,
+    load_memory_bank,
+    merge_memory_banks,
+)
+from mrad_med.cli import main
 from mrad_med.errors import MemoryBankError
 from mrad_med.networks.retrieval import average_neighbors
-from mrad_med.types import BackboneCard, BankCard
+from mrad_med.types import LOCAL_SHARE, BackboneCard, BankCard
 from tests.conftest import make_labeled_batches, make_tiny_clip
 
 TENSORS = ("image_keys", "image_labels", "patch_keys", "patch_labels")
@@ -427,6 +437,23 @@ def test_extending_equals_merging_and_building_over_the_union(tiny_clip: CLIP):
     assert_same_entries(merged, union)
     assert extended.card.counts == merged.card.counts == union.card.counts
     assert extended.sha256 == merged.sha256 == union.sha256
+
+
+def test_new_entries_are_a_fifth_of_the_patch_entries_unless_another_share_is_given(tiny_clip: CLIP):
+    """Of 165 entries and n copies of 3 new ones, a fifth are new from n = 14 on: 42 of 207, after 39 of 204."""
+    bank = make_bank(tiny_clip, *make_labeled_batches(2, 2)).repeat(55)
+    new = make_labeled_batches(2, 2, seed=9)
+    assert len(bank.patch_keys) == 165
+    assert len(bank.extend(tiny_clip, new, progress=False).patch_keys) == 165 + 14 * 3
+    assert len(bank.extend(tiny_clip, new, share=0, progress=False).patch_keys) == 165 + 3
+
+
+def test_every_way_to_extend_a_bank_has_the_same_share(monkeypatch: pytest.MonkeyPatch):
+    for function in (MemoryBank.extend, AnomalyDetector.extend_bank):
+        assert inspect.signature(function).parameters["share"].default == LOCAL_SHARE == 0.2
+    monkeypatch.setattr("mrad_med.cli.bank._extend", lambda options: int(10 * options.share))
+    words = ["bank", "extend", "bank.safetensors", "folder", "--out", "more.safetensors"]
+    assert main(words) == 10 * 0.2
 
 
 def test_extending_leaves_the_old_bank_alone(tiny_clip: CLIP):

@@ -18,7 +18,7 @@ from PIL import Image
 from pydicom import dcmread
 from scipy import ndimage
 
-from mrad_med import CaseResult
+from mrad_med import CaseResult, ResultWriter
 from mrad_med.errors import ImageFileError, OutputError
 from mrad_med.io.frames import Frame
 from mrad_med.io.image import read_image
@@ -467,6 +467,22 @@ def test_outputs_are_checked_before_anything_is_computed():
         check_outputs(["tiff", "jpeg", "gif"], 0.5)
     with pytest.raises(ValueError, match=r"mask, seg marks pixels at or above a threshold; give one \(--threshold\)"):
         check_outputs(["mask", "tiff", "seg"], None)
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf"), 1.01, -0.01, 40, "0.5", True, np.float32(2)])
+def test_threshold_that_anomaly_values_cannot_reach_is_refused(tmp_path, threshold):
+    message = "threshold must be a number from 0 to 1, as anomaly values are; got "
+    with pytest.raises(ValueError, match=message):
+        check_outputs(["mask"], threshold)
+    with pytest.raises(ValueError, match=message):
+        check_outputs(["tiff"], threshold)  # without use for it, too
+    with pytest.raises(ValueError, match=message):
+        ResultWriter(tmp_path, threshold=threshold)
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 0.0, 1.0, np.float32(0.5), None])
+def test_every_threshold_from_0_to_1_is_accepted(threshold):
+    check_outputs(["tiff"], threshold)
 
 
 @pytest.mark.parametrize(
