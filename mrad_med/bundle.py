@@ -44,49 +44,6 @@ def find_bundle(name: str | os.PathLike[str]) -> Path:
     )
 
 
-def _is_path(name: str | os.PathLike[str]) -> bool:
-    """Return whether a bundle is given by its directory, and not by its name."""
-    if isinstance(name, os.PathLike) or name in (os.curdir, os.pardir) or Path(name).drive:
-        return True
-    return any(separator in name for separator in (os.sep, os.altsep) if separator)
-
-
-def literal(value: Any) -> Any:
-    """Return what makes a config use a value as it is.
-
-    In strings of a config, also in lists and dicts, MONAI evaluates ``$``, follows ``@`` and ``%``, and replaces ``#``.
-
-    Args:
-        value: value of any type.
-
-    Raises:
-        ValueError: the value contains a dict with ``_target_``, which would have MONAI call a function.
-    """
-    if _describes_object(value):
-        raise ValueError("a value cannot contain _target_, which calls a function: edit a copy of the bundle instead")
-    # Of a component, MONAI calls the target. Values of other types are used as they are.
-    return {"_target_": _Literal(value)} if isinstance(value, (str, list, dict)) else value
-
-
-def _describes_object(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return "_target_" in value or any(map(_describes_object, value.values()))
-    return isinstance(value, (list, tuple, set, frozenset)) and any(map(_describes_object, value))
-
-
-class _Literal:
-    """A function that returns a value."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __call__(self) -> Any:
-        return self.value
-
-    def __repr__(self) -> str:
-        return repr(self.value)
-
-
 # Keys of configs up to version 0.1 with their new names. Each had two meanings, or repeated a value of the view.
 RENAMED = {
     "strict": "strict_geometry (the slices of a series) or strict_dataset (the problems of a labeled set)",
@@ -201,6 +158,42 @@ def recorded(config: Mapping[str, Any], profiles: Sequence[str], overrides: Mapp
     return {name: value for name, value in values.items() if name in config}
 
 
+def literal(value: Any) -> Any:
+    """Return what makes a config use a value as it is.
+
+    In strings of a config, also in lists and dicts, MONAI evaluates ``$``, follows ``@`` and ``%``, and replaces ``#``.
+
+    Args:
+        value: value of any type.
+
+    Raises:
+        ValueError: the value contains a dict with ``_target_``, which would have MONAI call a function.
+    """
+    if _describes_object(value):
+        raise ValueError("a value cannot contain _target_, which calls a function: edit a copy of the bundle instead")
+    # Of a component, MONAI calls the target. Values of other types are used as they are.
+    return {"_target_": _Literal(value)} if isinstance(value, (str, list, dict)) else value
+
+
+def _describes_object(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(map(_describes_object, value.values()))
+    return isinstance(value, (list, tuple, set, frozenset)) and any(map(_describes_object, value))
+
+
+class _Literal:
+    """A function that returns a value."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __call__(self) -> Any:
+        return self.value
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Raise the original error of a config's component instead of MONAI's error that its instantiation failed."""
@@ -289,3 +282,10 @@ class BundleWorkflow(ConfigWorkflow):
 
 def _is_config_file(path: str | os.PathLike[str]) -> bool:
     return Path(path).suffix.lower() in _CONFIG_SUFFIXES and Path(path).is_file()
+
+
+def _is_path(name: str | os.PathLike[str]) -> bool:
+    """Return whether a bundle is given by its directory, and not by its name."""
+    if isinstance(name, os.PathLike) or name in (os.curdir, os.pardir) or Path(name).drive:
+        return True
+    return any(separator in name for separator in (os.sep, os.altsep) if separator)
