@@ -16,8 +16,6 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 __all__ = ["BundleWorkflow", "config_files", "find_bundle", "literal", "plain_errors", "read_bundle"]
 
-_CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
-
 
 def find_bundle(name: str | os.PathLike[str]) -> Path:
     """Return the directory of a bundle.
@@ -281,7 +279,7 @@ class BundleWorkflow(ConfigWorkflow):
 
 
 def _is_config_file(path: str | os.PathLike[str]) -> bool:
-    return Path(path).suffix.lower() in _CONFIG_SUFFIXES and Path(path).is_file()
+    return Path(path).suffix.lower() in (".json", ".yaml", ".yml") and Path(path).is_file()
 
 
 def _is_path(name: str | os.PathLike[str]) -> bool:

@@ -318,7 +318,7 @@ def test_video_that_was_scored_can_be_deleted(make, tmp_path):
 
 def test_values_given_come_before_profiles_and_later_profiles_before_earlier():
     parser = read_bundle("mrad_tf", profiles=["endoscopy", "volume"], overrides={"smooth": 3.0, "remove": ["text"]})
-    assert [parser.get(name) for name in ("smooth", "accumulator", "remove", "frames_per_second")] == [
+    assert [parser.get_parsed_content(name) for name in ("smooth", "accumulator", "remove", "frames_per_second")] == [
         *(3.0, "cpu"),
         *(["text"], 5),
     ]
