@@ -55,8 +55,14 @@ def words_of(command: str, bundle: str, data: str, out: str) -> list[str]:
 
 @each_command
 def test_text_given_as_a_value_is_not_executed(
-    command: str, tmp_path: Path, marker: Path, embedded_is_loaded: None, capsys: pytest.CaptureFixture[str]
+    command: str,
+    tmp_path: Path,
+    marker: Path,
+    embedded_is_loaded: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
+    monkeypatch.chdir(tmp_path)
     data = mrad_med.write_sample_dataset(tmp_path / "set", count=1)
     bundle = "mrad_ft" if command == "train" else "mrad_tf"
     code = touch(marker)
@@ -68,7 +74,10 @@ def test_text_given_as_a_value_is_not_executed(
 
 
 @each_command
-def test_text_given_as_a_place_is_not_executed(command: str, tmp_path: Path, marker: Path, capsys: Any):
+def test_text_given_as_a_place_is_not_executed(
+    command: str, tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
     bundle = "mrad_ft" if command == "train" else "mrad_tf"
     code = f"${touch(marker)}"
     for data, out in ((code, str(tmp_path / "out")), (str(tmp_path), code)):
