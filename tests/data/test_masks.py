@@ -142,8 +142,9 @@ def test_links_count_as_their_targets(tmp_path):
 
 def test_folder_that_cannot_be_listed_is_refused(tmp_path):
     for listing in (list_images, list_folders):
-        with pytest.raises(DatasetError, match=r"cannot list .*gone \(No such file or directory\); grant access"):
+        with pytest.raises(DatasetError, match=r"cannot list .*\(No such file or directory\); grant access") as error:
             listing(tmp_path / "gone")
+        assert "gone" not in str(error.value)  # it may be named after a patient
 
 
 # cases
