@@ -25,7 +25,7 @@ MASK_REASON = (
     "--include-masks (include_masks) scores it"
 )
 
-# A word ends at a separator, a digit, or where a small letter is followed by a capital one (labelsTr, PatientMask).
+# A word ends at a separator, a digit, or before a capital (labelsTr, PatientMask).
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _WORDS = re.compile(
     r"(?<![^\W\d_])(masks?|labels?|segs?|segmentations?|ground[_\-. ]?truths?|gts?)(?![^\W\d_])", re.IGNORECASE

@@ -25,13 +25,7 @@ from mrad_med.data.privacy import hide_labeled
 from mrad_med.distributed import gather_parts, rank_and_world
 from mrad_med.errors import OutputError
 from mrad_med.evaluation.measurement import SetMeasurement, undefined_metrics
-from mrad_med.evaluation.records import (
-    CaseRecord,
-    MapMaker,
-    RecordStore,
-    unpack_mask,
-    with_packed_mask,
-)
+from mrad_med.evaluation.records import CaseRecord, MapMaker, RecordStore, unpack_mask, with_packed_mask
 from mrad_med.evaluation.scoring import score_cases
 from mrad_med.evaluation.summary import as_json, describe_command, write_summary
 from mrad_med.files import atomic_path, prepare_output

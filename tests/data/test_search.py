@@ -573,7 +573,9 @@ def test_link_into_a_folder_without_access_is_not_named(tmp_path, monkeypatch):
 def test_folder_of_no_dicom_image_is_not_named(tmp_path, names):
     for name in names:
         write_object(tmp_path / "Olive" / name, EnhancedSRStorage, "SR")
-    with pytest.raises(DatasetError, match=r"the given path has DICOM objects|no image below the given path;") as error:
+    with pytest.raises(
+        DatasetError, match=r"the given path has no image to score|no image below the given path;"
+    ) as error:
         find_cases(tmp_path / "Olive")
     assert "Olive" not in str(error.value)
 
