@@ -27,8 +27,8 @@ _QUATERNION = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", 
 _GEOMETRY = ("pixdim", "xyzt_units", "qform_code", "sform_code", *_QUATERNION, "srow_x", "srow_y", "srow_z")
 
 _NO_CODES = (
-    "its header has no valid orientation (sform_code and qform_code are 0): as in nibabel, its axes are taken to point "
-    "left, anterior and superior; other programs may show it turned, so check left and right"
+    "its header has no valid orientation (sform_code and qform_code are 0): as in nibabel, its axes are assumed to "
+    "point left, anterior and superior; other programs may show it turned, so check left and right"
 )
 
 

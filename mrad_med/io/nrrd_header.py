@@ -35,7 +35,7 @@ _TEXT = ("ascii", "text", "txt")
 _PACKED = {"gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2", "raw": "raw"} | dict.fromkeys(_TEXT, "text")
 _MILLIMETERS = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres")
 _OTHER_UNIT = (
-    "its header states lengths in another unit than mm: they are taken for mm, as in 3D Slicer and ITK, so its "
+    "its header states lengths in another unit than mm: they are treated as mm, as in 3D Slicer and ITK, and the "
     "positions in mm are wrong"
 )
 _TIMES = ("s", "sec", "second", "seconds", "ms", "msec", "millisecond", "milliseconds", "us", "usec", "ns", "min", "hz")

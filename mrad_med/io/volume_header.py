@@ -32,7 +32,7 @@ class VolumeHeader:
         affine: (4, 4) voxel to world matrix (RAS, mm), whatever unit the file has.
         unit: name of the unit of the lengths in the file: "mm", "micron" or "meter".
         mm: length of that unit in mm.
-        fields: of NIfTI, the stored fields of the geometry by name; empty for NRRD.
+        fields: stored fields of the geometry of NIfTI, by name; empty for NRRD.
         remarks: unusual facts about the geometry, each a clause.
     """
 

@@ -119,19 +119,18 @@ def _open_header(path: str | os.PathLike[str]) -> Iterator[tuple[io.BufferedIOBa
 
 def _read_values(stream: io.BufferedIOBase, header: NiftiHeader | NrrdHeader, max_expansion: float) -> NDArray[Any]:
     """Return the values of an open file, in its own units and in native byte order."""
-    stored = os.fstat(stream.fileno()).st_size
+    packed, size = os.fstat(stream.fileno()).st_size, math.prod(header.shape) * header.dtype.itemsize
     if isinstance(header, NiftiHeader):
         if isinstance(stream, gzip.GzipFile):
-            check_expansion(math.prod(header.shape) * header.dtype.itemsize, stored, limit=max_expansion)
+            check_expansion(size, packed, limit=max_expansion)
         stream.seek(header.offset)
         values = _read_voxels(stream, header.dtype, header.shape)
         values = np.asarray(apply_read_scaling(values, header.slope, header.intercept))
         return values if values.dtype.itemsize <= 8 else values.astype(np.float64)  # PyTorch's largest type
     if header.encoding == "text":
-        return _read_text(stream, header.dtype, header.shape, most=stored)
+        return _read_text(stream, header.dtype, header.shape, most=packed)
     if header.encoding != "raw":
-        packed = stored - stream.tell()
-        check_expansion(math.prod(header.shape) * header.dtype.itemsize, packed, limit=max_expansion)
+        check_expansion(size, packed, limit=max_expansion)
         stream = gzip.GzipFile(fileobj=stream) if header.encoding == "gzip" else bz2.BZ2File(stream)
     return _read_voxels(stream, header.dtype, header.shape)
 
