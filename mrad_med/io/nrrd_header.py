@@ -63,7 +63,8 @@ def parse_nrrd(stream: io.BufferedIOBase) -> NrrdHeader:
     nrrd, is_installed = optional_import("nrrd")
     if not is_installed:
         raise ImageFileError('NRRD files need pynrrd; pip install "mrad-med[nrrd]"')
-    header = nrrd.read_header(_lines_of(stream))
+    with np.errstate(all="ignore"):  # sizes may be NaN
+        header = nrrd.read_header(_lines_of(stream))
     if header.get("line skip", 0) or header.get("byte skip", 0):
         raise ImageFileError("its voxels do not directly follow the header; save it as one plain .nrrd")
     encoding = header["encoding"].lower()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,11 +23,14 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """Open an image with Pillow if its content has one of the formats that are read.
 
-    Pillow's own limit of pixels does not apply; `check_pixels` replaces it.
+    Pillow's own limit of pixels does not apply; `check_pixels` replaces it. Pillow's warnings and logs are
+    switched off.
 
     Raises:
         UnidentifiedImageError: the content has another format.
     """
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # warnings and logs may quote a damaged file
+    logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
     with _PILLOW_LIMIT:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:

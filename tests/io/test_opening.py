@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 from pathlib import Path
 
@@ -72,6 +73,36 @@ def test_limit_of_pillow_does_not_hold_and_is_as_before(tmp_path, monkeypatch):
     with open_image(tmp_path / "a.png") as image:
         assert image.size == (40, 30)
     assert Image.MAX_IMAGE_PIXELS == 10
+
+
+def test_pillow_warns_of_nothing(tmp_path, recwarn):
+    path = tmp_path / "a.tif"
+    Image.new("L", (40, 30)).save(path, description="Beeblebro")
+    path.write_bytes(path.read_bytes().replace(b"\x0e\x01\x02\x00\x0a\x00", b"\x0e\x01\x02\x00\xff\x7f"))
+    with Image.open(path, formats=["TIFF"]) as image:
+        image.getexif()
+    assert [warning for warning in recwarn if "PIL" in warning.filename]
+    recwarn.clear()
+    with open_image(path) as image:
+        image.getexif()
+    assert [str(warning) for warning in recwarn] == []
+
+
+def test_pillow_logs_nothing_of_a_file(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("PIL"), "level", logging.NOTSET)
+    path = tmp_path / "a.tif"
+    Image.new("RGB", (40, 30)).save(path)
+    count = path.read_bytes().index(b"\x15\x01\x03\x00\x01\x00\x00\x00") + 8  # samples per pixel
+    content = bytearray(path.read_bytes())
+    content[count : count + 2] = (9999).to_bytes(2, "little")
+    path.write_bytes(content)
+    with pytest.raises(UnidentifiedImageError), Image.open(path, formats=["TIFF"]):
+        pass
+    assert "9999" in caplog.text
+    caplog.clear()
+    with pytest.raises(UnidentifiedImageError), open_image(path):
+        pass
+    assert caplog.text == ""
 
 
 def test_tifffile_tells_nothing_of_a_file(tmp_path, caplog):

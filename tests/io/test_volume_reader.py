@@ -457,6 +457,7 @@ def test_nrrd_values_equal_what_pynrrd_wrote(tmp_path, dtype, encoding):
         ({"dimension": 1, "sizes": "120"}, "", "1-D data"),
         ({"sizes": "4 0 6"}, "", "its size of 4 x 0 x 6 voxels has an empty axis"),
         ({"sizes": "4 -5 6"}, "", "an empty axis"),
+        ({"sizes": "4 nan 6"}, "", "an empty axis"),
         ({"sizes": "4 5"}, "", "its dimension does not match the number of its sizes"),
         (
             {"sizes": "40000 50000 60000"},
