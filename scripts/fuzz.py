@@ -43,6 +43,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
+import pydicom
 import torch
 from fuzz_originals import SECRET, write_originals
 
@@ -50,6 +51,7 @@ from mrad_med import ImageView, build_preprocessing
 from mrad_med.data.loader import CaseDataset
 from mrad_med.data.search import survey
 from mrad_med.errors import DatasetError
+from mrad_med.io.dicom.headers import silent
 from mrad_med.io.frames import close_frames
 from mrad_med.types import BackboneCard, FailedCase
 
@@ -134,7 +136,35 @@ def splice(data: bytearray, dice: random.Random, others: list[bytes]) -> bytearr
     return data[: _place(data, dice) + 1] + other[dice.randrange(len(other)) :]
 
 
-CHANGES = (flip_bits, set_number, set_number, set_text_number, cut_out, insert, truncate, splice)
+def set_element(data: bytearray, dice: random.Random, others: list[bytes]) -> bytearray:
+    """Replace the value of a DICOM element by an extreme one of the same length; set a number in any other file."""
+    try:
+        with silent():
+            dataset = pydicom.dcmread(io.BytesIO(data))
+            elements = [dataset.get_item(tag) for tag in dataset.keys()]  # noqa: SIM118 - iteration yields elements
+    except Exception:  # not DICOM, or already damaged beyond its structure
+        return set_number(data, dice, others)
+    short = [item for item in elements if getattr(item, "value_tell", 0) and 0 < item.length <= 64]
+    if short:
+        one = dice.choice(short)
+        text = dice.choice([b"0", b"-1", b"nan", b"1e999", b"99999", b"\\", b"RGB", b"1.2", dice.randbytes(2)])
+        filled = dice.choice([bytes(one.length), b"\xff" * one.length, text.ljust(one.length), text.ljust(one.length)])
+        data[one.value_tell : one.value_tell + one.length] = filled[: one.length]
+    return data
+
+
+CHANGES = (
+    set_element,
+    set_element,
+    flip_bits,
+    set_number,
+    set_number,
+    set_text_number,
+    cut_out,
+    insert,
+    truncate,
+    splice,
+)
 
 
 def _place(data: bytearray, dice: random.Random) -> int:

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mrad_med.errors import ImageFileError
 from mrad_med.io.file_types import is_image
 from mrad_med.io.limits import MAX_PIXELS, check_pixels
 from mrad_med.io.opening import open_image
+from mrad_med.io.photographs import upright_image
 from mrad_med.io.refusals import refusing
 from mrad_med.io.videos import OverlayVideo, VideoReader, check_count, check_rate, identity_of, video_times
 
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 MAX_OPEN = 2  # files; one that is read with two values of max_pixels is opened twice
+MAX_PAGES = 10_000  # of a TIFF; all are visited to be listed, which takes about 3 s
 MAX_ANIMATED_PIXELS = 2_000_000_000  # 1000 frames of full HD; an animation is decoded to be listed
 
 _NUMBER = re.compile(r"\d+(?=\D*$)")  # the last number of a name
@@ -257,11 +259,7 @@ class _PageReader:
             self._image = open_image(self._path)
         self._image.seek(index)
         _check_page(self._image, self._max_pixels)
-        page = ImageOps.exif_transpose(self._image)
-        if page.has_transparency_data:
-            transparent = page.convert("RGBA")
-            page = Image.alpha_composite(Image.new("RGBA", page.size, (0, 0, 0, 255)), transparent)
-        return np.array(page.convert("RGB"))
+        return np.array(upright_image(self._image).convert("RGB"))
 
     def close(self) -> None:
         self._image.close()
@@ -281,6 +279,8 @@ def _page_times(path: Path, max_pixels: int) -> list[float] | list[None]:
         _check_page(image, max_pixels)  # before more is read
         count, has_times = getattr(image, "n_frames", 1), image.format != "TIFF"
         check_count(count, path)
+        if not has_times and count > MAX_PAGES:
+            raise ImageFileError(f"the file has {count} pages, and the limit is {MAX_PAGES}; split it")
         if has_times and count * image.width * image.height > MAX_ANIMATED_PIXELS:
             raise ImageFileError(f"the animation has more than {MAX_ANIMATED_PIXELS} pixels; export it as a video")
         durations = []

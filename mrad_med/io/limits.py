@@ -37,8 +37,8 @@ def check_voxels(*size: int, limit: int) -> None:
     voxels = math.prod(size)
     if voxels > limit:
         raise ImageFileError(
-            f"{' x '.join(map(str, size))} voxels are more than the limit of {limit}; as float32 they take "
-            f"{4 * voxels / 1e9:.1f} GB of memory: crop it or raise the limit (--max_voxels)"
+            f"{' x '.join(map(str, size))} voxels are more than the limit of {limit}; crop it, or raise the "
+            f"limit (--max_voxels) if there is memory for them ({4 * voxels / 1e9:.1f} GB as float32)"
         )
 
 

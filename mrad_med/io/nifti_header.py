@@ -37,12 +37,12 @@ class NiftiHeader(VolumeHeader):
     """Header of a NIfTI file, and how its values are stored.
 
     Attributes:
-        offset: position of the first value in the file, in bytes.
+        offset: position of the first value in the file, in bytes; None if the header states an invalid one.
         slope: factor of the stored values; None if they are not scaled.
         intercept: value added to the scaled values; None if they are not scaled.
     """
 
-    offset: int = 0
+    offset: int | None = None
     slope: float | None = None
     intercept: float | None = None
 
@@ -70,8 +70,7 @@ def parse_nifti(stream: io.BufferedIOBase) -> NiftiHeader:
     dtype = header.get_data_dtype()
     _check_values(dtype)
     offset = header.get_data_offset()
-    if not header.sizeof_hdr <= offset <= MAX_HEADER:
-        raise unreadable("its header states an invalid voxel offset")
+    offset = offset if header.sizeof_hdr <= offset <= MAX_HEADER else None
     slope, intercept = header.get_slope_inter()
     unit, mm = _UNITS.get(int(header["xyzt_units"]) & _UNIT_BITS, ("mm", 1.0))
     affine = _affine_of(header, mm)

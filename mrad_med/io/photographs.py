@@ -22,7 +22,7 @@ __all__ = ["PhotographReader", "upright_image"]
 
 _UNKNOWN = "not an image in any known format; check that the name is right and the copy complete"
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-_TRANSPARENT_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
+_STRIP = 256  # rows
 
 
 class PhotographReader(ImageReader):
@@ -116,12 +116,22 @@ def _check_frames(frames: int) -> None:
 
 def upright_image(image: Image.Image) -> Image.Image:
     """Return the decoded, upright image in mode L, RGB or a deep gray mode, with transparency composited over black."""
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)  # always a copy
     if image.mode in _DEEP_MODES:
         image.load()
         return image
-    if image.mode in _TRANSPARENT_MODES or "transparency" in image.info:
-        transparent = image.convert("RGBA")
-        black = Image.new("RGBA", transparent.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, transparent).convert("RGB")
+    if image.has_transparency_data:
+        return _over_black(image)
     return image.convert("L" if image.mode in ("L", "1") else "RGB")
+
+
+def _over_black(image: Image.Image) -> Image.Image:
+    """Return an image composited over black, as RGB; strips of it, because four copies of it may not fit in memory."""
+    image.load()
+    opaque = Image.new("RGB", image.size)
+    for top in range(0, image.height, _STRIP):
+        strip = image.crop((0, top, image.width, min(top + _STRIP, image.height))).convert("RGBA")
+        black = Image.new("RGBA", strip.size, (0, 0, 0, 255))
+        opaque.paste(Image.alpha_composite(black, strip).convert("RGB"), (0, top))
+    return opaque

@@ -123,6 +123,8 @@ def _read_values(stream: io.BufferedIOBase, header: NiftiHeader | NrrdHeader, ma
     if isinstance(header, NiftiHeader):
         if isinstance(stream, gzip.GzipFile):
             check_expansion(size, packed, limit=max_expansion)
+        if header.offset is None:
+            raise unreadable("its header states an invalid voxel offset")
         stream.seek(header.offset)
         values = _read_voxels(stream, header.dtype, header.shape)
         values = np.asarray(apply_read_scaling(values, header.slope, header.intercept))
