@@ -9,14 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import tifffile
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
 from mrad_med import io  # loaded lazily: reading masks needs MONAI, listing datasets does not
 from mrad_med.data.datalist import Datalist, Report, make_cases, shorten
 from mrad_med.data.paths import stem_of
 from mrad_med.errors import ImageFileError
 from mrad_med.io.file_types import PHOTOGRAPH_SUFFIXES
+from mrad_med.io.opening import open_image, open_tiff
 from mrad_med.io.refusals import refusing
 from mrad_med.types import MASK_THRESHOLD, AnomalyKeys
 
@@ -125,10 +125,10 @@ def check_masks(cases: Iterable[Mapping[str, Any]]) -> list[str]:
 def _size_of(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """Return (width, height) as displayed, from the header only, or None if it cannot be read."""
     damaged = "its header cannot be read ({kind}); copy it again"
-    with suppress(ImageFileError), refusing(damaged), Image.open(path) as image:
+    with suppress(ImageFileError), refusing(damaged), open_image(path) as image:
         swapped = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # values of 5 and more swap rows and columns
         return (image.height, image.width) if swapped else (image.width, image.height)
-    with suppress(ImageFileError), refusing(damaged), tifffile.TiffFile(path) as tiff:  # Pillow cannot open every TIFF
+    with suppress(ImageFileError), refusing(damaged), open_tiff(path) as tiff:  # Pillow cannot open every TIFF
         page = tiff.pages[0]
         return int(page.imagewidth), int(page.imagelength)
     return None

@@ -20,8 +20,9 @@ from mrad_med.data.paths import search_files
 from mrad_med.data.privacy import CaseNames, Origin
 from mrad_med.errors import DatasetError, ImageFileError, NotAnImageError
 from mrad_med.io.dicom.series import DicomSeries, Slice, have_one_spacing, read_slice
-from mrad_med.io.file_types import DICOM, PHOTOGRAPH, VIDEO, detect_file_type, may_have_pages
+from mrad_med.io.file_types import DICOM, PHOTOGRAPH, VIDEO, VOLUME, detect_file_type, may_have_pages
 from mrad_med.io.frames import Frame, as_frames, find_sequences, list_frames, thin_frames
+from mrad_med.io.volume_reader import read_volume_header
 from mrad_med.store import content_key, make_key, paths_of
 from mrad_med.types import AnomalyKeys, FailedCase
 
@@ -205,7 +206,10 @@ def survey(
         if frames_of.get(file):
             _add_frames(frames_of[file], names.of(file, word), found)
         elif file_type != DICOM:
-            found.add(str(file), names.of(file, word), word)
+            case_id = found.add(str(file), names.of(file, word), word)
+            remarks = _volume_remarks(file) if file_type == VOLUME and case_id is not None else ""
+            if remarks:
+                found.remarks[str(case_id)] = remarks
     _add_dicom(slices, names, base, found, strict=strict)
     _add_rest(errors, names, found)
     if not found.cases:
@@ -260,6 +264,13 @@ def _try_frames(path: Path, file_type: str | None, frames_per_second: float | No
     if file_type == PHOTOGRAPH and len(frames) == 1:
         return []
     return frames if frames_per_second is None else thin_frames(frames, frames_per_second)
+
+
+def _volume_remarks(path: Path) -> str:
+    """Return unusual facts about the geometry of a NIfTI or NRRD file; empty if there are none or it is unreadable."""
+    with suppress(ImageFileError):  # the case fails later with this error, when it is read
+        return "; ".join(read_volume_header(path).remarks)
+    return ""
 
 
 def _add_frames(frames: Sequence[Frame], name: str, found: FoundCases) -> None:

@@ -19,12 +19,14 @@ from .frames import (
     read_frame as read_frame,
 )
 from .image import ImageSource as ImageSource, read_image as read_image, read_image_file as read_image_file
-from .limits import MAX_PIXELS as MAX_PIXELS, MAX_VOXELS as MAX_VOXELS
+from .limits import MAX_EXPANSION as MAX_EXPANSION, MAX_PIXELS as MAX_PIXELS, MAX_VOXELS as MAX_VOXELS
 from .photographs import PhotographReader as PhotographReader
-from .volume_reader import VolumeReader as VolumeReader
+from .volume_header import VolumeHeader as VolumeHeader
+from .volume_reader import VolumeReader as VolumeReader, read_volume_header as read_volume_header
 from .volume_writer import slice_positions as slice_positions, write_volume as write_volume
 
 __all__ = [
+    "MAX_EXPANSION",
     "MAX_PIXELS",
     "MAX_VOXELS",
     "DicomReader",
@@ -34,6 +36,7 @@ __all__ = [
     "ImageSource",
     "PhotographReader",
     "SourceSeries",
+    "VolumeHeader",
     "VolumeReader",
     "close_frames",
     "detect_file_type",
@@ -43,6 +46,7 @@ __all__ = [
     "read_image_file",
     "read_series",
     "read_source_series",
+    "read_volume_header",
     "slice_positions",
     "warn_burned_in",
     "write_overlay_captures",

@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mrad_med.errors import ImageFileError
 from mrad_med.io.file_types import is_image
 from mrad_med.io.limits import MAX_PIXELS, check_pixels
+from mrad_med.io.opening import open_image
+from mrad_med.io.photographs import upright_image
 from mrad_med.io.refusals import refusing
 from mrad_med.io.videos import OverlayVideo, VideoReader, check_count, check_rate, identity_of, video_times
 
@@ -37,9 +39,9 @@ __all__ = [
 ]
 
 MAX_OPEN = 2  # files; one that is read with two values of max_pixels is opened twice
+MAX_PAGES = 10_000  # of a TIFF; all are visited to be listed, which takes about 3 s
 MAX_ANIMATED_PIXELS = 2_000_000_000  # 1000 frames of full HD; an animation is decoded to be listed
 
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's names
 _NUMBER = re.compile(r"\d+(?=\D*$)")  # the last number of a name
 _DAMAGED = "the file is not a video or image, or is damaged ({kind}); copy or export it again"
 _ROUNDING = 6e-4  # seconds; Matroska stores times in milliseconds
@@ -249,19 +251,15 @@ class _PageReader:
 
     def __init__(self, path: Path, max_pixels: int) -> None:
         self._path, self._max_pixels = path, max_pixels
-        self._image = Image.open(path, formats=_FORMATS)
+        self._image = open_image(path)
 
     def read(self, index: int) -> NDArray[np.uint8]:
         if index < self._image.tell():  # Pillow cannot always seek back in a PNG
             self.close()
-            self._image = Image.open(self._path, formats=_FORMATS)
+            self._image = open_image(self._path)
         self._image.seek(index)
         _check_page(self._image, self._max_pixels)
-        page = ImageOps.exif_transpose(self._image)
-        if page.has_transparency_data:
-            transparent = page.convert("RGBA")
-            page = Image.alpha_composite(Image.new("RGBA", page.size, (0, 0, 0, 255)), transparent)
-        return np.array(page.convert("RGB"))
+        return np.array(upright_image(self._image).convert("RGB"))
 
     def close(self) -> None:
         self._image.close()
@@ -277,10 +275,12 @@ def _check_page(page: Image.Image, max_pixels: int) -> None:
 
 def _page_times(path: Path, max_pixels: int) -> list[float] | list[None]:
     """Return the display time of each page, in seconds after the first; None for each if the file has no times."""
-    with Image.open(path, formats=_FORMATS) as image:
+    with open_image(path) as image:
         _check_page(image, max_pixels)  # before more is read
         count, has_times = getattr(image, "n_frames", 1), image.format != "TIFF"
         check_count(count, path)
+        if not has_times and count > MAX_PAGES:
+            raise ImageFileError(f"the file has {count} pages, and the limit is {MAX_PAGES}; split it")
         if has_times and count * image.width * image.height > MAX_ANIMATED_PIXELS:
             raise ImageFileError(f"the animation has more than {MAX_ANIMATED_PIXELS} pixels; export it as a video")
         durations = []

@@ -22,7 +22,7 @@ from mrad_med.io.dicom.windows import VOIKeys
 from mrad_med.io.file_types import DICOM, IMAGE_SUFFIXES, PHOTOGRAPH, VIDEO, VOLUME, detect_file_type
 from mrad_med.io.frames import Frame, list_frames, read_frame
 from mrad_med.io.geometry import upright_affine
-from mrad_med.io.limits import MAX_PIXELS, check_pixels
+from mrad_med.io.limits import MAX_EXPANSION, MAX_PIXELS, MAX_VOXELS, check_pixels
 from mrad_med.io.photographs import PhotographReader, upright_image
 from mrad_med.io.refusals import refusing
 from mrad_med.io.volume_reader import VolumeReader
@@ -37,7 +37,14 @@ ImageSource: TypeAlias = (
 MIN_SIDE = 16  # smaller images have no more pixels than the patch grid has patches
 
 
-def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, strict: bool = True) -> Any:
+def read_image(
+    source: ImageSource,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_voxels: int = MAX_VOXELS,
+    max_expansion: float = MAX_EXPANSION,
+    strict: bool = True,
+) -> Any:
     """Return an image or a volume as a MetaTensor (C, W, H) or (C, X, Y, Z).
 
     8-bit images keep uint8. All other images are float32 in the source's own units. The metadata contains the affine
@@ -55,6 +62,8 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, strict: boo
             - a MetaTensor as in MONAI's readers: (C, W, H) or (C, X, Y, Z), with its affine and stored windows.
               8-bit images must be uint8, because all other types are windowed.
         max_pixels: largest number of pixels of an image or slice; larger ones are refused.
+        max_voxels: largest number of voxels of a volume; larger ones are refused.
+        max_expansion: largest ratio of decompressed to compressed size of a NIfTI or NRRD volume; see `VolumeReader`.
         strict: whether a series with unevenly spaced slices is refused; see `read_series`.
 
     Raises:
@@ -62,10 +71,11 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, strict: boo
             small.
     """
     if isinstance(source, (str, os.PathLike)):
-        return read_image_file(source, max_pixels=max_pixels)
+        return read_image_file(source, max_pixels=max_pixels, max_voxels=max_voxels, max_expansion=max_expansion)
     if isinstance(source, (list, tuple)) and all(isinstance(path, (str, os.PathLike)) for path in source):
         try:
-            return _finish(read_series(source, strict=strict, max_pixels=max_pixels), str(source[0]))
+            series = read_series(source, strict=strict, max_pixels=max_pixels, max_voxels=max_voxels)
+            return _finish(series, str(source[0]))
         except ImageFileError:
             if source and detect_file_type(Path(source[0])) not in (DICOM, None):
                 message = "a list of files must be one DICOM series; give several images by name: {'a': path, ...}"
@@ -85,7 +95,13 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, strict: boo
     )
 
 
-def read_image_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Any:
+def read_image_file(
+    path: str | os.PathLike[str],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_voxels: int = MAX_VOXELS,
+    max_expansion: float = MAX_EXPANSION,
+) -> Any:
     """Return the image or volume of one file; see `read_image`."""
     path = Path(path)
     if not os.path.isfile(path):  # noqa: PTH113 - unlike Path's, returns False for invalid names
@@ -93,7 +109,7 @@ def read_image_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXEL
     if path.stat().st_size == 0:
         raise ImageFileError("the file is empty (0 bytes); copy or export it again")
     with refusing("the file cannot be read ({kind}); copy or export it again"):
-        reader = _reader_for(path, max_pixels)
+        reader = _reader_for(path, max_pixels, max_voxels, max_expansion)
         array, meta = reader.get_data(reader.read(path))
         if array.dtype.kind not in "biuf":
             kind = "complex" if array.dtype.kind == "c" else "RGB or structured"
@@ -105,12 +121,12 @@ def read_image_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXEL
     return _finish(image, str(path), color_axis=isinstance(reader, DicomReader))
 
 
-def _reader_for(path: Path, max_pixels: int) -> ImageReader:
+def _reader_for(path: Path, max_pixels: int, max_voxels: int, max_expansion: float) -> ImageReader:
     file_type = detect_file_type(path)
     if file_type == DICOM:
-        return DicomReader(max_pixels)
+        return DicomReader(max_pixels, max_voxels)
     if file_type == VOLUME:
-        return VolumeReader()
+        return VolumeReader(max_voxels, max_expansion)
     if file_type == PHOTOGRAPH:
         return PhotographReader(max_pixels)
     if file_type == VIDEO:

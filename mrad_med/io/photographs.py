@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,15 +15,14 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from mrad_med.errors import ImageFileError
 from mrad_med.io.file_types import PHOTOGRAPH_SUFFIXES
 from mrad_med.io.limits import MAX_PIXELS, check_pixels
+from mrad_med.io.opening import open_image, open_tiff
 from mrad_med.io.refusals import refusing
 
 __all__ = ["PhotographReader", "upright_image"]
 
-_PILLOW_LIMIT = threading.Lock()  # Pillow's limit is global to the process
-
 _UNKNOWN = "not an image in any known format; check that the name is right and the copy complete"
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-_TRANSPARENT_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
+_STRIP = 256  # rows
 
 
 class PhotographReader(ImageReader):
@@ -58,7 +56,7 @@ class PhotographReader(ImageReader):
             raise ImageFileError(f"one file is one case, got {len(names)} files; list them as separate cases")
         with refusing("the image is damaged or truncated ({kind}); copy or export it again"):
             try:
-                with _open_unlimited(names[0]) as image:
+                with open_image(names[0]) as image:
                     self._check_header(image)
                     return upright_image(image)
             except UnidentifiedImageError:
@@ -82,16 +80,6 @@ class PhotographReader(ImageReader):
         return np.swapaxes(array, 0, 1), meta
 
 
-def _open_unlimited(path: os.PathLike[str] | str) -> Image.Image:
-    """Open an image without Pillow's limit of pixels; `check_pixels` replaces it."""
-    with _PILLOW_LIMIT:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(path)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
 _PLAIN_PHOTOMETRIC = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
 
 
@@ -102,16 +90,15 @@ def _read_tiff(path: os.PathLike[str] | str, max_pixels: int) -> Image.Image:
     """
     with refusing("the TIFF cannot be read ({kind}); save it as PNG"):
         try:
-            tiff = tifffile.TiffFile(path)
+            with open_tiff(path) as tiff:
+                _check_frames(len(tiff.pages))
+                page = tiff.pages[0]
+                check_pixels(page.imagewidth, page.imagelength, max_pixels)
+                if page.samplesperpixel not in (1, 3) or page.photometric not in _PLAIN_PHOTOMETRIC:
+                    raise ImageFileError("the TIFF holds neither plain gray values nor RGB colors; save it as PNG")
+                pixels, orientation = page.asarray(), page.tags.valueof(ExifTags.Base.Orientation, default=1)
         except tifffile.TiffFileError:
             raise ImageFileError(_UNKNOWN) from None
-        with tiff:
-            _check_frames(len(tiff.pages))
-            page = tiff.pages[0]
-            check_pixels(page.imagewidth, page.imagelength, max_pixels)
-            if page.samplesperpixel not in (1, 3) or page.photometric not in _PLAIN_PHOTOMETRIC:
-                raise ImageFileError("the TIFF holds neither plain gray values nor RGB colors; save it as PNG")
-            pixels, orientation = page.asarray(), page.tags.valueof(ExifTags.Base.Orientation, default=1)
     if pixels.ndim == 3 and pixels.shape[-1] == 3 and pixels.dtype == np.uint8:
         image = Image.fromarray(pixels)
     elif pixels.ndim == 2 and pixels.dtype.kind in "iuf":
@@ -129,12 +116,22 @@ def _check_frames(frames: int) -> None:
 
 def upright_image(image: Image.Image) -> Image.Image:
     """Return the decoded, upright image in mode L, RGB or a deep gray mode, with transparency composited over black."""
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)  # always a copy
     if image.mode in _DEEP_MODES:
         image.load()
         return image
-    if image.mode in _TRANSPARENT_MODES or "transparency" in image.info:
-        transparent = image.convert("RGBA")
-        black = Image.new("RGBA", transparent.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, transparent).convert("RGB")
+    if image.has_transparency_data:
+        return _over_black(image)
     return image.convert("L" if image.mode in ("L", "1") else "RGB")
+
+
+def _over_black(image: Image.Image) -> Image.Image:
+    """Return an image composited over black, as RGB; strips of it, because four copies of it may not fit in memory."""
+    image.load()
+    opaque = Image.new("RGB", image.size)
+    for top in range(0, image.height, _STRIP):
+        strip = image.crop((0, top, image.width, min(top + _STRIP, image.height))).convert("RGBA")
+        black = Image.new("RGBA", strip.size, (0, 0, 0, 255))
+        opaque.paste(Image.alpha_composite(black, strip).convert("RGB"), (0, top))
+    return opaque

@@ -29,6 +29,8 @@ MAX_FRAMES = 4_000_000  # 18 hours at 60 frames a second
 _OPTIONS = {"format_whitelist": "mov,mp4,avi,matroska,webm,mpeg,mpegts,asf", "protocol_whitelist": ""}
 _MOST_PIXELS = 2**31 - 1  # the highest limit that FFmpeg accepts
 _TIMEOUT = 60  # seconds for opening a file, and for each of its packets
+_MOST_DECODED = 2_000_000_000  # pixels; a video may have more if its size in bytes allows
+_PIXELS_PER_BYTE = 20_000  # full HD at 100 bytes a frame; recorded videos have far below 1000
 _COMPARED = 8  # frames decoded to check the display times that packets state
 _ENCODERS = {"libx264": {"crf": "18"}, "mpeg4": {"qmin": "2", "qmax": "4"}}  # the first one that PyAV supports is used
 _TICK = Fraction(1, 60000)  # seconds, of written videos; MPEG-4 supports no tick below 1/65535
@@ -149,8 +151,13 @@ def video_times(path: Path, max_pixels: int) -> list[float] | list[None]:
     if len(packet_ticks):
         times: list[float] = ((packet_ticks - packet_ticks[0]) * tick).tolist()
         return times
+    ticks, pixels, limit = [], 0, max(_MOST_DECODED, _PIXELS_PER_BYTE * path.stat().st_size)
     with _open_video(path, max_pixels) as (container, stream):
-        ticks = [frame.pts for packet in _packets(container, stream) for frame in _decode(packet)]
+        for frame in (frame for packet in _packets(container, stream) for frame in _decode(packet)):
+            ticks.append(frame.pts)
+            pixels += frame.width * frame.height
+            if pixels > limit:
+                raise ImageFileError("its frames are much larger than its size allows; export the video again")
         rate, time_base = stream.average_rate, stream.time_base
     if not ticks:
         raise ImageFileError("no frame of the video can be decoded; copy or export it again")

@@ -14,20 +14,32 @@ from numpy.typing import NDArray
 
 from mrad_med.files import atomic_path
 from mrad_med.io.geometry import LPS_TO_RAS, plane_normal
+from mrad_med.io.volume_header import VolumeHeader
 
 __all__ = ["require_nrrd", "slice_positions", "write_volume"]
 
 
-def write_volume(path: str | os.PathLike[str], values: NDArray[Any], affine: NDArray[np.float64]) -> None:
+def write_volume(
+    path: str | os.PathLike[str],
+    values: NDArray[Any],
+    affine: NDArray[np.float64],
+    *,
+    source: VolumeHeader | None = None,
+) -> None:
     """Write a map or a mask as NIfTI-1 (``.nii``, ``.nii.gz``) or NRRD (``.nrrd``).
 
     The file is written completely or not at all. Values are stored unchanged. The grid may be oblique, flipped or
     anisotropic. NIfTI stores the affine as float32, NRRD as float64. NRRD files state the time of writing.
 
+    A NIfTI file on the grid of a NIfTI source gets its geometry: unit, voxel sizes, sform and qform with their codes.
+    Every program then shows both at the same place, whichever form it uses. Other files are in mm.
+
     Args:
         path: file to write; its suffix determines the format.
         values: (X, Y, Z) map of float32, or mask of bool or uint8; a mask is stored as uint8.
         affine: (4, 4) voxel to world matrix (RAS, mm), as in MONAI and nibabel.
+        source: header of the file that the values belong to, see `read_volume_header`. It is ignored if its grid is not
+            that of the values.
 
     Raises:
         ValueError: ``values`` or ``affine`` do not have this form, or the suffix is unknown.
@@ -40,7 +52,7 @@ def write_volume(path: str | os.PathLike[str], values: NDArray[Any], affine: NDA
     name = Path(path).name.lower()
     if name.endswith((".nii", ".nii.gz")):
         with atomic_path(path) as partial:
-            nibabel.save(_nifti(stored, affine), partial)
+            nibabel.save(_nifti(stored, affine, source), partial)
     elif name.endswith(".nrrd"):
         _write_nrrd(path, stored, affine)
     else:
@@ -56,7 +68,12 @@ def _check(values: NDArray[Any], affine: NDArray[np.float64]) -> None:
         raise ValueError("the affine does not define three independent axes")
 
 
-def _nifti(values: NDArray[Any], affine: NDArray[np.float64]) -> Any:
+def _nifti(values: NDArray[Any], affine: NDArray[np.float64], source: VolumeHeader | None) -> Any:
+    if source is not None and source.fields and source.fits(values.shape, affine):
+        image = nibabel.Nifti1Image(values, None)  # without an affine nibabel leaves the forms as they are
+        for name, value in source.fields.items():
+            image.header[name] = value
+        return image
     image = nibabel.Nifti1Image(values, affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code="scanner")

@@ -17,8 +17,10 @@ from PIL import Image
 from mrad_med.files import atomic_path
 from mrad_med.io.dicom.source import SourceSeries, frames_on_source, read_source_series
 from mrad_med.io.dicom.writer import require_highdicom, write_overlay_captures, write_parametric_map, write_segmentation
-from mrad_med.io.file_types import DICOM, detect_file_type
+from mrad_med.io.file_types import DICOM, VOLUME, detect_file_type
 from mrad_med.io.videos import import_av
+from mrad_med.io.volume_header import VolumeHeader
+from mrad_med.io.volume_reader import read_volume_header
 from mrad_med.io.volume_writer import require_nrrd, write_volume
 from mrad_med.results.case_result import CaseResult, slice_means, upright_image
 from mrad_med.results.overlays import blend_overlay, draw_montage, draw_overlay, save_overlay
@@ -90,6 +92,15 @@ class OutputSettings:
         read = partial(read_source_series, result.files, keep_identifiers=self.keep_identifiers)
         return self._cache.get(result, "source", read)
 
+    def volume_header(self, result: CaseResult) -> VolumeHeader | None:
+        """Return the header of the NIfTI or NRRD file of a case; None if it has another source."""
+        return self._cache.get(result, "header", partial(_volume_header, result.files))
+
+
+def _volume_header(files: Sequence[Path]) -> VolumeHeader | None:
+    is_volume = len(files) == 1 and detect_file_type(files[0]) == VOLUME
+    return read_volume_header(files[0]) if is_volume else None
+
 
 @dataclass(frozen=True)
 class Output:
@@ -160,8 +171,8 @@ def _write_png(result: CaseResult, path: Path, _: OutputSettings) -> list[Path]:
     return _save_png(path, np.round(result.anomaly_map.clip(0, 1) * 65535).astype(np.uint16))
 
 
-def _write_volume(result: CaseResult, path: Path, _: OutputSettings) -> list[Path]:
-    write_volume(path, result.anomaly_map, _affine(result))
+def _write_volume(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
+    write_volume(path, result.anomaly_map, _affine(result), source=settings.volume_header(result))
     return [path]
 
 
@@ -171,7 +182,7 @@ def _write_mask(result: CaseResult, path: Path, settings: OutputSettings) -> lis
     if result.affine is None:
         return _save_png(path.with_name(path.name + ".png"), mask.astype(np.uint8) * 255)
     path = path.with_name(path.name + settings.volume_suffix)
-    write_volume(path, mask, result.affine)
+    write_volume(path, mask, result.affine, source=settings.volume_header(result))
     return [path]
 
 

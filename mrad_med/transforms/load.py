@@ -15,7 +15,7 @@ from monai.transforms import (
 
 from mrad_med.errors import ImageFileError
 from mrad_med.io.image import ImageSource, read_image, read_image_file
-from mrad_med.io.limits import MAX_PIXELS
+from mrad_med.io.limits import MAX_EXPANSION, MAX_PIXELS, MAX_VOXELS
 from mrad_med.transforms.dictionary import Eachd
 from mrad_med.types import MASK_THRESHOLD, AnomalyKeys
 
@@ -28,11 +28,23 @@ class LoadMedicalImage(Transform):
     Args:
         max_pixels: largest number of pixels of an image; larger ones are refused.
         strict: whether a DICOM series with unevenly spaced slices is refused; see `read_series`.
+        max_voxels: largest number of voxels of a volume; larger ones are refused.
+        max_expansion: largest ratio of decompressed to compressed size of a volume; see `VolumeReader`.
     """
 
-    def __init__(self, max_pixels: int = MAX_PIXELS, strict: bool = True) -> None:
+    CHANGES_NO_RESULT = ("max_voxels", "max_expansion")
+
+    def __init__(
+        self,
+        max_pixels: int = MAX_PIXELS,
+        strict: bool = True,
+        max_voxels: int = MAX_VOXELS,
+        max_expansion: float = MAX_EXPANSION,
+    ) -> None:
         self.max_pixels = max_pixels
         self.strict = strict
+        self.max_voxels = max_voxels
+        self.max_expansion = max_expansion
 
     def __call__(self, source: ImageSource) -> MetaTensor:
         """Return the image or volume.
@@ -43,7 +55,13 @@ class LoadMedicalImage(Transform):
         Raises:
             ImageFileError: the source cannot be read or used.
         """
-        return read_image(source, max_pixels=self.max_pixels, strict=self.strict)
+        return read_image(
+            source,
+            max_pixels=self.max_pixels,
+            max_voxels=self.max_voxels,
+            max_expansion=self.max_expansion,
+            strict=self.strict,
+        )
 
 
 class LoadMedicalImaged(Eachd):
@@ -55,9 +73,11 @@ class LoadMedicalImaged(Eachd):
         max_pixels: int = MAX_PIXELS,
         strict: bool = True,
         allow_missing_keys: bool = False,
+        max_voxels: int = MAX_VOXELS,
+        max_expansion: float = MAX_EXPANSION,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.transform = LoadMedicalImage(max_pixels, strict)
+        self.transform = LoadMedicalImage(max_pixels, strict, max_voxels, max_expansion)
 
 
 class LoadMaskd(MapTransform):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from monai.utils import CommonKeys
 from numpy.typing import NDArray
 
 from mrad_med.io.image import ImageSource
-from mrad_med.io.limits import MAX_PIXELS
+from mrad_med.io.limits import MAX_EXPANSION, MAX_PIXELS, MAX_VOXELS
 from mrad_med.transforms.artifacts import RemoveArtifactsd
 from mrad_med.transforms.content import CheckValuesd, CheckVisibled
 from mrad_med.transforms.intensity import ApplyWindow, ApplyWindowd, ToRGB, ToRGBd, Window
@@ -40,6 +41,8 @@ class ImageView:
     Attributes:
         image_size: side of the network's square input in pixels; a multiple of the patch size.
         max_pixels: largest number of pixels of an image; larger ones are refused.
+        max_voxels: largest number of voxels of a volume; larger ones are refused.
+        max_expansion: largest ratio of decompressed to compressed size of a volume; see `VolumeReader`.
         window: range of gray values that is shown from black to white; see `ApplyWindow`.
         plane: plane of a volume's slices; see `ToDisplayOrientation`.
         remove: artifacts that are removed from endoscopy frames; see `RemoveArtifacts`.
@@ -57,6 +60,10 @@ class ImageView:
     remove: Sequence[str] = ()
     keep_size: bool = False
     strict_geometry: bool = True
+    max_voxels: int = MAX_VOXELS
+    max_expansion: float = MAX_EXPANSION
+
+    CHANGES_NO_RESULT = ("max_voxels", "max_expansion")
 
     def __post_init__(self) -> None:
         """Check window, plane and artifacts before the first image is read."""
@@ -65,10 +72,10 @@ class ImageView:
         if self.remove:
             RemoveArtifactsd(AnomalyKeys.IMAGE.value, self.remove)
 
-    # There is no limit of pixels for display, because the image was already read within the limit for its score.
+    # There is no limit of sizes for display, because the image was already read within the limits for its score.
     @cached_property
     def _load(self) -> LoadMedicalImage:
-        return LoadMedicalImage(sys.maxsize, self.strict_geometry)
+        return LoadMedicalImage(sys.maxsize, self.strict_geometry, sys.maxsize, math.inf)
 
     @cached_property
     def _window(self) -> ApplyWindow:
@@ -148,7 +155,13 @@ def build_preprocessing(
     image, mask = [AnomalyKeys.IMAGE.value], [AnomalyKeys.MASK.value] * with_mask
     return Compose(
         [
-            LoadMedicalImaged(image, view.max_pixels, view.strict_geometry),
+            LoadMedicalImaged(
+                image,
+                view.max_pixels,
+                view.strict_geometry,
+                max_voxels=view.max_voxels,
+                max_expansion=view.max_expansion,
+            ),
             *([LoadMaskd(mask)] if with_mask else []),
             CheckValuesd(image),
             ToDisplayOrientationd(image + mask, view.plane),

@@ -132,7 +132,8 @@ def planted(tmp_path) -> Path:
     nibabel.save(nibabel.Nifti1Image(volume, np.diag([1, 1, 3, 1])), root / "Brillig" / "Toverley.nii.gz")
     with OverlayVideo(root / "Manxome" / "Frumious.mp4", frames_per_second=5) as video:
         for index in range(3):
-            video.write(np.full((48, 64, 3), 40 * index, np.uint8))
+            gradient = np.add.outer(np.arange(48), np.arange(64))[..., None].repeat(3, 2)
+            video.write((gradient + 40 * index).astype(np.uint8))
     (root / "Oq" / "not an image of Toverley.png").write_bytes(b"no image")
     (root / "broken link of Toverley.png").symlink_to(root / "Jabberwoc")
     shutil.copy(root / PLACES[0] / f"{PLACES[0]} 0.png", root / "a copy of Zyxwel.png")

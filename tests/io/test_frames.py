@@ -871,6 +871,25 @@ def test_animation_of_too_many_pixels_in_all_is_refused(tmp_path, monkeypatch):
         list_frames(path)
 
 
+def test_tiff_of_too_many_pages_is_refused(tmp_path, monkeypatch):
+    path = save_pages(tmp_path / "pages.tif")
+    monkeypatch.setattr(frames_module, "MAX_PAGES", PAGES)
+    assert len(list_frames(path)) == PAGES
+    monkeypatch.setattr(frames_module, "MAX_PAGES", PAGES - 1)
+    with pytest.raises(ImageFileError, match="the file has 5 pages, and the limit is 4; split it"):
+        list_frames(path)
+
+
+def test_video_that_must_be_decoded_to_be_listed_has_a_limit_of_pixels(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "b_frames.avi", bf="3")  # states no display times
+    monkeypatch.setattr("mrad_med.io.videos._MOST_DECODED", COUNT * ROWS * COLUMNS)
+    monkeypatch.setattr("mrad_med.io.videos._PIXELS_PER_BYTE", 0)
+    assert len(list_frames(path)) == COUNT
+    monkeypatch.setattr("mrad_med.io.videos._MOST_DECODED", COUNT * ROWS * COLUMNS - 1)
+    with pytest.raises(ImageFileError, match="its frames are much larger than its size allows; export the video again"):
+        list_frames(path)
+
+
 def test_file_that_announces_more_pages_than_it_has_bytes_is_refused(tmp_path):
     def announce(content: bytearray) -> None:
         start = content.index(b"acTL")

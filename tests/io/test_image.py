@@ -659,7 +659,7 @@ def test_affine_without_axes_is_refused(tmp_path):
 @pytest.mark.parametrize("shape", [(5, 24, 20), (24, 5, 20), (15, 15, 100)])
 def test_volume_with_tiny_axial_slices_is_refused(tmp_path, shape):
     path = write_volume(tmp_path / "thin.nii", np.zeros(shape, np.float32), np.eye(4))
-    with pytest.raises(ImageFileError, match="at least 16 x 16"):
+    with pytest.raises(ImageFileError, match=r"(are too few;|slices have .* pixels, but) at least 16 x 16"):
         ToDisplayOrientation()(read_image_file(path))
 
 

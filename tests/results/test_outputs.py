@@ -150,6 +150,92 @@ def test_mask_of_a_volume_is_0_and_1_on_the_grid_of_the_source(tmp_path, suffix)
         np.testing.assert_allclose(nibabel.load(path).affine, TURNED)
 
 
+FORMS = {  # codes of qform and sform, and whether the two differ
+    "scanner": (1, 1, False),
+    "qform alone": (1, 0, False),
+    "sform alone": (0, 3, False),
+    "template": (2, 4, False),
+    "differing": (1, 2, True),
+    "none": (0, 0, False),
+}
+GEOMETRY = [
+    *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+]
+UNITS = {"unknown": 1.0, "mm": 1.0, "micron": 1e-3, "meter": 1e3}  # in mm
+
+
+def make_nifti(path: Path, forms: str, unit: str, kind: type = nibabel.Nifti1Image) -> CaseResult:
+    """Write a volume of 1 x 1 x 2 mm, turned by 30 degrees and mirrored, and return its result as the product does."""
+    qform_code, sform_code, differ = FORMS[forms]
+    cosine, sine = np.sqrt(3) / 2, 0.5
+    affine = np.array([[-cosine, sine, 0, 10], [sine, cosine, 0, -20], [0, 0, 2, 30], [0, 0, 0, 1]])
+    affine[:3] /= UNITS[unit]
+    image = kind(np.random.RandomState(1).rand(18, 20, 22).astype(np.float32), affine)
+    image.set_qform(affine, code=qform_code)
+    image.set_sform(np.diag([2, 1, 1, 1]) @ affine if differ else affine, code=sform_code)
+    image.header.set_xyzt_units(unit, "unknown" if unit == "unknown" else "sec")
+    image.header["pixdim"][4:] = [3, 0, 0, 0]
+    nibabel.save(image, path)
+    return CaseResult("volume", path, 0.5, make_map(18, 20, 22), read_image(path).affine.numpy())
+
+
+def itk_grid(path: Path) -> np.ndarray:
+    """Return spacing, origin and direction as SimpleITK reads them: what 3D Slicer shows."""
+    image = pytest.importorskip("SimpleITK").ReadImage(str(path))
+    return np.array([*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection()])
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("forms", FORMS)
+@pytest.mark.parametrize("name", ["nifti", "mask"])
+def test_nifti_has_the_whole_geometry_of_its_nifti_source(tmp_path, name, forms, unit):
+    result = make_nifti(tmp_path / "source.nii.gz", forms, unit)
+    (path,) = write(name, result, tmp_path)
+    source, written = nibabel.load(tmp_path / "source.nii.gz"), nibabel.load(path)
+    for field in GEOMETRY:
+        np.testing.assert_array_equal(written.header[field], source.header[field], field)
+    np.testing.assert_array_equal(written.affine, source.affine)
+    np.testing.assert_array_equal(itk_grid(path), itk_grid(tmp_path / "source.nii.gz"))
+    expected = result.anomaly_map if name == "nifti" else result.anomaly_map >= THRESHOLD
+    np.testing.assert_array_equal(written.get_fdata(dtype=np.float32), expected)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("forms", ["scanner", "qform alone", "sform alone", "template"])
+def test_nrrd_in_mm_lies_on_its_nifti_source_in_any_unit(tmp_path, forms, unit):
+    (path,) = write("nrrd", make_nifti(tmp_path / "source.nii.gz", forms, unit), tmp_path)
+    np.testing.assert_allclose(itk_grid(path), itk_grid(tmp_path / "source.nii.gz"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_slices_are_2_mm_apart_in_any_unit(tmp_path, unit):
+    result = make_nifti(tmp_path / "source.nii.gz", "scanner", unit)
+    scored = replace(result, slice_scores=np.zeros(22, np.float32), slice_axis=2)
+    assert [row["position_mm"] for row in slices_of(scored)] == pytest.approx([30 + 2 * i for i in range(22)], abs=1e-3)
+
+
+@pytest.mark.parametrize("forms", FORMS)
+def test_map_of_a_nifti_2_is_a_nifti_1_at_the_same_place(tmp_path, forms):
+    result = make_nifti(tmp_path / "source.nii", forms, "micron", nibabel.Nifti2Image)
+    (path,) = write("nifti", result, tmp_path)
+    source, written = nibabel.load(tmp_path / "source.nii"), nibabel.load(path)
+    for field in GEOMETRY:
+        np.testing.assert_array_equal(written.header[field], np.float32(source.header[field]), field)
+    assert type(written) is nibabel.Nifti1Image  # ITK 5.4 reads no NIfTI-2
+
+
+def test_map_on_another_grid_than_its_file_keeps_its_own_affine(tmp_path):
+    """The file was replaced, or the map was resampled."""
+    result = make_nifti(tmp_path / "source.nii.gz", "template", "mm")
+    moved = result.affine.copy()
+    moved[0, 3] += 5
+    (path,) = write("nifti", replace(result, affine=moved), tmp_path)
+    written = nibabel.load(path)
+    np.testing.assert_allclose(written.affine, moved, atol=1e-5)
+    assert (int(written.header["sform_code"]), int(written.header["qform_code"])) == (1, 1)
+
+
 @pytest.mark.parametrize("name", ["mask", "seg"])
 def test_what_marks_pixels_needs_a_threshold(tmp_path, name):
     result = make_dicom(write_series(tmp_path / "source"))
