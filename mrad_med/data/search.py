@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from mrad_med.data.datalist import Datalist
-from mrad_med.data.dicom_series import group_series, instance_key
+from mrad_med.data.dicom_series import group_series, instance_key, part_name
 from mrad_med.data.names import DistinctNames, code_of
 from mrad_med.data.paths import find_files, name_cases
 from mrad_med.data.privacy import HIDDEN, Identifiers
 from mrad_med.errors import DatasetError, ImageFileError, NotAnImageError
+from mrad_med.io.dicom.frames import DicomFrame, DicomStack
 from mrad_med.io.dicom.headers import quiet, read_header
 from mrad_med.io.dicom.series import IDENTIFIERS, DicomSeries, Slice, have_one_spacing, read_slice
 from mrad_med.io.file_types import DICOM, PHOTOGRAPH, VIDEO, detect_file_type, may_have_pages
@@ -163,13 +164,13 @@ def survey(
     names = _Names(files, base, None if keep_identifiers else _identifiers(slices.values()))
     order = {str(file): place for place, file in enumerate(files)}
     found = FoundCases()
-    frames_of = {
+    pages_of = {
         file: _try_frames(file, file_type, frames_per_second)
         for file, file_type in file_types.items()
         if file_type in _FRAMED
     }
     if sequence_rate is not None:
-        single = [file for file, file_type in file_types.items() if file_type == PHOTOGRAPH and not frames_of[file]]
+        single = [file for file, file_type in file_types.items() if file_type == PHOTOGRAPH and not pages_of[file]]
         for members in find_sequences(single):
             frames = as_frames(members, rate=sequence_rate, frames_per_second=frames_per_second)
             _add_sequence(frames, names, found)
@@ -177,11 +178,11 @@ def survey(
             for file in members:
                 del file_types[file]
     for file, file_type in file_types.items():
-        if frames_of.get(file):
-            _add_frames(frames_of[file], names.of(file), found)
+        if pages_of.get(file):
+            _add_frames(pages_of[file], names.of(file), found)
         elif file_type != DICOM:
             found.add(str(file), names.of(file), file_type or "image")
-    _add_dicom(slices, names, base, found, strict=strict)
+    _add_dicom(slices, names, base, found, strict=strict, frames_per_second=frames_per_second)
     _add_rest(errors, names, found)
     if not found.cases:
         raise DatasetError(f"{root} has DICOM objects but no image: {found.skipped[0].reason}")
@@ -252,6 +253,8 @@ def _key_of(image: Any) -> str:
     """Return the key of the content of a case."""
     if isinstance(image, Frame):
         return make_key(content_key(image.path), image.index, image.time)
+    if isinstance(image, DicomStack):
+        return make_key(content_key(image.path), *image.frames)
     return make_key([content_key(path) for path in paths_of(image)])
 
 
@@ -271,7 +274,7 @@ def _try_slice(file: Path) -> Slice | ImageFileError:
 def _paths(image: Any) -> list[str]:
     if isinstance(image, list):
         return image
-    return [image.path if isinstance(image, Frame) else image]
+    return [image.path if isinstance(image, (Frame, DicomStack)) else image]
 
 
 def _add_rest(errors: Mapping[Path, ImageFileError], names: _Names, found: FoundCases) -> None:
@@ -336,9 +339,20 @@ def _add_sequence(frames: Sequence[Frame], names: _Names, found: FoundCases) -> 
         found.add(frame, name, f"frame at {frame.time:.3f} s", str(study))
 
 
-def _add_dicom(slices: Mapping[Path, Slice], names: _Names, base: Path, found: FoundCases, *, strict: bool) -> None:
+def _add_dicom(
+    slices: Mapping[Path, Slice],
+    names: _Names,
+    base: Path,
+    found: FoundCases,
+    *,
+    strict: bool,
+    frames_per_second: float | None,
+) -> None:
     """Add the cases of DICOM files."""
     for series in group_series(slices.values(), base):
+        if series.times:
+            _add_cine(series, slices[series.files[0]], names, found, frames_per_second=frames_per_second)
+            continue
         is_volume = series.is_volume or (not strict and _may_be_volume(series, slices))
         parts = [series.files] if is_volume else [(file,) for file in series.files]
         remarks = list(series.problems)
@@ -349,13 +363,33 @@ def _add_dicom(slices: Mapping[Path, Slice], names: _Names, base: Path, found: F
             first, own = slices[files[0]], _identifiers(slices[file] for file in files)
             codes = partial(_dicom_codes, first)
             name = names.of(files[0], own, codes)
+            name = "/".join(filter(None, (name, part_name(first, series.frames))))
             if len(files) > 1:
                 name = _hidden_series(series.case_id, names, own, codes)
-            image = str(files[0]) if len(files) == 1 else [str(file) for file in files]
+            image: Any = str(files[0]) if len(files) == 1 else [str(file) for file in files]
+            image = DicomStack(image, series.frames) if series.frames else image
             study = f"study-{code_of(make_key(first.study))}" if first.study else ""
             case_id = found.add(image, name, _describe(series, files, first), study)
             if remarks and case_id is not None:
                 found.remarks[case_id] = "; ".join(remarks)
+
+
+def _add_cine(
+    series: DicomSeries, first: Slice, names: _Names, found: FoundCases, *, frames_per_second: float | None
+) -> None:
+    """Add the frames of a DICOM file that follow each other in time, like those of a video."""
+    path = str(first.path)
+    name = names.of(first.path, first.identifiers, partial(_dicom_codes, first))
+    study = found.add_video("/".join(filter(None, (name, part_name(first, series.frames)))), [path])
+    pairs = zip(series.frames, series.times, strict=True)
+    frames: list[Frame] = [DicomFrame(path, index, time) for index, time in pairs]
+    frames = frames if frames_per_second is None else thin_frames(frames, frames_per_second)
+    kind, digits = _describe(series, series.files, first), len(str(frames[-1].index))
+    for frame in frames if study else ():
+        when = "" if frame.time is None else f" at {frame.time:.3f} s"
+        case_id = found.add(frame, f"{study}/frame_{frame.index:0{digits}d}", f"{kind}, frame{when}", str(study))
+        if case_id is not None:
+            found.remarks[case_id] = "; ".join(series.problems)
 
 
 def _dicom_codes(first: Slice) -> tuple[str, str]:
@@ -378,7 +412,7 @@ def _may_be_volume(series: DicomSeries, slices: Mapping[Path, Slice]) -> bool:
 
 
 def _describe(series: DicomSeries, files: Sequence[Path], first: Slice) -> str:
-    count = len(files) if len(files) > 1 else first.frames
+    count = len(files) if len(files) > 1 else len(series.frames) or first.frames
     what = f"{count} slices" if len(files) > 1 else "image" if count == 1 else f"{count} frames"
     size = " x ".join(map(str, first.size))
     spacing = "" if series.spacing is None else f", {' x '.join(f'{step:.3g}' for step in series.spacing)} mm"

@@ -18,7 +18,9 @@ from mrad_med.io.geometry import LPS_TO_RAS, plane_normal
 __all__ = ["require_nrrd", "slice_positions", "write_volume"]
 
 
-def write_volume(path: str | os.PathLike[str], values: NDArray[Any], affine: NDArray[np.float64]) -> None:
+def write_volume(
+    path: str | os.PathLike[str], values: NDArray[Any], affine: NDArray[np.float64], *, has_position: bool = True
+) -> None:
     """Write a map or a mask as NIfTI-1 (``.nii``, ``.nii.gz``) or NRRD (``.nrrd``).
 
     The file is written completely or not at all. Values are stored unchanged. The grid may be oblique, flipped or
@@ -28,6 +30,8 @@ def write_volume(path: str | os.PathLike[str], values: NDArray[Any], affine: NDA
         path: file to write; its suffix determines the format.
         values: (X, Y, Z) map of float32, or mask of bool or uint8; a mask is stored as uint8.
         affine: (4, 4) voxel to world matrix (RAS, mm), as in MONAI and nibabel.
+        has_position: whether the affine is that of the patient. If False, only the spacing is written: both codes of a
+            NIfTI file are 0 (unknown), and an NRRD file states no space.
 
     Raises:
         ValueError: ``values`` or ``affine`` do not have this form, or the suffix is unknown.
@@ -40,9 +44,9 @@ def write_volume(path: str | os.PathLike[str], values: NDArray[Any], affine: NDA
     name = Path(path).name.lower()
     if name.endswith((".nii", ".nii.gz")):
         with atomic_path(path) as partial:
-            nibabel.save(_nifti(stored, affine), partial)
+            nibabel.save(_nifti(stored, affine, has_position=has_position), partial)
     elif name.endswith(".nrrd"):
-        _write_nrrd(path, stored, affine)
+        _write_nrrd(path, stored, affine, has_position=has_position)
     else:
         raise ValueError(f"volumes are written as .nii, .nii.gz or .nrrd, got {''.join(Path(path).suffixes[-2:])!r}")
 
@@ -56,9 +60,12 @@ def _check(values: NDArray[Any], affine: NDArray[np.float64]) -> None:
         raise ValueError("the affine does not define three independent axes")
 
 
-def _nifti(values: NDArray[Any], affine: NDArray[np.float64]) -> Any:
-    image = nibabel.Nifti1Image(values, affine)
+def _nifti(values: NDArray[Any], affine: NDArray[np.float64], *, has_position: bool) -> Any:
+    image = nibabel.Nifti1Image(values, affine if has_position else None)
     image.header.set_xyzt_units("mm")
+    if not has_position:
+        image.header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0))
+        return image
     image.set_sform(affine, code="scanner")
     try:
         image.set_qform(affine, code="scanner", strip_shears=False)
@@ -79,16 +86,19 @@ def require_nrrd() -> Any:
     return nrrd
 
 
-def _write_nrrd(path: str | os.PathLike[str], values: NDArray[Any], affine: NDArray[np.float64]) -> None:
+def _write_nrrd(
+    path: str | os.PathLike[str], values: NDArray[Any], affine: NDArray[np.float64], *, has_position: bool
+) -> None:
     nrrd = require_nrrd()
     lps = (LPS_TO_RAS @ affine)[:3]  # LPS_TO_RAS is its own inverse
-    header = {
-        "space": "left-posterior-superior",
-        "space directions": lps[:, :3].T,
-        "space origin": lps[:, 3],
-        "kinds": ["domain", "domain", "domain"],
-        "encoding": "gzip",
-    }
+    place: dict[str, Any] = {"spacings": np.linalg.norm(affine[:3, :3], axis=0)}
+    if has_position:
+        place = {
+            "space": "left-posterior-superior",
+            "space directions": lps[:, :3].T,
+            "space origin": lps[:, 3],
+        }
+    header = {**place, "kinds": ["domain", "domain", "domain"], "encoding": "gzip"}
     with atomic_path(path) as partial:
         nrrd.write(str(partial), values, header)
 

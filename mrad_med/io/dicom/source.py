@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from mrad_med.errors import ImageFileError, UnfitSourceError
-from mrad_med.io.dicom.headers import KEPT_IDENTIFIERS, frame_group, read_header, silent
+from mrad_med.io.dicom.frame_groups import frame_group
+from mrad_med.io.dicom.headers import KEPT_IDENTIFIERS, read_header, silent
+from mrad_med.io.dicom.streams import check_counts
 from mrad_med.io.geometry import LPS_TO_RAS, Planes, plane_matrices
 
 __all__ = ["SourceSeries", "burned_in_warning", "frames_on_source", "read_source_series", "warn_burned_in"]
@@ -50,11 +52,13 @@ class SourceSeries:
         planes: (F, 4, 3) matrix of each frame that maps (row, column, 1) to world coordinates (LPS, mm) in its first
             three rows; None if the images state no position.
         identifiers: identifiers of patient and study; blank unless requested.
+        numbers: numbers, from 1, of the frames in the file of a multi-frame source; empty for single-frame images.
     """
 
     images: tuple[Dataset, ...] = field(repr=False)
     planes: NDArray[np.float64] | None
     identifiers: Dataset = field(repr=False)
+    numbers: tuple[int, ...] = ()
 
     @property
     def frame_count(self) -> int:
@@ -65,12 +69,17 @@ class SourceSeries:
         """Return the image that holds a frame, and the frame number in it, from 1; None for a single-frame image."""
         if len(self.images) > 1:
             return self.images[index], None
-        return self.images[0], index + 1 if "NumberOfFrames" in self.images[0] else None
+        return self.images[0], self.numbers[index] if self.numbers else None
+
+    @property
+    def has_frame_of_reference(self) -> bool:
+        """Whether the source states in which space its positions are."""
+        return bool(self.images[0].get("FrameOfReferenceUID"))
 
     @silent()
     def place(self, index: int) -> Dataset:
         """Return the Image Plane attributes that place a single-frame image at the position of a frame."""
-        if self.planes is None:
+        if self.planes is None or not self.has_frame_of_reference:
             return Dataset()
         image = self.images[0]
         place = Dataset()
@@ -84,7 +93,9 @@ class SourceSeries:
         return place
 
 
-def read_source_series(paths: Sequence[str | os.PathLike[str]], *, keep_identifiers: bool = False) -> SourceSeries:
+def read_source_series(
+    paths: Sequence[str | os.PathLike[str]], *, keep_identifiers: bool = False, frames: Sequence[int] | None = None
+) -> SourceSeries:
     """Read the references and geometry of the source of results.
 
     The source is one multi-frame file, or the single-frame files of one series. Pixels are not read. Names, numbers and
@@ -94,6 +105,7 @@ def read_source_series(paths: Sequence[str | os.PathLike[str]], *, keep_identifi
         paths: paths of the files; frames are counted in this order.
         keep_identifiers: whether name, ID, birth date and sex of the patient, and date, time, numbers and referring
             physician of the study are copied to written results. Archives use them to assign results to the patient.
+        frames: numbers, from 0, of the frames of one multi-frame file that were scored; None for all frames.
 
     Raises:
         UnfitSourceError: a file is not a DICOM image, lacks an attribute that a reference needs, or belongs to another
@@ -106,16 +118,23 @@ def read_source_series(paths: Sequence[str | os.PathLike[str]], *, keep_identifi
         headers = [_read(path, name, keep_identifiers) for path, name in zip(paths, names, strict=True)]
         for header, name in zip(headers, names, strict=True):
             _check_same_series(header, headers[0], name)
+        numbers = tuple(range(1, _frame_count(headers[0]) + 1)) if "NumberOfFrames" in headers[0] else ()
+        if frames is not None:
+            numbers = tuple(number + 1 for number in frames)
+            headers = [_take(headers[0], frames)]
         planes = _planes(headers)
-        images = tuple(_with_geometry(header, has_place=planes is not None) for header in headers)
-        return SourceSeries(images, planes, _only(headers[0], [*KEPT_IDENTIFIERS, "SpecificCharacterSet"]))
+        has_place = planes is not None and bool(headers[0].get("FrameOfReferenceUID"))
+        images = tuple(_with_geometry(header, has_place=has_place) for header in headers)
+        return SourceSeries(images, planes, _only(headers[0], [*KEPT_IDENTIFIERS, "SpecificCharacterSet"]), numbers)
 
 
 def _read(path: str | os.PathLike[str], name: str, keep_identifiers: bool) -> Dataset:
     keywords = [*_NEEDED, *_HELPFUL, *_GEOMETRY_KEYWORDS, *_FUNCTIONAL_GROUPS]
     identifiers = [*KEPT_IDENTIFIERS, "SpecificCharacterSet"] if keep_identifiers else []
     try:
-        header = _only(read_header(path, more=keywords + identifiers), keywords + identifiers)
+        header = read_header(path, more=keywords + identifiers)
+        check_counts(header, os.stat(path).st_size)  # noqa: PTH116 - the path may be a text
+        header = _only(header, keywords + identifiers)
     except ImageFileError:
         raise UnfitSourceError(f"{name} cannot be read as DICOM; give the files that were scored") from None
     missing = [keyword for keyword in _NEEDED if header.get(keyword) in (None, "")]
@@ -145,6 +164,23 @@ def _check_same_series(header: Dataset, first: Dataset, name: str) -> None:
         )
 
 
+def _take(header: Dataset, frames: Sequence[int]) -> Dataset:
+    """Return the header of some frames of a multi-frame file.
+
+    Raises:
+        UnfitSourceError: the file does not hold one of them.
+    """
+    if not frames or not 0 <= min(frames) <= max(frames) < _frame_count(header):
+        raise UnfitSourceError(f"the source has {_frame_count(header)} frame(s), not those that were scored")
+    taken, groups = Dataset(header), header.get("PerFrameFunctionalGroupsSequence")
+    taken.NumberOfFrames = len(frames)
+    if groups:
+        if len(groups) != _frame_count(header):
+            raise UnfitSourceError("the source describes another number of frames than it states; export it again")
+        taken.PerFrameFunctionalGroupsSequence = [groups[frame] for frame in frames]
+    return taken
+
+
 def _frame_count(header: Dataset) -> int:
     return int(header.get("NumberOfFrames") or 1)
 
@@ -171,8 +207,6 @@ def _planes(headers: Sequence[Dataset]) -> NDArray[np.float64] | None:
     frames = [frame for header in headers for frame in _frame_headers(header)]
     if not any("ImagePositionPatient" in frame or "ImageOrientationPatient" in frame for frame in frames):
         return None
-    if not headers[0].get("FrameOfReferenceUID"):
-        raise UnfitSourceError("the source images have positions but no FrameOfReferenceUID; export them again")
     if len(frames) != sum(map(_frame_count, headers)):
         raise UnfitSourceError(
             f"the source states {len(frames)} positions for another number of frames; export it again"
