@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,16 @@ from mrad_med.io.file_types import DICOM, detect_file_type
 from mrad_med.io.geometry import Stack, plane_name, stack_planes
 from mrad_med.store import content_key, make_key
 
-__all__ = ["find_series", "group_series", "instance_key", "part_name", "split_into_volumes"]
+__all__ = [
+    "describe_case",
+    "describe_frame",
+    "find_series",
+    "group_series",
+    "instance_key",
+    "may_be_volume",
+    "part_name",
+    "split_into_volumes",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -231,3 +240,29 @@ def _split_repeated(group: list[Slice]) -> list[list[Slice]]:
 def _repeats(group: list[Slice]) -> bool:
     stack = stack_slices(group) if group[0].frames == 1 else None
     return stack is not None and bool(stack.repeated)
+
+
+def may_be_volume(members: list[Slice]) -> bool:
+    """Return whether slices can be read as a volume if their spacing need not be even."""
+    is_stack = len(members) > 1 and all(item.is_gray and item.planes is not None for item in members)
+    return is_stack and have_one_spacing(members)
+
+
+def describe_case(series: DicomSeries, files: Sequence[Path], first: Slice) -> str:
+    """Return file type and dimensions of a case as text.
+
+    Args:
+        series: series that the case is, or is a part of.
+        files: files of the case.
+        first: header values of the first file.
+    """
+    count = len(files) if len(files) > 1 else len(series.frames) or first.frames
+    what = f"{count} slices" if len(files) > 1 else "image" if count == 1 else f"{count} frames"
+    size = " x ".join(map(str, first.size))
+    spacing = "" if series.spacing is None else f", {' x '.join(f'{step:.3g}' for step in series.spacing)} mm"
+    return f"{' '.join(filter(None, (DICOM, first.modality, what)))} of {size}, {series.plane}{spacing}"
+
+
+def describe_frame(item: Slice) -> str:
+    """Return file type and size of one frame of a file as text."""
+    return f"{' '.join(filter(None, (DICOM, item.modality, 'frame')))} of {item.size[0]} x {item.size[1]}"

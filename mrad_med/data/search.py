@@ -14,17 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from mrad_med.data.datalist import Datalist
-from mrad_med.data.dicom_series import group_series, instance_key, part_name
+from mrad_med.data.dicom_series import (
+    describe_case,
+    describe_frame,
+    group_series,
+    instance_key,
+    may_be_volume,
+    part_name,
+)
 from mrad_med.data.names import DistinctNames, code_of
 from mrad_med.data.paths import find_files, name_cases
 from mrad_med.data.privacy import HIDDEN, Identifiers
 from mrad_med.errors import DatasetError, ImageFileError, NotAnImageError
-from mrad_med.io.dicom.frames import DicomFrame, DicomStack
+from mrad_med.io.dicom.frames import DicomFrame, DicomStack, frames_of, source_paths
 from mrad_med.io.dicom.headers import quiet, read_header
-from mrad_med.io.dicom.series import IDENTIFIERS, DicomSeries, Slice, have_one_spacing, read_slice
+from mrad_med.io.dicom.series import IDENTIFIERS, DicomSeries, Slice, read_slice
 from mrad_med.io.file_types import DICOM, PHOTOGRAPH, VIDEO, detect_file_type, may_have_pages
 from mrad_med.io.frames import Frame, as_frames, find_sequences, list_frames, thin_frames
-from mrad_med.store import content_key, make_key, paths_of
+from mrad_med.store import content_key, make_key
 from mrad_med.types import AnomalyKeys, FailedCase
 
 __all__ = ["FoundCases", "find_cases", "survey"]
@@ -186,7 +193,7 @@ def survey(
     _add_rest(errors, names, found)
     if not found.cases:
         raise DatasetError(f"{root} has DICOM objects but no image: {found.skipped[0].reason}")
-    found.cases.sort(key=lambda case: min(order[path] for path in _paths(case[AnomalyKeys.IMAGE.value])))
+    found.cases.sort(key=lambda case: min(order[str(path)] for path in source_paths(case[AnomalyKeys.IMAGE.value])))
     return found
 
 
@@ -253,9 +260,7 @@ def _key_of(image: Any) -> str:
     """Return the key of the content of a case."""
     if isinstance(image, Frame):
         return make_key(content_key(image.path), image.index, image.time)
-    if isinstance(image, DicomStack):
-        return make_key(content_key(image.path), *image.frames)
-    return make_key([content_key(path) for path in paths_of(image)])
+    return make_key([content_key(path) for path in source_paths(image)], *(frames_of(image) or ()))
 
 
 @lru_cache(maxsize=64)
@@ -269,12 +274,6 @@ def _try_slice(file: Path) -> Slice | ImageFileError:
         return read_slice(file)
     except ImageFileError as error:
         return error
-
-
-def _paths(image: Any) -> list[str]:
-    if isinstance(image, list):
-        return image
-    return [image.path if isinstance(image, (Frame, DicomStack)) else image]
 
 
 def _add_rest(errors: Mapping[Path, ImageFileError], names: _Names, found: FoundCases) -> None:
@@ -315,12 +314,16 @@ def _try_frames(path: Path, file_type: str | None, frames_per_second: float | No
     return frames if frames_per_second is None else thin_frames(frames, frames_per_second)
 
 
-def _add_frames(frames: Sequence[Frame], name: str, found: FoundCases) -> None:
-    """Add the frames of a video or of a multi-page image."""
+def _add_frames(
+    frames: Sequence[Frame], name: str, found: FoundCases, *, what: str = "frame", remark: str = ""
+) -> None:
+    """Add the frames of a video, of a multi-page image or of a DICOM file."""
     study, digits = found.add_video(name, [frames[0].path]), len(str(frames[-1].index))
     for frame in frames if study else ():
         when = "" if frame.time is None else f" at {frame.time:.3f} s"
-        found.add(frame, f"{study}/frame_{frame.index:0{digits}d}", f"frame{when}", str(study))
+        case_id = found.add(frame, f"{study}/frame_{frame.index:0{digits}d}", f"{what}{when}", str(study))
+        if remark and case_id is not None:
+            found.remarks[case_id] = remark
 
 
 def _add_sequence(frames: Sequence[Frame], names: _Names, found: FoundCases) -> None:
@@ -351,9 +354,9 @@ def _add_dicom(
     """Add the cases of DICOM files."""
     for series in group_series(slices.values(), base):
         if series.times:
-            _add_cine(series, slices[series.files[0]], names, found, frames_per_second=frames_per_second)
+            _add_cine(series, slices[series.files[0]], names, found, frames_per_second)
             continue
-        is_volume = series.is_volume or (not strict and _may_be_volume(series, slices))
+        is_volume = series.is_volume or (not strict and may_be_volume([slices[file] for file in series.files]))
         parts = [series.files] if is_volume else [(file,) for file in series.files]
         remarks = list(series.problems)
         if len(parts) > 1:  # images without a position are not expected to form a volume
@@ -366,30 +369,21 @@ def _add_dicom(
             name = "/".join(filter(None, (name, part_name(first, series.frames))))
             if len(files) > 1:
                 name = _hidden_series(series.case_id, names, own, codes)
-            image: Any = str(files[0]) if len(files) == 1 else [str(file) for file in files]
-            image = DicomStack(image, series.frames) if series.frames else image
+            whole = str(files[0]) if len(files) == 1 else [str(file) for file in files]
+            image = DicomStack(str(files[0]), series.frames) if series.frames else whole
             study = f"study-{code_of(make_key(first.study))}" if first.study else ""
-            case_id = found.add(image, name, _describe(series, files, first), study)
+            case_id = found.add(image, name, describe_case(series, files, first), study)
             if remarks and case_id is not None:
                 found.remarks[case_id] = "; ".join(remarks)
 
 
-def _add_cine(
-    series: DicomSeries, first: Slice, names: _Names, found: FoundCases, *, frames_per_second: float | None
-) -> None:
+def _add_cine(series: DicomSeries, first: Slice, names: _Names, found: FoundCases, rate: float | None) -> None:
     """Add the frames of a DICOM file that follow each other in time, like those of a video."""
-    path = str(first.path)
-    name = names.of(first.path, first.identifiers, partial(_dicom_codes, first))
-    study = found.add_video("/".join(filter(None, (name, part_name(first, series.frames)))), [path])
-    pairs = zip(series.frames, series.times, strict=True)
-    frames: list[Frame] = [DicomFrame(path, index, time) for index, time in pairs]
-    frames = frames if frames_per_second is None else thin_frames(frames, frames_per_second)
-    kind, digits = _describe(series, series.files, first), len(str(frames[-1].index))
-    for frame in frames if study else ():
-        when = "" if frame.time is None else f" at {frame.time:.3f} s"
-        case_id = found.add(frame, f"{study}/frame_{frame.index:0{digits}d}", f"{kind}, frame{when}", str(study))
-        if case_id is not None:
-            found.remarks[case_id] = "; ".join(series.problems)
+    parts = names.of(first.path, first.identifiers, partial(_dicom_codes, first)), part_name(first, series.frames)
+    frames: list[Frame] = [DicomFrame(str(first.path), *pair) for pair in zip(series.frames, series.times, strict=True)]
+    frames = frames if rate is None else thin_frames(frames, rate)
+    name, remark = "/".join(filter(None, parts)), "; ".join(series.problems)
+    _add_frames(frames, name, found, what=describe_frame(first), remark=remark)
 
 
 def _dicom_codes(first: Slice) -> tuple[str, str]:
@@ -403,17 +397,3 @@ def _hidden_series(case_id: str, names: _Names, own: Iterable[str], codes: Codes
     place, code = case_id.rsplit("-", 1)
     hidden = names.hide(place, own, codes)
     return hidden if hidden.endswith(f"-{code}") else f"{hidden}-{code}"
-
-
-def _may_be_volume(series: DicomSeries, slices: Mapping[Path, Slice]) -> bool:
-    members = [slices[file] for file in series.files]
-    is_stack = len(members) > 1 and series.spacing is not None and all(item.is_gray for item in members)
-    return is_stack and have_one_spacing(members)
-
-
-def _describe(series: DicomSeries, files: Sequence[Path], first: Slice) -> str:
-    count = len(files) if len(files) > 1 else len(series.frames) or first.frames
-    what = f"{count} slices" if len(files) > 1 else "image" if count == 1 else f"{count} frames"
-    size = " x ".join(map(str, first.size))
-    spacing = "" if series.spacing is None else f", {' x '.join(f'{step:.3g}' for step in series.spacing)} mm"
-    return f"{' '.join(filter(None, (DICOM, first.modality, what)))} of {size}, {series.plane}{spacing}"

@@ -20,7 +20,7 @@ __all__ = ["FrameGroup", "frame_group", "frame_times", "group_frames", "pixel_sp
 
 _PARALLEL = 1e-3  # largest difference between direction cosines of frames of one stack
 _SPACING = 1e-3  # largest relative difference of spacings of frames of one stack
-# Attributes that tell frames at the same position apart: sequence of the functional group, and keyword in it.
+# Attributes that differ between frames at the same position: sequence of the functional group, and keyword in it.
 _LABELS = (
     ("FrameContentSequence", "TemporalPositionIndex"),
     ("MREchoSequence", "EffectiveEchoTime"),
@@ -209,7 +209,7 @@ def _planes(header: pydicom.Dataset, geometry: Sequence[_Geometry], group: Seque
 
 
 def _split_repeated(header: pydicom.Dataset, group: FrameGroup) -> list[FrameGroup]:
-    """Return the volumes of frames that share positions; the group itself if no attribute tells them apart."""
+    """Return the volumes of frames that share positions; the group itself if no attribute separates them."""
     if group.planes is None or group.is_sequence:
         return [group]
     stack = stack_planes(group.planes)
@@ -238,7 +238,7 @@ def _is_distinct(group: FrameGroup) -> bool:
 
 
 def _labels(header: pydicom.Dataset, frames: Sequence[int]) -> list[tuple[Hashable, ...]]:
-    """Return the values, for each frame, of the attributes that may tell volumes apart."""
+    """Return the values, for each frame, of the attributes that may separate volumes."""
     columns: list[tuple[Hashable, ...]] = [
         tuple(_label(header, frame, *label) for frame in frames) for label in _LABELS
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from mrad_med.io.dicom.reader import DicomReader
 from mrad_med.io.frames import Frame
 from mrad_med.io.limits import MAX_PIXELS
 from mrad_med.io.videos import identity_of
+from mrad_med.store import paths_of
 
-__all__ = ["DicomFrame", "DicomStack", "frames_of", "read_dicom_frames"]
+__all__ = ["DicomFrame", "DicomStack", "frames_of", "read_dicom_frames", "source_paths"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ def frames_of(source: Any) -> tuple[int, ...] | None:
     if isinstance(source, DicomStack):
         return source.frames
     return (source.index,) if isinstance(source, DicomFrame) else None
+
+
+def source_paths(source: Any) -> Sequence[str | os.PathLike[str]]:
+    """Return the paths of the files from which a source is read; empty for an image in memory."""
+    return [source.path] if isinstance(source, (Frame, DicomStack)) else paths_of(source)
 
 
 def read_dicom_frames(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,7 @@ __all__ = [
     "read_dataset",
     "read_header",
     "silent",
+    "without_stderr",
 ]
 
 # Identifiers that written results keep on request; all are of type 2 in the patient and study modules.
@@ -109,21 +111,46 @@ _PIXEL_TAGS = [
 _FIRST_INFLATED, _MAX_INFLATED_HEADER = 2**20, 2**26  # bytes
 _GROUPS_GROUP = 0x5200  # group number of the functional groups
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)  # tags of the pixels
+_STDERR = 2  # file descriptor
+_LIBRARIES = ("pydicom", "highdicom", "pylibjpeg", "libjpeg", "openjpeg", "rle")  # names of their loggers
 _QUIET = threading.RLock()  # pydicom's settings are global to the process
 
 
 @contextmanager
 def silent() -> Iterator[None]:
     """Suppress warnings and logs of pydicom and libraries built on it, because they may quote a header."""
-    log = logging.getLogger("pydicom")
+    logs = [logging.getLogger(name) for name in _LIBRARIES]
     with _QUIET, config.disable_value_validation(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        level = log.level
-        log.setLevel(logging.CRITICAL + 1)  # applies to child loggers too, unlike disabling the logger
+        levels = [log.level for log in logs]
+        for log in logs:
+            log.setLevel(logging.CRITICAL + 1)  # applies to child loggers too, unlike disabling the logger
         try:
             yield
         finally:
-            log.setLevel(level)
+            for log, level in zip(logs, levels, strict=True):
+                log.setLevel(level)
+
+
+@contextmanager
+def without_stderr() -> Iterator[None]:
+    """Discard what decoders in C and Rust write to the standard error of the process, such as a backtrace.
+
+    What other threads write meanwhile is discarded too.
+    """
+    sys.stderr.flush()
+    try:
+        kept = os.dup(_STDERR)
+    except OSError:  # the process has none
+        yield
+        return
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), _STDERR)
+        yield
+    finally:
+        os.dup2(kept, _STDERR)
+        os.close(kept)
 
 
 @contextmanager
@@ -199,7 +226,7 @@ class _Source:
         while True:
             self._stream = self._inflated.first(size)
             header = self._parse(_before_pixels, tags, BoundedStream(self._stream, most=4))
-            if self._inflated.is_whole or self._stream.tell() < size or size >= _MAX_INFLATED_HEADER:
+            if self._inflated.is_whole or _position(self._stream) < size or size >= _MAX_INFLATED_HEADER:
                 break
             size *= 4
         header.file_meta = FileMetaDataset(self._meta)
@@ -235,7 +262,8 @@ class _Source:
             size: number of bytes of the decoded pixels.
         """
         if self._inflated is not None:
-            start, most = self._stream.tell(), self._stream.tell() + size + _FIRST_INFLATED
+            start = _position(self._stream)
+            most = start + size + _FIRST_INFLATED
             self._stream = self._inflated.first(most)
             self._stream.seek(start)
             if not self._inflated.is_whole:
@@ -243,6 +271,10 @@ class _Source:
                     f"its inflated size is above the {most} bytes that its header describes; export it uncompressed"
                 )
         return self._parse(None, [Tag(keyword) for keyword in _PIXEL_TAGS], self._stream)
+
+
+def _position(stream: BinaryIO) -> int:
+    return stream.seek(0, os.SEEK_CUR)
 
 
 def _before_groups(tag: int, *_: Any) -> bool:

@@ -76,8 +76,8 @@ def check_is_no_mosaic(header: Dataset) -> None:
     stored = header.get("ImageType") or ()
     if "MOSAIC" in ([stored] if isinstance(stored, str) else [str(value) for value in stored]):
         raise ImageFileError(
-            "it is a Siemens mosaic, an image whose tiles are the slices of a volume; convert it to NIfTI with dcm2niix, "
-            "or export single slices"
+            "it is a Siemens mosaic, an image whose tiles are the slices of a volume; convert it to NIfTI with "
+            "dcm2niix, or export single slices"
         )
 
 

@@ -19,7 +19,7 @@ from pydicom.uid import JPEG2000TransferSyntaxes
 
 from mrad_med.errors import ImageFileError
 from mrad_med.io.dicom.frame_groups import FrameGroup, frame_group, group_frames, pixel_spacing
-from mrad_med.io.dicom.headers import quiet, read_dataset
+from mrad_med.io.dicom.headers import quiet, read_dataset, without_stderr
 from mrad_med.io.dicom.object_kinds import check_is_image, check_is_no_mosaic
 from mrad_med.io.dicom.streams import count_frames
 from mrad_med.io.dicom.windows import stored_windows
@@ -48,7 +48,7 @@ class DicomReader(ImageReader):
       their units have a fixed physical meaning.
     - Palettes, YBR and RGB become RGB bytes; of deeper colors the upper 8 bits are kept.
     - Several frames become a volume, sorted by position. Frames without positions become a volume in stored order if
-      the header states the distance between slices. All other frames are no volume: read them one by one.
+      the header states the distance between slices. All other frames do not form a volume: read them one by one.
     - The affine is in RAS. Without a stated position, the image is treated as an upright axial slice, and
       `HAS_POSITION` in the metadata is False.
     - The metadata contains the stored windows (`VOIKeys`).
@@ -157,19 +157,11 @@ def _decode(dataset: pydicom.Dataset, order: Sequence[int]) -> NDArray[Any]:
         dataset: header and encoded pixels.
         order: numbers of the frames, from 0, in the order of the returned values.
     """
-    decoder = _decoder_of(dataset)
+    decoder, colors = _decoder_of(dataset), (3,) * (dataset.SamplesPerPixel > 1)
     try:
-        if decoder.UID in JPEG2000TransferSyntaxes:
-            _check_boxes(dataset)
-        colors, frames = (3,) * (dataset.SamplesPerPixel > 1), count_frames(dataset)
-        if len(order) == frames:
-            pixels, properties = decoder.as_array(dataset, allow_excess_frames=False)  # type: ignore[arg-type]
-            pixels = pixels.reshape(frames, dataset.Rows, dataset.Columns, *colors)[list(order)]
-        else:
-            decoded = list(decoder.iter_array(dataset, indices=order, allow_excess_frames=False))
-            properties = decoded[0][1]
-            pixels = np.stack([frame for frame, _ in decoded])
-            pixels = pixels.reshape(len(order), dataset.Rows, dataset.Columns, *colors)
+        with without_stderr():
+            pixels, photometric = _decode_frames(decoder, dataset, order)
+        pixels = pixels.reshape(len(order), dataset.Rows, dataset.Columns, *colors)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # decoders raise errors of any class on damaged files; Rust decoders panic
@@ -180,9 +172,21 @@ def _decode(dataset: pydicom.Dataset, order: Sequence[int]) -> NDArray[Any]:
             f"its pixel data cannot be decoded ({type(error).__name__}): it is damaged, truncated or contradicts the "
             f"header; {advice}"
         ) from None
-    if colors and properties["photometric_interpretation"] != "RGB":
+    if colors and photometric != "RGB":
         raise ImageFileError("its color encoding is not supported; export it as RGB")
     return pixels
+
+
+def _decode_frames(decoder: Decoder, dataset: pydicom.Dataset, order: Sequence[int]) -> tuple[NDArray[Any], str]:
+    """Return the pixels of frames, and their photometric interpretation."""
+    if decoder.UID in JPEG2000TransferSyntaxes:
+        _check_boxes(dataset)
+    frames = count_frames(dataset)
+    if len(order) == frames or not decoder.UID.is_little_endian:  # pydicom 3.0 swaps bytes only in whole files
+        pixels, properties = decoder.as_array(dataset, allow_excess_frames=False)  # type: ignore[arg-type]
+        return pixels.reshape(frames, -1)[list(order)], str(properties["photometric_interpretation"])
+    decoded = list(decoder.iter_array(dataset, indices=order, allow_excess_frames=False))
+    return np.stack([frame for frame, _ in decoded]), str(decoded[0][1]["photometric_interpretation"])
 
 
 def _check_boxes(dataset: pydicom.Dataset) -> None:
@@ -200,14 +204,14 @@ def _select(groups: Sequence[FrameGroup], frames: tuple[int, ...] | None) -> Fra
     """Return the group of the frames to read: the only one of the file, that of the given frames, or one frame of it.
 
     Raises:
-        ImageFileError: the frames are no volume.
+        ImageFileError: the frames do not form a volume.
     """
     if frames is None:
         if len(groups) == 1 and not groups[0].is_sequence:
             return groups[0]
         what = f"differ in direction, spacing, stack or time and form {len(groups)} volumes or images"
         if len(groups) == 1:
-            what = "are no volume: they follow each other in time, or state neither positions nor their distance"
+            what = "do not form a volume: they follow each other in time, or state neither positions nor their distance"
         raise ImageFileError(
             f"its {sum(len(group.frames) for group in groups)} frames {what}; list them with find_cases"
         )
@@ -318,7 +322,9 @@ def _native_palette(dataset: pydicom.Dataset) -> pydicom.Dataset:
     """Return the header with a palette in native byte order, which pydicom 3.0 assumes."""
     if dataset.file_meta.TransferSyntaxUID.is_little_endian:
         return dataset
-    native = pydicom.Dataset(dataset)
+    native = pydicom.Dataset()
+    native.update(dataset)
+    native.file_meta = dataset.file_meta
     for color in ("Red", "Green", "Blue"):
         name = f"{color}PaletteColorLookupTableData"
         if name in dataset and dataset[name].VR == "OW":

@@ -71,8 +71,8 @@ class DicomSeries:
         problems: unusual properties of the stack, in words; they do not affect other series.
         is_volume: whether `read_series` can read it as one volume: evenly spaced gray slices, or frames of one file.
         frames: numbers, from 0, of the frames of one file that belong to the series; empty for all frames of the files.
-        times: times of the frames of one file that are no volume but follow each other, in seconds after the first, or
-            None for each if the file does not state them; otherwise empty.
+        times: times, in seconds after the first, of the frames of one file that do not form a volume but follow each
+            other; None for each if the file does not state them. Otherwise empty.
     """
 
     case_id: str

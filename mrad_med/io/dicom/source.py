@@ -172,7 +172,10 @@ def _take(header: Dataset, frames: Sequence[int]) -> Dataset:
     """
     if not frames or not 0 <= min(frames) <= max(frames) < _frame_count(header):
         raise UnfitSourceError(f"the source has {_frame_count(header)} frame(s), not those that were scored")
-    taken, groups = Dataset(header), header.get("PerFrameFunctionalGroupsSequence")
+    taken, groups = (
+        _only(header, [element.keyword for element in header]),
+        header.get("PerFrameFunctionalGroupsSequence"),
+    )
     taken.NumberOfFrames = len(frames)
     if groups:
         if len(groups) != _frame_count(header):
