@@ -1,3 +1,4 @@
+from .dicom.frames import DicomFrame as DicomFrame, DicomStack as DicomStack
 from .dicom.reader import DicomReader as DicomReader
 from .dicom.series import DicomSeries as DicomSeries, read_series as read_series
 from .dicom.source import (
@@ -27,8 +28,10 @@ from .volume_writer import slice_positions as slice_positions, write_volume as w
 __all__ = [
     "MAX_PIXELS",
     "MAX_VOXELS",
+    "DicomFrame",
     "DicomReader",
     "DicomSeries",
+    "DicomStack",
     "Frame",
     "FrameReader",
     "ImageSource",

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import operator
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.charset import python_encoding
+from pydicom.multival import MultiValue
 
 from mrad_med.errors import ImageFileError, UnfitSourceError
 from mrad_med.io.dicom.frame_groups import frame_group
@@ -19,6 +25,7 @@ from mrad_med.io.geometry import LPS_TO_RAS, Planes, plane_matrices
 
 __all__ = ["SourceSeries", "burned_in_warning", "frames_on_source", "read_source_series", "warn_burned_in"]
 
+_METHODS = ("ISO_10918_1", "ISO_13818_2", "ISO_14495_1", "ISO_14496_10", "ISO_15444_1", "ISO_15444_15", "ISO_23008_2")
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "Rows", "Columns")
 _HELPFUL = (
     "BurnedInAnnotation",
@@ -28,6 +35,21 @@ _HELPFUL = (
     "LossyImageCompressionRatio",
     "NumberOfFrames",
 )
+# What a value that is copied to results must be (PS3.3, C.7.6.1 and C.8; PS3.5, 6.2 and 9.1).
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
+_TERMS: dict[str, tuple[str, ...]] = {
+    "BurnedInAnnotation": ("YES", "NO"),
+    "LossyImageCompression": ("00", "01"),
+    "LossyImageCompressionMethod": _METHODS,
+    "SpecificCharacterSet": tuple(python_encoding),
+}
+_VALID: dict[str, Callable[[str], Any]] = {
+    **{keyword: partial(operator.contains, terms) for keyword, terms in _TERMS.items()},
+    **dict.fromkeys(("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID"), _UID.fullmatch),
+    **dict.fromkeys(("SeriesInstanceUID", "FrameOfReferenceUID"), _UID.fullmatch),
+    "LossyImageCompressionRatio": re.compile(r" *[0-9]{1,8}(\.[0-9]{1,8})? *").fullmatch,
+    "Modality": re.compile(r"[A-Z]{2,8}").fullmatch,
+}
 _SAME_IN_A_SERIES = ("StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "FrameOfReferenceUID")
 
 # Functional groups with the geometry of multi-frame images. The other groups may hold dates and texts.
@@ -133,10 +155,11 @@ def _read(path: str | os.PathLike[str], name: str, keep_identifiers: bool) -> Da
     identifiers = [*KEPT_IDENTIFIERS, "SpecificCharacterSet"] if keep_identifiers else []
     try:
         header = read_header(path, more=keywords + identifiers)
-        check_counts(header, os.stat(path).st_size)  # noqa: PTH116 - the path may be a text
+        check_counts(header, Path(path).stat().st_size)
         header = _only(header, keywords + identifiers)
     except ImageFileError:
         raise UnfitSourceError(f"{name} cannot be read as DICOM; give the files that were scored") from None
+    _drop_texts(header)
     missing = [keyword for keyword in _NEEDED if header.get(keyword) in (None, "")]
     if missing:
         raise UnfitSourceError(f"{name} has no {', '.join(missing)}, so results cannot refer to it; export it again")
@@ -144,6 +167,19 @@ def _read(path: str | os.PathLike[str], name: str, keep_identifiers: bool) -> Da
         if keyword not in header:
             setattr(header, keyword, None)
     return header
+
+
+def _drop_texts(header: Dataset) -> None:
+    """Drop each copied attribute whose value is not one that the standard defines: it may be a name."""
+    for keyword, is_valid in _VALID.items():
+        if keyword in header and not all(map(is_valid, _values(header[keyword].value))):
+            del header[keyword]
+
+
+def _values(stored: Any) -> list[str]:
+    if stored is None:
+        return []
+    return [str(value) for value in stored] if isinstance(stored, MultiValue) else [str(stored)]
 
 
 def _only(header: Dataset, keywords: Sequence[str]) -> Dataset:
@@ -176,10 +212,10 @@ def _take(header: Dataset, frames: Sequence[int]) -> Dataset:
         _only(header, [element.keyword for element in header]),
         header.get("PerFrameFunctionalGroupsSequence"),
     )
+    del taken.NumberOfFrames  # the element is shared with the header
     taken.NumberOfFrames = len(frames)
     if groups:
-        if len(groups) != _frame_count(header):
-            raise UnfitSourceError("the source describes another number of frames than it states; export it again")
+        del taken.PerFrameFunctionalGroupsSequence
         taken.PerFrameFunctionalGroupsSequence = [groups[frame] for frame in frames]
     return taken
 

@@ -61,7 +61,7 @@ PARTS = {
 @pytest.mark.parametrize("name", PARTS)
 def test_frames_that_differ_are_separate_volumes(tmp_path, name):
     path = write_groups(tmp_path / "a.dcm", PARTS[name])
-    with pytest.raises(ImageFileError, match="its 6 frames differ in .* and form 2 volumes or images; list them with"):
+    with pytest.raises(ImageFileError, match=r"its 6 frames differ in .* and form 2 volumes or images; list them with"):
         read_image(path)
     cases = find_cases(tmp_path)
     assert [case["case_id"] for case in cases] == ["a/part_1", "a/part_2"]
@@ -149,7 +149,7 @@ def test_volume_without_a_place_says_so(tmp_path):
 
 def test_siemens_mosaic_is_refused_by_name(tmp_path):
     path = write_image(tmp_path / "a.dcm", make_image(frames_of(1)[0], ImageType=["ORIGINAL", "PRIMARY", "MOSAIC"]))
-    with pytest.raises(ImageFileError, match="Siemens mosaic, .*; convert it to NIfTI with dcm2niix"):
+    with pytest.raises(ImageFileError, match=r"Siemens mosaic, .*; convert it to NIfTI with dcm2niix"):
         read_image(path)
     assert "dcm2niix" in survey(tmp_path).remarks["a"]
 
