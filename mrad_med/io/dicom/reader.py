@@ -157,7 +157,7 @@ def _decode(dataset: pydicom.Dataset, order: Sequence[int]) -> NDArray[Any]:
         dataset: header and encoded pixels.
         order: numbers of the frames, from 0, in the order of the returned values.
     """
-    decoder, colors = _decoder_of(dataset), (3,) * (dataset.SamplesPerPixel > 1)
+    decoder, colors = _decoder_of(dataset), (3,) * (int(dataset.get("SamplesPerPixel") or 1) > 1)
     try:
         with without_stderr():
             pixels, photometric = _decode_frames(decoder, dataset, order)

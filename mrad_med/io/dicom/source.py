@@ -284,6 +284,8 @@ def _with_geometry(header: Dataset, *, has_place: bool) -> Dataset:
     if not has_place:
         for keyword in ("FrameOfReferenceUID", *_GEOMETRY_KEYWORDS):
             image.pop(keyword, None)
+        if _frame_count(image) == 1:  # highdicom needs positions of a multi-frame source
+            image.pop("NumberOfFrames", None)
         return image
     frames = _frame_headers(header)
     if "PerFrameFunctionalGroupsSequence" not in header:

@@ -243,8 +243,8 @@ def _renumber(dataset: Dataset, source: SourceSeries) -> None:
     for group in dataset.PerFrameFunctionalGroupsSequence if source.numbers else ():
         for derivation in group.get("DerivationImageSequence", []):
             for reference in derivation.SourceImageSequence:
-                if "ReferencedFrameNumber" in reference:
-                    reference.ReferencedFrameNumber = source.numbers[int(reference.ReferencedFrameNumber) - 1]
+                index = int(reference.get("ReferencedFrameNumber", 1)) - 1
+                reference.ReferencedFrameNumber = source.numbers[index]
 
 
 def _require_place(source: SourceSeries, what: str, *, needed: bool) -> None:

@@ -70,7 +70,7 @@ def nothing_quoted(caplog, capfd) -> Iterator[None]:
 
 def test_reading_such_a_header_plainly_would_quote_it(tmp_path, caplog):
     """The test below could not fail otherwise."""
-    (path, *_) = write_invalid(tmp_path)
+    (path, *_) = write_invalid(tmp_path, FrameOfReferenceUID=TOO_LONG)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         str(pydicom.dcmread(path))

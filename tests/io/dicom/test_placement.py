@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its usual name
 from pydicom import dcmread
 
+from mrad_med.errors import UnfitSourceError
 from mrad_med.io.dicom.frames import DicomStack
 from mrad_med.io.dicom.series import read_series
 from mrad_med.io.dicom.source import read_source_series
@@ -26,6 +27,7 @@ from tests.dicom_phantoms import (
     positions,
     write_multiframe,
     write_series,
+    write_ultrasound,
 )
 
 SAGITTAL = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, -1.0]])
@@ -148,3 +150,21 @@ def test_part_of_a_multi_frame_source_is_referenced_by_the_numbers_in_its_file(t
     (overlay,) = write_overlay_captures(tmp_path, {0: np.zeros((ROWS, COLUMNS, 3), np.uint8)}, source)
     assert dcmread(overlay).SourceImageSequence[0].ReferencedFrameNumber == numbers[0]
     np.testing.assert_allclose(dcmread(overlay).ImagePositionPatient, positions(OBLIQUE)[frames[0]], atol=1e-6)
+
+
+def test_frame_of_a_cine_gets_a_segmentation_that_refers_to_it(tmp_path):
+    path = write_ultrasound(tmp_path / "source.dcm", NumberOfFrames=SLICES)
+    source = read_source_series([path], frames=[3])
+    anomaly_map = np.random.RandomState(0).rand(ROWS, COLUMNS).astype(np.float32)
+    write_segmentation(tmp_path / "a.dcm", anomaly_map, source, threshold=0.5)
+    read = dcmread(tmp_path / "a.dcm")
+    np.testing.assert_array_equal(read.pixel_array, anomaly_map >= 0.5)
+    (group,) = read.PerFrameFunctionalGroupsSequence
+    assert group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber == 4
+
+
+@pytest.mark.parametrize("frames", [[], [5], [-1]])
+def test_frames_that_the_source_does_not_have_are_refused(tmp_path, frames):
+    path = write_multiframe(tmp_path / "source.dcm")
+    with pytest.raises(UnfitSourceError, match=r"the source has 5 frame\(s\), not those that were scored"):
+        read_source_series([path], frames=frames)
