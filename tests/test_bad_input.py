@@ -106,7 +106,10 @@ def cut_png(folder: Path) -> None:
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated pixels": (cut_dicom, r"its pixel data cannot be decoded \(ValueError\): it is damaged, truncated"),
     "truncated photograph": (cut_png, r"the image is damaged or truncated \("),
-    "no pixels": (dicom("PixelData"), r"its pixel data cannot be decoded \(AttributeError\)"),
+    "no pixels": (
+        dicom("PixelData"),
+        r"its header states 1 frame\(s\) of \d+ x \d+ pixels, which its \d+ bytes cannot",
+    ),
     "no number of samples": (dicom("SamplesPerPixel"), r"its pixel data cannot be decoded \(AttributeError\)"),
     "no photometric interpretation": (
         dicom("PhotometricInterpretation"),
@@ -458,7 +461,7 @@ def test_what_is_no_image_in_memory_is_refused(source, message):
         read_image(source)
 
 
-def test_deflated_dicom_is_read_unless_it_would_fill_the_memory(tmp_path, monkeypatch):
+def test_deflated_dicom_is_read_unless_it_would_fill_the_memory(tmp_path):
     image = make_image(np.zeros((ROWS, COLUMNS), np.uint16))
     image.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     image.save_as(tmp_path / "bad.dcm", enforce_file_format=True)
@@ -466,9 +469,10 @@ def test_deflated_dicom_is_read_unless_it_would_fill_the_memory(tmp_path, monkey
     image.PixelData = bytes(50_000_000)
     image.save_as(tmp_path / "bad.dcm", enforce_file_format=True)
     assert (tmp_path / "bad.dcm").stat().st_size < 100_000
-    monkeypatch.setattr("mrad_med.io.dicom.headers._MAX_INFLATED", 10_000_000)
     tracemalloc.start()
-    with pytest.raises(ImageFileError, match="inflated size is above the limit of 10000000 bytes; export it unc"):
+    with pytest.raises(
+        ImageFileError, match=r"inflated size is above the 10\d{5} bytes that its header describes; expo"
+    ):
         read_image(tmp_path / "bad.dcm")
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()

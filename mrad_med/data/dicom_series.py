@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 from mrad_med.data.names import DistinctNames, code_of, printable
 from mrad_med.data.paths import refuse_listing
 from mrad_med.errors import DatasetError, ImageFileError
+from mrad_med.io.dicom.frame_groups import FrameGroup
 from mrad_med.io.dicom.series import (
     VOLUME_TAGS,
     DicomSeries,
@@ -25,10 +26,19 @@ from mrad_med.io.dicom.series import (
     stack_slices,
 )
 from mrad_med.io.file_types import DICOM, detect_file_type
-from mrad_med.io.geometry import Stack, plane_name
+from mrad_med.io.geometry import Stack, plane_name, stack_planes
 from mrad_med.store import content_key, make_key
 
-__all__ = ["find_series", "group_series", "instance_key", "split_into_volumes"]
+__all__ = [
+    "describe_case",
+    "describe_frame",
+    "find_series",
+    "group_series",
+    "instance_key",
+    "may_be_volume",
+    "part_name",
+    "split_into_volumes",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +72,7 @@ def group_series(slices: Iterable[Slice], root: Path) -> list[DicomSeries]:
         by_series[item.series].append(item)
     groups = [(group, notes) for members in by_series.values() for group, notes in split_into_volumes(members)]
     groups.sort(key=lambda item: (item[0][0].path.parent, item[0][0].number or 0, item[0][0].path))
-    return _name([(_describe(group, notes), group) for group, notes in groups], root)
+    return _name([(series, group) for group, notes in groups for series in _describe_all(group, notes)], root)
 
 
 def _try_slice(path: Path) -> Slice | None:
@@ -90,21 +100,53 @@ def _list_files(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     return files, root
 
 
+def _describe_all(group: list[Slice], notes: list[str]) -> list[DicomSeries]:
+    """Return the series of a group of slices; several of one file whose frames form several volumes."""
+    first = group[0]
+    if first.frames == 1 or not first.groups:
+        return [_describe(group, notes)]
+    if len(first.groups) > 1:
+        notes = [*notes, f"one of {len(first.groups)} volumes or images of one file"]
+    return [_describe_frames(first, part, notes) for part in first.groups]
+
+
+def _describe_frames(item: Slice, part: FrameGroup, notes: list[str]) -> DicomSeries:
+    """Return a series, without a name, of frames of one file."""
+    alone, files, modality = len(item.groups) == 1, (item.path,), item.modality
+    if part.is_sequence:
+        notes = [*notes, "frames without positions or at one position are scored one by one"]
+        times = tuple(item.times[frame] for frame in part.frames)
+        return DicomSeries("", files, modality, "unknown", None, tuple(notes), False, part.frames, times)
+    frames = () if alone else part.frames
+    if part.planes is None:
+        notes = [*notes, "its place and direction are unknown; only the distance between slices is stated"]
+        return DicomSeries("", files, modality, "unknown", None, tuple(notes), item.is_gray, frames)
+    stack = stack_planes(part.planes)
+    problems = (*notes, *stack.faults, *stack.remarks)
+    plane, is_volume = plane_name(part.planes.orientation), item.is_gray and not stack.faults
+    return DicomSeries("", files, modality, plane, _lengths(stack), problems, is_volume, frames)
+
+
+def _lengths(stack: Stack) -> tuple[float, float, float]:
+    columns, rows, slices = np.linalg.norm(stack.affine[:3, :3], axis=0).tolist()
+    return columns, rows, slices
+
+
 def _describe(group: list[Slice], notes: list[str]) -> DicomSeries:
-    """Return a series without a name."""
+    """Return a series, without a name, of files with one frame each."""
     group, stack, notes = _without_copies(group, stack_slices(group), notes)
     first = group[0]
     problems = [*notes, *dict.fromkeys(item.problem for item in group if item.problem is not None)]
     files, spacing, plane = [item.path for item in group], None, "unknown"
     is_volume = first.is_gray and stack is not None and not stack.faults and have_one_spacing(group)
     if stack is None or first.planes is None:
-        if len(group) > 1:
-            problems.append(f"{len(group)} slice(s) do not state their position")
+        unplaced = sum(item.problem is None for item in group)
+        if len(group) > 1 and unplaced:
+            problems.append(f"{unplaced} slice(s) do not state their position")
     else:
-        files = files if first.frames > 1 else [files[index] for index in stack.order]
+        files = [files[index] for index in stack.order]
         problems += [*stack.faults, *stack.remarks]
-        lengths = np.linalg.norm(stack.affine[:3, :3], axis=0)
-        spacing, plane = (float(lengths[0]), float(lengths[1]), float(lengths[2])), plane_name(first.planes.orientation)
+        spacing, plane = _lengths(stack), plane_name(first.planes.orientation)
         if not have_one_spacing(group):
             problems.append("different pixel spacings in one series")
     return DicomSeries("", tuple(files), first.modality, plane, spacing, tuple(problems), is_volume)
@@ -129,15 +171,24 @@ def _name(found: list[tuple[DicomSeries, list[Slice]]], root: Path) -> list[Dico
     named = []
     for series, group in found:
         first = next(item for item in group if item.path == series.files[0])
-        contents = partial(_key_of_files, series.files)
-        case_id = distinct(f"{_place_of(group[0], root)}-{code_of(instance_key(first))}", contents)
+        contents = partial(_key_of_files, series.files, series.frames)
+        place = "-".join(filter(None, (_place_of(group[0], root), part_name(first, series.frames))))
+        case_id = distinct(f"{place}-{code_of(instance_key(first))}", contents)
         if case_id is not None:  # None if the same files were given twice
             named.append(replace(series, case_id=case_id))
     return named
 
 
-def _key_of_files(files: Iterable[Path]) -> str:
-    return make_key([content_key(file) for file in files])
+def part_name(item: Slice, frames: tuple[int, ...]) -> str:
+    """Return the name of a volume among those of one file; empty if the file holds no other."""
+    if len(item.groups) < 2:
+        return ""
+    number = [group.frames for group in item.groups].index(frames) + 1
+    return f"part_{number:0{len(str(len(item.groups)))}d}"
+
+
+def _key_of_files(files: Iterable[Path], frames: tuple[int, ...]) -> str:
+    return make_key([content_key(file) for file in files], *frames)
 
 
 def _place_of(first: Slice, root: Path) -> str:
@@ -189,3 +240,29 @@ def _split_repeated(group: list[Slice]) -> list[list[Slice]]:
 def _repeats(group: list[Slice]) -> bool:
     stack = stack_slices(group) if group[0].frames == 1 else None
     return stack is not None and bool(stack.repeated)
+
+
+def may_be_volume(members: list[Slice]) -> bool:
+    """Return whether slices can be read as a volume if their spacing need not be even."""
+    is_stack = len(members) > 1 and all(item.is_gray and item.planes is not None for item in members)
+    return is_stack and have_one_spacing(members)
+
+
+def describe_case(series: DicomSeries, files: Sequence[Path], first: Slice) -> str:
+    """Return file type and dimensions of a case as text.
+
+    Args:
+        series: series that the case is, or is a part of.
+        files: files of the case.
+        first: header values of the first file.
+    """
+    count = len(files) if len(files) > 1 else len(series.frames) or first.frames
+    what = f"{count} slices" if len(files) > 1 else "image" if count == 1 else f"{count} frames"
+    size = " x ".join(map(str, first.size))
+    spacing = "" if series.spacing is None else f", {' x '.join(f'{step:.3g}' for step in series.spacing)} mm"
+    return f"{' '.join(filter(None, (DICOM, first.modality, what)))} of {size}, {series.plane}{spacing}"
+
+
+def describe_frame(item: Slice) -> str:
+    """Return file type and size of one frame of a file as text."""
+    return f"{' '.join(filter(None, (DICOM, item.modality, 'frame')))} of {item.size[0]} x {item.size[1]}"

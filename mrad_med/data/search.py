@@ -14,17 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from mrad_med.data.datalist import Datalist
-from mrad_med.data.dicom_series import group_series, instance_key
+from mrad_med.data.dicom_series import (
+    describe_case,
+    describe_frame,
+    group_series,
+    instance_key,
+    may_be_volume,
+    part_name,
+)
 from mrad_med.data.label_files import MASK_REASON, find_masks
 from mrad_med.data.names import DistinctNames, code_of
 from mrad_med.data.paths import search_files
 from mrad_med.data.privacy import CaseNames, Origin
 from mrad_med.errors import DatasetError, ImageFileError, NotAnImageError
-from mrad_med.io.dicom.series import DicomSeries, Slice, have_one_spacing, read_slice
+from mrad_med.io.dicom.frames import DicomFrame, DicomStack, frames_of, source_paths
+from mrad_med.io.dicom.series import DicomSeries, Slice, read_slice
 from mrad_med.io.file_types import DICOM, PHOTOGRAPH, VIDEO, VOLUME, detect_file_type, may_have_pages
 from mrad_med.io.frames import Frame, as_frames, find_sequences, list_frames, thin_frames
 from mrad_med.io.volume_reader import read_volume_header
-from mrad_med.store import content_key, make_key, paths_of
+from mrad_med.store import content_key, make_key
 from mrad_med.types import AnomalyKeys, FailedCase
 
 __all__ = ["FoundCases", "find_cases", "survey"]
@@ -71,7 +79,7 @@ class FoundCases:
         """
         case_id = self.distinct_name(name, partial(_key_of, image))
         if not isinstance(image, Frame):
-            self.origins.append(Origin(case_id or name, study, tuple(_paths(image)), *uids))
+            self.origins.append(Origin(case_id or name, study, tuple(map(str, source_paths(image))), *uids))
         if case_id is None:
             self.skipped.append(FailedCase(name, _COPY))
             return None
@@ -81,7 +89,9 @@ class FoundCases:
         )
         return case_id
 
-    def add_video(self, name: str, paths: Sequence[str], frames: Sequence[str] = ()) -> str | None:
+    def add_video(
+        self, name: str, paths: Sequence[str], frames: Sequence[str] = (), *, uids: tuple[str, str] = ("", "")
+    ) -> str | None:
         """Return the name of a video, or None if the same content already has this name.
 
         Args:
@@ -89,9 +99,10 @@ class FoundCases:
             paths: file of the video, or files of the sequence.
             frames: names of the frames, if they do not contain the name of the video. The same files with other frame
                 names are another video.
+            uids: UIDs of the study and of the series of a DICOM file.
         """
         study = self.distinct_video(name, lambda: make_key(_key_of(list(paths)), *frames))
-        self.origins.append(Origin(study or name, study or name, tuple(dict.fromkeys(paths))))
+        self.origins.append(Origin(study or name, study or name, tuple(dict.fromkeys(paths)), *uids))
         if study is None:
             self.skipped.append(FailedCase(name, _COPY))
         return study
@@ -189,13 +200,13 @@ def survey(
         skipped=[FailedCase(names.of(file, "mask"), MASK_REASON) for file in files if file in masks],
         names_are_hidden=are_hidden,
     )
-    frames_of = {
+    pages_of = {
         file: _try_frames(file, file_type, frames_per_second)
         for file, file_type in file_types.items()
         if file_type in _FRAMED
     }
     if sequence_rate is not None:
-        single = [file for file, file_type in file_types.items() if file_type == PHOTOGRAPH and not frames_of[file]]
+        single = [file for file, file_type in file_types.items() if file_type == PHOTOGRAPH and not pages_of[file]]
         for members in find_sequences(single):
             frames = as_frames(members, rate=sequence_rate, frames_per_second=frames_per_second)
             _add_sequence(frames, names, found)
@@ -204,19 +215,19 @@ def survey(
                 del file_types[file]
     for file, file_type in file_types.items():
         word = file_type or "image"
-        if frames_of.get(file):
-            _add_frames(frames_of[file], names.of(file, word), found)
+        if pages_of.get(file):
+            _add_frames(pages_of[file], names.of(file, word), found)
         elif file_type != DICOM:
             case_id = found.add(str(file), names.of(file, word), word)
             remarks = _volume_remarks(file) if file_type == VOLUME and case_id is not None else ""
             if remarks:
                 found.remarks[str(case_id)] = remarks
-    _add_dicom(slices, names, base, found, strict=strict)
+    _add_dicom(slices, names, base, found, strict=strict, frames_per_second=frames_per_second)
     _add_rest(errors, names, found)
     if not found.cases:
         place = "the given path" if are_hidden else root
         raise DatasetError(f"{place} has no image to score: {found.skipped[0].reason}")
-    found.cases.sort(key=lambda case: min(order[path] for path in _paths(case[AnomalyKeys.IMAGE.value])))
+    found.cases.sort(key=lambda case: min(order[str(path)] for path in source_paths(case[AnomalyKeys.IMAGE.value])))
     return found
 
 
@@ -224,7 +235,7 @@ def _key_of(image: Any) -> str:
     """Return the key of the content of a case."""
     if isinstance(image, Frame):
         return make_key(content_key(image.path), image.index, image.time)
-    return make_key([content_key(path) for path in paths_of(image)])
+    return make_key([content_key(path) for path in source_paths(image)], *(frames_of(image) or ()))
 
 
 def _try_slice(file: Path) -> Slice | ImageFileError:
@@ -233,12 +244,6 @@ def _try_slice(file: Path) -> Slice | ImageFileError:
         return read_slice(file)
     except ImageFileError as error:
         return error
-
-
-def _paths(image: Any) -> list[str]:
-    if isinstance(image, list):
-        return image
-    return [image.path if isinstance(image, Frame) else image]
 
 
 def _add_rest(errors: Mapping[Path, ImageFileError], names: CaseNames, found: FoundCases) -> None:
@@ -274,12 +279,22 @@ def _volume_remarks(path: Path) -> str:
     return ""
 
 
-def _add_frames(frames: Sequence[Frame], name: str, found: FoundCases) -> None:
-    """Add the frames of a video or of a multi-page image."""
-    study, digits = found.add_video(name, [frames[0].path]), len(str(frames[-1].index))
+def _add_frames(
+    frames: Sequence[Frame],
+    name: str,
+    found: FoundCases,
+    *,
+    what: str = "frame",
+    remark: str = "",
+    uids: tuple[str, str] = ("", ""),
+) -> None:
+    """Add the frames of a video, of a multi-page image or of a DICOM file."""
+    study, digits = found.add_video(name, [frames[0].path], uids=uids), len(str(frames[-1].index))
     for frame in frames if study else ():
         when = "" if frame.time is None else f" at {frame.time:.3f} s"
-        found.add(frame, f"{study}/frame_{frame.index:0{digits}d}", f"frame{when}", str(study))
+        case_id = found.add(frame, f"{study}/frame_{frame.index:0{digits}d}", f"{what}{when}", str(study))
+        if remark and case_id is not None:
+            found.remarks[case_id] = remark
 
 
 def _add_sequence(frames: Sequence[Frame], names: CaseNames, found: FoundCases) -> None:
@@ -297,10 +312,21 @@ def _add_sequence(frames: Sequence[Frame], names: CaseNames, found: FoundCases) 
         found.add(frame, name, f"frame at {frame.time:.3f} s", str(study))
 
 
-def _add_dicom(slices: Mapping[Path, Slice], names: CaseNames, base: Path, found: FoundCases, *, strict: bool) -> None:
+def _add_dicom(
+    slices: Mapping[Path, Slice],
+    names: CaseNames,
+    base: Path,
+    found: FoundCases,
+    *,
+    strict: bool,
+    frames_per_second: float | None,
+) -> None:
     """Add the cases of DICOM files."""
     for series in group_series(slices.values(), base):
-        is_volume = series.is_volume or (not strict and _may_be_volume(series, slices))
+        if series.times:
+            _add_cine(series, slices[series.files[0]], names, found, frames_per_second)
+            continue
+        is_volume = series.is_volume or (not strict and may_be_volume([slices[file] for file in series.files]))
         parts = [series.files] if is_volume else [(file,) for file in series.files]
         remarks = list(series.problems)
         if len(parts) > 1:  # images without a position are not expected to form a volume
@@ -310,24 +336,27 @@ def _add_dicom(slices: Mapping[Path, Slice], names: CaseNames, base: Path, found
             first = slices[files[0]]
             study = f"study-{code_of(make_key(first.study))}" if first.study else ""
             name = names.of(files[0], DICOM, partial(instance_key, first), study=study)
+            name = "/".join(filter(None, (name, part_name(first, series.frames))))
             if len(files) > 1:
                 name = names.of_series(series.case_id, study=study)
-            image = str(files[0]) if len(files) == 1 else [str(file) for file in files]
-            uids = (first.study, "" if first.series == str(first.path) else first.series)
-            case_id = found.add(image, name, _describe(series, files, first), study, uids=uids)
+            whole = str(files[0]) if len(files) == 1 else [str(file) for file in files]
+            image = DicomStack(str(files[0]), series.frames) if series.frames else whole
+            uids = _uids_of(first)
+            case_id = found.add(image, name, describe_case(series, files, first), study, uids=uids)
             if remarks and case_id is not None:
                 found.remarks[case_id] = "; ".join(remarks)
 
 
-def _may_be_volume(series: DicomSeries, slices: Mapping[Path, Slice]) -> bool:
-    members = [slices[file] for file in series.files]
-    is_stack = len(members) > 1 and series.spacing is not None and all(item.is_gray for item in members)
-    return is_stack and have_one_spacing(members)
+def _uids_of(item: Slice) -> tuple[str, str]:
+    """Return the UIDs of the study and of the series of a file; empty where its header states none."""
+    return item.study, "" if item.series == str(item.path) else item.series
 
 
-def _describe(series: DicomSeries, files: Sequence[Path], first: Slice) -> str:
-    count = len(files) if len(files) > 1 else first.frames
-    what = f"{count} slices" if len(files) > 1 else "image" if count == 1 else f"{count} frames"
-    size = " x ".join(map(str, first.size))
-    spacing = "" if series.spacing is None else f", {' x '.join(f'{step:.3g}' for step in series.spacing)} mm"
-    return f"{' '.join(filter(None, (DICOM, first.modality, what)))} of {size}, {series.plane}{spacing}"
+def _add_cine(series: DicomSeries, first: Slice, names: CaseNames, found: FoundCases, rate: float | None) -> None:
+    """Add the frames of a DICOM file that follow each other in time, like those of a video."""
+    study = f"study-{code_of(make_key(first.study))}" if first.study else ""
+    own = names.of(first.path, DICOM, partial(instance_key, first), study=study)
+    frames: list[Frame] = [DicomFrame(str(first.path), *pair) for pair in zip(series.frames, series.times, strict=True)]
+    frames = frames if rate is None else thin_frames(frames, rate)
+    name, remark = "/".join(filter(None, (own, part_name(first, series.frames)))), "; ".join(series.problems)
+    _add_frames(frames, name, found, what=describe_frame(first), remark=remark, uids=_uids_of(first))

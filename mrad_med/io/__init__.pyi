@@ -1,3 +1,4 @@
+from .dicom.frames import DicomFrame as DicomFrame, DicomStack as DicomStack
 from .dicom.reader import DicomReader as DicomReader
 from .dicom.series import DicomSeries as DicomSeries, read_series as read_series
 from .dicom.source import (
@@ -29,8 +30,10 @@ __all__ = [
     "MAX_EXPANSION",
     "MAX_PIXELS",
     "MAX_VOXELS",
+    "DicomFrame",
     "DicomReader",
     "DicomSeries",
+    "DicomStack",
     "Frame",
     "FrameReader",
     "ImageSource",

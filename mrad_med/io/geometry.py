@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "HAS_POSITION",
     "LPS_TO_RAS",
     "Planes",
     "Stack",
@@ -20,6 +21,7 @@ __all__ = [
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM axes point left and posterior; NIfTI and MONAI: right, anterior
 
+HAS_POSITION = "has_position"  # metadata key: whether the source states the position of its voxels in the patient
 SAME_POSITION = 0.01  # mm along the normal; less than any scanner's step, more than rounding in headers
 SIDEWAYS = 0.1  # mm; largest distance from the line through the first and the last slice
 UNEVEN = 0.05  # largest deviation, as a fraction of the usual distance between slices

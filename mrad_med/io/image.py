@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mrad_med.errors import ImageFileError
+from mrad_med.io.dicom.frames import DicomFrame, DicomStack, read_dicom_frames
 from mrad_med.io.dicom.reader import DicomReader
 from mrad_med.io.dicom.series import read_series
 from mrad_med.io.dicom.windows import VOIKeys
 from mrad_med.io.file_types import DICOM, IMAGE_SUFFIXES, PHOTOGRAPH, VIDEO, VOLUME, detect_file_type
 from mrad_med.io.frames import Frame, list_frames, read_frame
-from mrad_med.io.geometry import upright_affine
+from mrad_med.io.geometry import HAS_POSITION, upright_affine
 from mrad_med.io.limits import MAX_EXPANSION, MAX_PIXELS, MAX_VOXELS, check_pixels
 from mrad_med.io.photographs import PhotographReader, upright_image
 from mrad_med.io.refusals import refusing
@@ -29,9 +30,16 @@ from mrad_med.io.volume_reader import VolumeReader
 
 __all__ = ["ImageSource", "read_image", "read_image_file"]
 
-# A file, the files of a DICOM series, a frame of a video, or an image in memory; see `read_image`.
+# A file or a part of it, the files of a DICOM series, a frame of a video, or an image in memory; see `read_image`.
 ImageSource: TypeAlias = (
-    str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Frame | Image.Image | NDArray[Any] | MetaTensor
+    str
+    | os.PathLike[str]
+    | Sequence[str | os.PathLike[str]]
+    | Frame
+    | DicomStack
+    | Image.Image
+    | NDArray[Any]
+    | MetaTensor
 )
 
 MIN_SIDE = 16  # smaller images have no more pixels than the patch grid has patches
@@ -55,7 +63,8 @@ def read_image(
 
             - the path of a photograph, a DICOM file, a NIfTI or an NRRD volume;
             - the paths of the slices of one DICOM series, in any order;
-            - a `Frame` of a video or of a multi-page image;
+            - a `Frame` of a video, of a multi-page image or of a DICOM cine (`DicomFrame`);
+            - the frames of one volume in a DICOM file that holds several (`DicomStack`);
             - a Pillow image;
             - an array: an upright image (H, W) or (H, W, 3), or a volume (X, Y, Z) whose axes point to the patient's
               right, anterior and superior;
@@ -81,6 +90,10 @@ def read_image(
                 message = "a list of files must be one DICOM series; give several images by name: {'a': path, ...}"
                 raise ImageFileError(message) from None
             raise
+    if isinstance(source, (DicomFrame, DicomStack)):
+        with refusing("the file cannot be read ({kind}); copy or export it again"):
+            image = _from_reader(*read_dicom_frames(source, max_pixels=max_pixels))
+        return _finish(image, source.path)
     if isinstance(source, Frame):
         return _finish(_from_array(read_frame(source, max_pixels=max_pixels)), source.path)
     if isinstance(source, Image.Image):
@@ -110,15 +123,19 @@ def read_image_file(
         raise ImageFileError("the file is empty (0 bytes); copy or export it again")
     with refusing("the file cannot be read ({kind}); copy or export it again"):
         reader = _reader_for(path, max_pixels, max_voxels, max_expansion)
-        array, meta = reader.get_data(reader.read(path))
-        if array.dtype.kind not in "biuf":
-            kind = "complex" if array.dtype.kind == "c" else "RGB or structured"
-            raise ImageFileError(f"its values are {kind}; export plain numbers (for a complex image, its magnitude)")
-        if not array.dtype.isnative:
-            array = array.astype(array.dtype.newbyteorder("="))
-        image = EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(array, meta))
+        image = _from_reader(*reader.get_data(reader.read(path)))
     # Channels of a multi-frame DICOM file are colors; those of a NIfTI volume are times, not colors.
     return _finish(image, str(path), color_axis=isinstance(reader, DicomReader))
+
+
+def _from_reader(array: NDArray[Any], meta: dict[str, Any]) -> MetaTensor:
+    if array.dtype.kind not in "biuf":
+        kind = "complex" if array.dtype.kind == "c" else "RGB or structured"
+        raise ImageFileError(f"its values are {kind}; export plain numbers (for a complex image, its magnitude)")
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    image: MetaTensor = EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(array, meta))
+    return image
 
 
 def _reader_for(path: Path, max_pixels: int, max_voxels: int, max_expansion: float) -> ImageReader:
@@ -199,5 +216,9 @@ def _finish(image: MetaTensor, path: str = "", *, color_axis: bool = True) -> Me
     plain.meta[MetaKeys.ORIGINAL_AFFINE] = plain.affine.numpy().copy()
     plain.meta[MetaKeys.SPATIAL_SHAPE] = np.asarray(image.shape[1:])
     plain.meta[MetaKeys.SPACE] = SpaceKeys.RAS
-    plain.meta |= {ImageMetaKey.FILENAME_OR_OBJ: path, **windows}
+    plain.meta |= {
+        ImageMetaKey.FILENAME_OR_OBJ: path,
+        HAS_POSITION: bool(image.meta.get(HAS_POSITION, True)),
+        **windows,
+    }
     return plain

@@ -25,6 +25,7 @@ def write_volume(
     affine: NDArray[np.float64],
     *,
     source: VolumeHeader | None = None,
+    has_position: bool = True,
 ) -> None:
     """Write a map or a mask as NIfTI-1 (``.nii``, ``.nii.gz``) or NRRD (``.nrrd``).
 
@@ -40,6 +41,8 @@ def write_volume(
         affine: (4, 4) voxel to world matrix (RAS, mm), as in MONAI and nibabel.
         source: header of the file that the values belong to, see `read_volume_header`. It is ignored if its grid is not
             that of the values.
+        has_position: whether the affine is that of the patient. If False, only the spacing is written: both codes of a
+            NIfTI file are 0 (unknown), and an NRRD file states no space.
 
     Raises:
         ValueError: ``values`` or ``affine`` do not have this form, or the suffix is unknown.
@@ -52,9 +55,9 @@ def write_volume(
     name = Path(path).name.lower()
     if name.endswith((".nii", ".nii.gz")):
         with atomic_path(path) as partial:
-            nibabel.save(_nifti(stored, affine, source), partial)
+            nibabel.save(_nifti(stored, affine, source, has_position=has_position), partial)
     elif name.endswith(".nrrd"):
-        _write_nrrd(path, stored, affine)
+        _write_nrrd(path, stored, affine, has_position=has_position)
     else:
         raise ValueError(f"volumes are written as .nii, .nii.gz or .nrrd, got {''.join(Path(path).suffixes[-2:])!r}")
 
@@ -68,14 +71,19 @@ def _check(values: NDArray[Any], affine: NDArray[np.float64]) -> None:
         raise ValueError("the affine does not define three independent axes")
 
 
-def _nifti(values: NDArray[Any], affine: NDArray[np.float64], source: VolumeHeader | None) -> Any:
+def _nifti(
+    values: NDArray[Any], affine: NDArray[np.float64], source: VolumeHeader | None, *, has_position: bool
+) -> Any:
     if source is not None and source.fields and source.fits(values.shape, affine):
         image = nibabel.Nifti1Image(values, None)  # without an affine nibabel leaves the forms as they are
         for name, value in source.fields.items():
             image.header[name] = value
         return image
-    image = nibabel.Nifti1Image(values, affine)
+    image = nibabel.Nifti1Image(values, affine if has_position else None)
     image.header.set_xyzt_units("mm")
+    if not has_position:
+        image.header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0))
+        return image
     image.set_sform(affine, code="scanner")
     try:
         image.set_qform(affine, code="scanner", strip_shears=False)
@@ -96,16 +104,19 @@ def require_nrrd() -> Any:
     return nrrd
 
 
-def _write_nrrd(path: str | os.PathLike[str], values: NDArray[Any], affine: NDArray[np.float64]) -> None:
+def _write_nrrd(
+    path: str | os.PathLike[str], values: NDArray[Any], affine: NDArray[np.float64], *, has_position: bool
+) -> None:
     nrrd = require_nrrd()
     lps = (LPS_TO_RAS @ affine)[:3]  # LPS_TO_RAS is its own inverse
-    header = {
-        "space": "left-posterior-superior",
-        "space directions": lps[:, :3].T,
-        "space origin": lps[:, 3],
-        "kinds": ["domain", "domain", "domain"],
-        "encoding": "gzip",
-    }
+    place: dict[str, Any] = {"spacings": np.linalg.norm(affine[:3, :3], axis=0)}
+    if has_position:
+        place = {
+            "space": "left-posterior-superior",
+            "space directions": lps[:, :3].T,
+            "space origin": lps[:, 3],
+        }
+    header = {**place, "kinds": ["domain", "domain", "domain"], "encoding": "gzip"}
     with atomic_path(path) as partial:
         nrrd.write(str(partial), values, header)
 

@@ -13,7 +13,9 @@ import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
+from mrad_med.io.dicom.frames import DicomStack
 from mrad_med.io.frames import Frame
+from mrad_med.io.geometry import HAS_POSITION
 from mrad_med.io.image import ImageSource
 from mrad_med.networks.maps import top_fraction_mean
 from mrad_med.transforms.preprocessing import ImageView
@@ -96,6 +98,8 @@ class CaseResult:
             value in all pixels: there is nothing to score, and its part of the map has the lowest value of the others.
         slice_axis: array axis of the slices in (X, Y, Z).
         study: study of the case, see `find_cases`; empty if unknown.
+        has_position: whether the source of a volume states where it is in the patient. Without a position, ``affine``
+            holds the spacing only.
     """
 
     case_id: str
@@ -106,6 +110,7 @@ class CaseResult:
     slice_scores: NDArray[np.float32] | None = None
     slice_axis: int = -1
     study: str = ""
+    has_position: bool = True
 
     @classmethod
     def from_output(
@@ -132,6 +137,7 @@ class CaseResult:
         layout, scores = (view or ImageView()).layout(affine), output.get(AnomalyKeys.SLICE_SCORES)
         if scores is not None:
             scores = scores.detach().cpu().numpy()[:: -1 if layout.is_flipped else 1].astype(np.float32)
+        values["has_position"] = bool(inverted.meta.get(HAS_POSITION, True))
         return cls(**values, anomaly_map=array, affine=affine, slice_scores=scores, slice_axis=layout.axis)
 
     @property
@@ -146,7 +152,7 @@ class CaseResult:
         """Files from which the source is read; empty for an image in memory."""
         if isinstance(self.source, (str, os.PathLike)):
             return (Path(self.source),)
-        if isinstance(self.source, Frame):
+        if isinstance(self.source, (Frame, DicomStack)):
             return (Path(self.source.path),)
         return tuple(Path(path) for path in self.source) if isinstance(self.source, (list, tuple)) else ()
 

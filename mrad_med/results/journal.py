@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from mrad_med.files import atomic_path, safe_relative_path
+from mrad_med.io.dicom.frames import DicomStack, source_paths
 from mrad_med.io.frames import Frame
 from mrad_med.networks.provenance import package_versions
-from mrad_med.store import make_key, paths_of
+from mrad_med.store import make_key
 
 __all__ = ["Entry", "Journal", "files_of", "what_matters"]
 
@@ -54,7 +55,7 @@ class Entry:
 
 def files_of(source: Any) -> Sequence[str | os.PathLike[str]]:
     """Return the files from which a source is read; empty for an image in memory."""
-    return [source.path] if isinstance(source, Frame) else paths_of(source)
+    return source_paths(source)
 
 
 def what_matters(provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,7 +147,8 @@ class Journal:
         """
         if not contents:
             return ""
-        frame = [source.index, source.time] if isinstance(source, Frame) else None
+        frame: list[Any] | None = [source.index, source.time] if isinstance(source, Frame) else None
+        frame = list(source.frames) if isinstance(source, DicomStack) else frame
         return make_key(self.settings, case_id, list(contents), frame)
 
     def may_be_finished(self, case_id: str) -> bool:

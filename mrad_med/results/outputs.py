@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mrad_med.files import atomic_path
+from mrad_med.io.dicom.frames import frames_of
 from mrad_med.io.dicom.source import SourceSeries, frames_on_source, read_source_series
 from mrad_med.io.dicom.writer import require_highdicom, write_overlay_captures, write_parametric_map, write_segmentation
 from mrad_med.io.file_types import DICOM, VOLUME, detect_file_type
@@ -89,7 +90,8 @@ class OutputSettings:
 
     def source(self, result: CaseResult) -> SourceSeries:
         """Return the DICOM headers of a case."""
-        read = partial(read_source_series, result.files, keep_identifiers=self.keep_identifiers)
+        frames = frames_of(result.source)
+        read = partial(read_source_series, result.files, keep_identifiers=self.keep_identifiers, frames=frames)
         return self._cache.get(result, "source", read)
 
     def volume_header(self, result: CaseResult) -> VolumeHeader | None:
@@ -172,7 +174,8 @@ def _write_png(result: CaseResult, path: Path, _: OutputSettings) -> list[Path]:
 
 
 def _write_volume(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
-    write_volume(path, result.anomaly_map, _affine(result), source=settings.volume_header(result))
+    source = settings.volume_header(result)
+    write_volume(path, result.anomaly_map, _affine(result), source=source, has_position=result.has_position)
     return [path]
 
 
@@ -182,7 +185,7 @@ def _write_mask(result: CaseResult, path: Path, settings: OutputSettings) -> lis
     if result.affine is None:
         return _save_png(path.with_name(path.name + ".png"), mask.astype(np.uint8) * 255)
     path = path.with_name(path.name + settings.volume_suffix)
-    write_volume(path, mask, result.affine, source=settings.volume_header(result))
+    write_volume(path, mask, result.affine, source=settings.volume_header(result), has_position=result.has_position)
     return [path]
 
 
@@ -270,7 +273,6 @@ def _threshold(settings: OutputSettings) -> float:
 
 
 _FLAT, _ALL = ("image", "frame"), ("image", "frame", "volume")
-_FRAMED = ("image", "volume")  # kinds of cases that DICOM files hold
 
 OUTPUTS: dict[str, Output] = {
     "tiff": Output("maps", ".tiff", _FLAT, _write_tiff),
@@ -280,7 +282,7 @@ OUTPUTS: dict[str, Output] = {
     "mask": Output("masks", "", _ALL, _write_mask, needs_threshold=True),
     "overlay": Output("overlays", ".png", _ALL, _write_overlay),
     "montage": Output("montages", ".png", ("volume",), _write_montage),
-    "seg": Output("dicom", "_seg.dcm", _FRAMED, _write_segmentation, needs_threshold=True, needs_dicom=True),
-    "parametric-map": Output("dicom", "_map.dcm", _FRAMED, _write_parametric_map, needs_dicom=True),
-    "capture": Output("dicom", "", _FRAMED, _write_captures, needs_dicom=True),
+    "seg": Output("dicom", "_seg.dcm", _ALL, _write_segmentation, needs_threshold=True, needs_dicom=True),
+    "parametric-map": Output("dicom", "_map.dcm", _ALL, _write_parametric_map, needs_dicom=True),
+    "capture": Output("dicom", "", _ALL, _write_captures, needs_dicom=True),
 }

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mrad_med.io.dicom.frames import DicomFrame
 from mrad_med.io.frames import Frame, FrameReader, OverlayVideo
 from mrad_med.results.case_result import CaseResult
 from mrad_med.results.overlays import blend_overlay, limit_side
+from mrad_med.transforms.preprocessing import ImageView
 
 __all__ = ["VideoCollector"]
 
@@ -26,13 +28,15 @@ class VideoCollector:
 
     Args:
         folder: folder of the temporary file; the system's folder if None.
+        view: how frames of DICOM files are shown (window); `ImageView()` if None.
 
     Attributes:
         name: name of the video; empty before the first frame.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, view: ImageView | None = None) -> None:
         self.name = ""
+        self._view = view or ImageView()
         self._frames: list[tuple[Frame, tuple[int, int]]] = []
         self._maps = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with the object
         self._range = (np.inf, -np.inf)
@@ -74,7 +78,8 @@ class VideoCollector:
         with OverlayVideo(path, frames_per_second=rate) as video, FrameReader() as reader:
             for number, (frame, (rows, columns)) in enumerate(self._frames):
                 small = np.frombuffer(self._maps.read(4 * rows * columns), np.float32).reshape(rows, columns)
-                image = Image.fromarray(limit_side(reader.read(frame)))
+                pixels = self._view.show(frame) if isinstance(frame, DicomFrame) else reader.read(frame)
+                image = Image.fromarray(limit_side(pixels))
                 size = size or image.size
                 shown = np.asarray(image if image.size == size else image.resize(size))
                 anomaly_map = np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BILINEAR))

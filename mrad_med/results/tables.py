@@ -84,7 +84,8 @@ def slices_of(result: CaseResult) -> list[dict[str, Any]]:
     if result.affine is None or result.slice_scores is None:
         return []
     axis, scores = result.slice_axis, result.slice_scores
-    return slice_rows(result.case_id, result.anomaly_map, result.affine, scores, axis=axis)
+    rows = slice_rows(result.case_id, result.anomaly_map, result.affine, scores, axis=axis)
+    return rows if result.has_position else [{**row, "position_mm": ""} for row in rows]
 
 
 def study_rows(rows: Iterable[Mapping[str, str]], failures: Sequence[FailedCase]) -> list[dict[str, Any]]:

@@ -249,7 +249,7 @@ class ResultWriter:
 
     def _collect(self, result: CaseResult, video: str) -> None:
         if self._video is None:  # the output folder has space for the maps; the temporary folder may not
-            self._video = VideoCollector(self.output_dir)
+            self._video = VideoCollector(self.output_dir, self.view)
         self._video.add(result, video)
 
     def _discard(self, names: Iterable[str], files: Iterable[str]) -> None:

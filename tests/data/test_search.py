@@ -381,7 +381,7 @@ def test_each_case_has_a_description(tmp_path):
     assert survey(tmp_path, keep_identifiers=True).descriptions == {
         f"ct/series_3-{code(paths[0])}": f"DICOM CT 3 slices of {COLUMNS} x {ROWS}, axial, 0.75 x 0.5 x 2 mm",
         "us/0": f"DICOM US image of {COLUMNS} x {ROWS}, axial, 1 x 1 x 1 mm",
-        "frames": f"DICOM 4 frames of {COLUMNS} x {ROWS}, unknown",
+        **{f"frames/frame_{index}": f"DICOM frame of {COLUMNS} x {ROWS}" for index in range(4)},
         "a": "photograph",
         "v": "volume",
     }

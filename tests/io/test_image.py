@@ -21,15 +21,16 @@ from pydicom.pixels import pixel_array
 from pydicom.pixels.processing import apply_color_lut
 
 from mrad_med.errors import ImageFileError
+from mrad_med.io.dicom.frames import DicomFrame
 from mrad_med.io.dicom.windows import VOIKeys
 from mrad_med.io.file_types import DICOM, detect_file_type
-from mrad_med.io.image import read_image_file
+from mrad_med.io.image import read_image, read_image_file
 from mrad_med.io.photographs import PhotographReader
 from mrad_med.transforms.spatial import ToDisplayOrientation
 
 ROWS, COLUMNS = 20, 30
 ORIENTATION_TAG = 0x0112  # of EXIF
-META_KEYS = {"affine", "original_affine", "spatial_shape", "space", "filename_or_obj"}
+META_KEYS = {"affine", "original_affine", "spatial_shape", "space", "filename_or_obj", "has_position"}
 DICOM_META_KEYS = META_KEYS | set(VOIKeys.ALL)
 OBLIQUE = np.array([[0.8, 0.1, 0.0, -10.0], [-0.1, 0.8, 0.2, 5.0], [0.0, -0.2, 2.0, 7.0], [0.0, 0.0, 0.0, 1.0]])
 DICOM_FILES = sorted((Path(pydicom.data.__file__).parent / "test_files").rglob("*.dcm"))
@@ -501,11 +502,12 @@ def test_palette_of_a_dicom_becomes_its_colors():
     np.testing.assert_array_equal(read_image_file(path).numpy(), expected.transpose(2, 1, 0))
 
 
-def test_film_of_a_dicom_is_a_volume_with_colors():
+def test_frame_of_a_dicom_cine_is_an_image_with_colors():
     path = bundled_dicom("SC_rgb_rle_2frame.dcm")
-    image = read_image_file(path)
-    assert image.shape == (3, 100, 100, 2)
-    np.testing.assert_array_equal(image.numpy(), pixel_array(path).transpose(3, 2, 1, 0))
+    for index, frame in enumerate(pixel_array(path)):
+        image = read_image(DicomFrame(str(path), index, None))
+        assert image.shape == (3, 100, 100)
+        np.testing.assert_array_equal(image.numpy(), frame.transpose(2, 1, 0))
 
 
 def test_dicom_without_pixels_is_refused(tmp_path):
@@ -556,7 +558,8 @@ def test_any_dicom_file_is_an_image_or_refused_without_naming_the_patient(path):
     except ImageFileError as error:
         said = str(error)
         assert any(
-            advice in said for advice in ("again", "leave it out", "save each", "convert", "are needed", "install")
+            advice in said
+            for advice in ("again", "leave it out", "save each", "convert", "are needed", "install", "find_cases")
         )
     else:
         assert image.ndim in (3, 4)

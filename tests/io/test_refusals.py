@@ -97,9 +97,9 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], str]]
     "TIFF": (write_tiff, PhotographReader().read, "tifffile.TiffFile.__init__"),
     "volume": (write_volume, VolumeReader().read, "nibabel.Nifti1Header.check_fix"),
     "affine of a volume": (write_volume, VolumeReader().read, "nibabel.Nifti1Header.get_best_affine"),
-    "DICOM": (write_dicom, DicomReader().read, "pydicom.dcmread"),
+    "DICOM": (write_dicom, DicomReader().read, "pydicom.filereader.read_dataset"),
     "pixels of DICOM": (write_dicom, read_image_file, "pydicom.pixels.decoders.base.Decoder.as_array"),
-    "series": (write_dicom, lambda path: read_series([path]), "pydicom.dcmread"),
+    "series": (write_dicom, lambda path: read_series([path]), "pydicom.filereader.read_dataset"),
     "frame": (write_photograph, read_first_frame, "PIL.Image.open"),
     "frames": (write_photograph, list_frames, "PIL.Image.open"),
 }

@@ -20,6 +20,7 @@ from scipy import ndimage
 
 from mrad_med import CaseResult, ResultWriter
 from mrad_med.errors import ImageFileError, OutputError
+from mrad_med.io.dicom.frames import DicomFrame
 from mrad_med.io.frames import Frame
 from mrad_med.io.image import read_image
 from mrad_med.results import outputs
@@ -333,17 +334,16 @@ def test_capture_of_a_single_image_is_upright(tmp_path, make):
     np.testing.assert_allclose(dcmread(path).pixel_array, under(dcmread(source).pixel_array * 0.255, share), atol=1.5)
 
 
-def test_captures_of_a_film_without_positions_are_its_own_frames(tmp_path):
-    (source,) = fill([write_ultrasound(tmp_path / "source.dcm", NumberOfFrames=SLICES)])
-    result = make_dicom(source)
-    result.anomaly_map[:, :, 3] = 1
-    paths = write("capture", result, tmp_path, view=STORED)
-    frames = dcmread(source).pixel_array * 0.255
-    for number, path in enumerate(paths):
-        np.testing.assert_allclose(
-            dcmread(path).pixel_array, under(frames[number], np.full((ROWS, COLUMNS), float(number == 3))), atol=1.5
-        )
-    assert len(paths) == SLICES
+def test_capture_of_a_frame_of_a_dicom_cine_shows_it_and_refers_to_it(tmp_path):
+    (path,) = fill([write_ultrasound(tmp_path / "source.dcm", NumberOfFrames=SLICES)])
+    frames = dcmread(path).pixel_array
+    anomaly_map = np.random.RandomState(5).rand(ROWS, COLUMNS).astype(np.float32)
+    result = CaseResult("cine/frame_3", DicomFrame(str(path), 3, None), 0.5, anomaly_map)
+    assert result.kind == "frame"
+    (capture,) = write("capture", result, tmp_path, view=STORED)
+    share = (anomaly_map - anomaly_map.min()) / np.ptp(anomaly_map)
+    np.testing.assert_allclose(dcmread(capture).pixel_array, under(frames[3] * 0.255, share), atol=1.5)
+    assert dcmread(capture).SourceImageSequence[0].ReferencedFrameNumber == 4
 
 
 # images for people

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import nibabel
+import nrrd
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -701,3 +702,26 @@ def test_image_in_memory_and_photograph_of_its_name_are_not_one_case(tmp_path, o
     in_memory = CaseResult("photo", np.zeros((*SIZE, 3), np.uint8), 0.5, make_map(*SIZE))
     run(out, [in_memory], write=["tiff"])
     assert announce_pending(out, [photograph(tmp_path)]) == ["photo"]
+
+
+def test_volume_without_a_place_has_no_place_in_its_results(tmp_path):
+    values = np.random.RandomState(0).rand(20, 24, 3).astype(np.float32)
+    scores = np.array([0.1, 0.3, 0.2], np.float32)
+    affine = np.diag([-2.0, -0.5, 4.0, 1.0])
+    for has_position in (True, False):
+        folder = tmp_path / str(has_position)
+        result = CaseResult("a", values, 0.3, values, affine, scores, 2, has_position=has_position)
+        writer = ResultWriter(folder, write=["nifti", "mask", "nrrd"], threshold=0.5)
+        writer.write(result)
+        writer.finish()
+        with (folder / "slices.csv").open(encoding="utf-8") as stream:
+            places = [row["position_mm"] for row in csv.DictReader(stream)]
+        assert places == (["0.0", "4.0", "8.0"] if has_position else ["", "", ""])
+        for name in ("maps/a.nii.gz", "masks/a.nii.gz"):
+            header = nibabel.load(folder / name).header
+            assert (int(header["sform_code"]), int(header["qform_code"])) == ((1, 1) if has_position else (0, 0))
+            np.testing.assert_allclose(header.get_zooms(), [2, 0.5, 4])
+        read, header = nrrd.read(str(folder / "maps/a.nrrd"))
+        np.testing.assert_array_equal(read, values)
+        assert ("space" in header) is has_position
+        assert ("spacings" in header) is not has_position

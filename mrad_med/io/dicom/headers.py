@@ -1,39 +1,43 @@
-"""DICOM headers: the tags that an image needs and its geometry, without the tags that identify a patient."""
+"""DICOM headers: the tags that an image needs, without the tags that identify a patient."""
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import pydicom
 from pydicom import config
+from pydicom.dataset import FileMetaDataset
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_partial
 from pydicom.tag import Tag
 
 from mrad_med.errors import ImageFileError
-from mrad_med.io.geometry import Planes, plane_normal
-from mrad_med.io.limits import MAX_VOXELS
+from mrad_med.io.dicom.streams import (
+    BoundedStream,
+    Inflated,
+    check_counts,
+    drop_groups,
+    pixel_bytes,
+    read_meta,
+)
 from mrad_med.io.refusals import refusing
 
 __all__ = [
     "IDENTIFIERS",
     "KEPT_IDENTIFIERS",
-    "count_frames",
-    "frame_group",
-    "pixel_spacing",
-    "planes_of",
     "quiet",
     "read_dataset",
     "read_header",
     "silent",
+    "without_stderr",
 ]
 
 # Identifiers that written results keep on request; all are of type 2 in the patient and study modules.
@@ -59,10 +63,13 @@ _TAGS = [
     "BluePaletteColorLookupTableDescriptor",
     "Columns",
     "DetectorInformationSequence",
+    "FrameTime",
+    "FrameTimeVector",
     "GreenPaletteColorLookupTableData",
     "GreenPaletteColorLookupTableDescriptor",
     "HighBit",
     "ImageOrientationPatient",
+    "ImageType",
     "ImagePositionPatient",
     "ImagerPixelSpacing",
     "Modality",
@@ -101,24 +108,49 @@ _PIXEL_TAGS = [
     "PixelData",
 ]
 
-_MAX_INFLATED = 4 * MAX_VOXELS  # bytes
-_META_GROUP = 2  # group number of the file meta information
-_META_START = 144  # bytes before the part of the meta information whose length is stated (PS3.10, 7.1)
+_FIRST_INFLATED, _MAX_INFLATED_HEADER = 2**20, 2**26  # bytes
+_GROUPS_GROUP = 0x5200  # group number of the functional groups
+_PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)  # tags of the pixels
+_STDERR = 2  # file descriptor
+_LIBRARIES = ("pydicom", "highdicom", "pylibjpeg", "libjpeg", "openjpeg", "rle")  # names of their loggers
 _QUIET = threading.RLock()  # pydicom's settings are global to the process
 
 
 @contextmanager
 def silent() -> Iterator[None]:
     """Suppress warnings and logs of pydicom and libraries built on it, because they may quote a header."""
-    log = logging.getLogger("pydicom")
+    logs = [logging.getLogger(name) for name in _LIBRARIES]
     with _QUIET, config.disable_value_validation(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        level = log.level
-        log.setLevel(logging.CRITICAL + 1)  # applies to child loggers too, unlike disabling the logger
+        levels = [log.level for log in logs]
+        for log in logs:
+            log.setLevel(logging.CRITICAL + 1)  # applies to child loggers too, unlike disabling the logger
         try:
             yield
         finally:
-            log.setLevel(level)
+            for log, level in zip(logs, levels, strict=True):
+                log.setLevel(level)
+
+
+@contextmanager
+def without_stderr() -> Iterator[None]:
+    """Discard what decoders in C and Rust write to the standard error of the process, such as a backtrace.
+
+    What other threads write meanwhile is discarded too.
+    """
+    sys.stderr.flush()
+    try:
+        kept = os.dup(_STDERR)
+    except OSError:  # the process has none
+        yield
+        return
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), _STDERR)
+        yield
+    finally:
+        os.dup2(kept, _STDERR)
+        os.close(kept)
 
 
 @contextmanager
@@ -148,7 +180,7 @@ def read_header(path: str | os.PathLike[str], *, more: Sequence[str] = ()) -> py
         ImageFileError: the file is not DICOM, or is damaged.
     """
     with quiet("the DICOM header"), Path(path).open("rb") as stream:
-        return _converted(_read_header(stream, [*_TAGS, *more]))
+        return _converted(_Source(stream).header([*_TAGS, *more]))
 
 
 def read_dataset(path: str | os.PathLike[str], check: Callable[[pydicom.Dataset], None]) -> pydicom.Dataset:
@@ -164,33 +196,93 @@ def read_dataset(path: str | os.PathLike[str], check: Callable[[pydicom.Dataset]
         ImageFileError: the file is not DICOM, or is damaged.
     """
     with quiet("the DICOM header"), Path(path).open("rb") as stream:
-        header = _converted(_read_header(stream, [*_TAGS, "ExtendedOffsetTable", "ExtendedOffsetTableLengths"]))
+        source = _Source(stream)
+        header = _converted(source.header([*_TAGS, "ExtendedOffsetTable", "ExtendedOffsetTableLengths"]))
         check(header)
-        if header.file_meta.TransferSyntaxUID.is_deflated:  # the stream is past its end
-            stream.seek(0)
-            header.update(pydicom.dcmread(stream, specific_tags=[*_PIXEL_TAGS]))
-        else:
-            is_implicit, is_little_endian = (bool(value) for value in header.original_encoding)
-            tags: list[Any] = [Tag(keyword) for keyword in _PIXEL_TAGS]
-            header.update(pydicom.filereader.read_dataset(stream, is_implicit, is_little_endian, specific_tags=tags))
+        check_counts(header, os.fstat(stream.fileno()).st_size)
+        header.update(source.pixels(pixel_bytes(header)))
         return _converted(header)
 
 
-def _read_header(stream: BinaryIO, keywords: list[str]) -> pydicom.Dataset:
-    """Return the tags of an open file. The stream is left at the pixels, or at the end of a deflated file."""
-    tags: list[Any] = [*keywords]
-    _check_inflated_size(stream)
-    stream.seek(0)
-    try:
-        dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=tags)
-    except InvalidDicomError:
-        stream.seek(0)
-        dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=tags, force=True)
-        if not str(dataset.get("SOPClassUID", "")).startswith("1.2.840.10008."):
-            raise
-    if dataset.file_meta.get("TransferSyntaxUID") is None:
-        dataset.file_meta.TransferSyntaxUID = _guess_syntax(dataset)
-    return dataset
+class _Source:
+    """The data set of an open file, parsed in the order of its tags: header, functional groups, pixels.
+
+    The counts are known before the functional groups are parsed, because their tags are lower.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._meta = read_meta(stream)
+        is_deflated = self._meta.get("TransferSyntaxUID") == pydicom.uid.DeflatedExplicitVRLittleEndian
+        self._inflated = Inflated(stream, self._meta) if is_deflated else None
+        self._stream: BinaryIO = stream
+        self._encoding = (False, True)  # implicit, little-endian
+
+    def header(self, keywords: Sequence[str]) -> pydicom.Dataset:
+        """Return the tags before the pixels. The position is then at the pixels."""
+        tags: list[Any] = [Tag(keyword) for keyword in keywords]
+        if self._inflated is None:
+            return self._plain_header(tags)
+        size = _FIRST_INFLATED
+        while True:
+            self._stream = self._inflated.first(size)
+            header = self._parse(_before_pixels, tags, BoundedStream(self._stream, most=4))
+            if self._inflated.is_whole or _position(self._stream) < size or size >= _MAX_INFLATED_HEADER:
+                break
+            size *= 4
+        header.file_meta = FileMetaDataset(self._meta)
+        drop_groups(header)
+        return header
+
+    def _plain_header(self, tags: list[Any]) -> pydicom.Dataset:
+        self._stream.seek(0)
+        bounded: Any = BoundedStream(self._stream)
+        try:
+            header: pydicom.Dataset = read_partial(bounded, _before_groups, specific_tags=tags)
+        except InvalidDicomError:
+            self._stream.seek(0)
+            header = read_partial(bounded, _before_groups, specific_tags=tags, force=True)
+            if not str(header.get("SOPClassUID", "")).startswith("1.2.840.10008."):
+                raise
+        implicit, little_endian = header.original_encoding
+        self._encoding = bool(implicit), bool(little_endian)
+        bounded.allow(header)
+        header.update(self._parse(_before_pixels, tags, bounded))
+        drop_groups(header)
+        if header.file_meta.get("TransferSyntaxUID") is None:
+            header.file_meta.TransferSyntaxUID = _guess_syntax(header)
+        return header
+
+    def _parse(self, stop_when: Any, tags: Sequence[Any], stream: Any) -> pydicom.Dataset:
+        return pydicom.filereader.read_dataset(stream, *self._encoding, stop_when=stop_when, specific_tags=[*tags])
+
+    def pixels(self, size: int) -> pydicom.Dataset:
+        """Return the tags of the pixels. A deflated file is inflated only as far as pixels of this size reach.
+
+        Args:
+            size: number of bytes of the decoded pixels.
+        """
+        if self._inflated is not None:
+            start = _position(self._stream)
+            most = start + size + _FIRST_INFLATED
+            self._stream = self._inflated.first(most)
+            self._stream.seek(start)
+            if not self._inflated.is_whole:
+                raise ImageFileError(
+                    f"its inflated size is above the {most} bytes that its header describes; export it uncompressed"
+                )
+        return self._parse(None, [Tag(keyword) for keyword in _PIXEL_TAGS], self._stream)
+
+
+def _position(stream: BinaryIO) -> int:
+    return stream.seek(0, os.SEEK_CUR)
+
+
+def _before_groups(tag: int, *_: Any) -> bool:
+    return tag >> 16 >= _GROUPS_GROUP
+
+
+def _before_pixels(tag: int, *_: Any) -> bool:
+    return tag in _PIXELS
 
 
 def _converted(dataset: pydicom.Dataset) -> pydicom.Dataset:
@@ -200,117 +292,8 @@ def _converted(dataset: pydicom.Dataset) -> pydicom.Dataset:
     return dataset
 
 
-def _check_inflated_size(stream: BinaryIO) -> None:
-    """Refuse a deflated file above the size limit, because pydicom inflates the whole file even for the header."""
-    try:
-        pydicom.filereader.read_preamble(stream, force=False)
-    except InvalidDicomError:  # a file without meta information is not deflated
-        return
-    meta = pydicom.filereader.read_dataset(
-        stream, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag >> 16 != _META_GROUP
-    )
-    if meta.get("TransferSyntaxUID") != pydicom.uid.DeflatedExplicitVRLittleEndian:
-        return
-    inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    stream.seek(_META_START + int(meta.FileMetaInformationGroupLength))
-    while size <= _MAX_INFLATED and (data := inflater.unconsumed_tail or stream.read(1 << 16)):
-        size += len(inflater.decompress(data, 1 << 20))
-    if size > _MAX_INFLATED:
-        raise ImageFileError(f"its inflated size is above the limit of {_MAX_INFLATED} bytes; export it uncompressed")
-
-
 def _guess_syntax(dataset: pydicom.Dataset) -> pydicom.uid.UID:
     implicit, little_endian = dataset.original_encoding
     if not little_endian:
         return pydicom.uid.ExplicitVRBigEndian
     return pydicom.uid.ImplicitVRLittleEndian if implicit else pydicom.uid.ExplicitVRLittleEndian
-
-
-def count_frames(header: pydicom.Dataset) -> int:
-    """Return the number of frames; 1 where the header does not state it.
-
-    Raises:
-        ImageFileError: the number is below 1.
-    """
-    frames = int(header.get("NumberOfFrames") or 1)
-    if frames < 1:
-        raise ImageFileError("its number of frames is below 1; export the DICOM file again")
-    return frames
-
-
-def frame_group(header: pydicom.Dataset, frame: int, group: str) -> pydicom.Dataset | None:
-    """Return a functional group of a frame, or None. A per-frame group takes precedence over a shared one.
-
-    Args:
-        header: header of any DICOM object; only enhanced objects have functional groups.
-        frame: number of the frame, from 0.
-        group: keyword of the sequence of the group.
-
-    Reference:
-        DICOM PS3.3, C.7.6.16.
-    """
-    own, shared = header.get("PerFrameFunctionalGroupsSequence"), header.get("SharedFunctionalGroupsSequence")
-    for groups in ([own[frame]] if own else []) + ([shared[0]] if shared else []):
-        if groups.get(group):
-            item: pydicom.Dataset = groups[group][0]
-            return item
-    return None
-
-
-def pixel_spacing(header: pydicom.Dataset) -> tuple[float, float] | None:
-    """Return the distances between columns and between rows in mm, in the patient or else at the detector, or None."""
-    source = frame_group(header, 0, "PixelMeasuresSequence") or header
-    stored = source.get("PixelSpacing") or header.get("ImagerPixelSpacing")
-    if not stored:
-        return None
-    rows, columns = (float(value) for value in stored)
-    return columns, rows
-
-
-def planes_of(header: pydicom.Dataset) -> Planes | None:
-    """Return the positions of the frames of a DICOM object, in stored order; None where the header has no positions.
-
-    Raises:
-        ImageFileError: the geometry is contradictory, or the frames are not parallel.
-    """
-    frames = count_frames(header)
-    _check_groups(header, frames)
-    spacing = pixel_spacing(header)
-    geometry = [_frame_geometry(header, frame) for frame in range(frames)]
-    if spacing is None or any(numbers is None for numbers in geometry):
-        return None
-    stored = np.asarray(geometry, np.float64)  # (frames, 9)
-    orientation, thickness = stored[0, 3:].reshape(2, 3), _thickness(header)
-    if np.abs(stored[:, 3:] - stored[0, 3:]).max() > 1e-3:
-        raise ImageFileError("its frames are not parallel; export each direction as a separate file")
-    positions, step = stored[:, :3], header.get("SpacingBetweenSlices")
-    if frames > 1 and "DetectorInformationSequence" in header and step:  # nuclear medicine: PS3.3, C.8.4.15
-        positions = positions + np.arange(frames)[:, None] * float(step) * plane_normal(orientation)
-    planes = Planes(positions, orientation, spacing, thickness)
-    problem = planes.problem()
-    if problem is not None:
-        raise ImageFileError(f"its header holds {problem}; export the DICOM file again")
-    return planes
-
-
-def _check_groups(header: pydicom.Dataset, frames: int) -> None:
-    groups = header.get("PerFrameFunctionalGroupsSequence")
-    if groups and len(groups) != frames:
-        raise ImageFileError(f"its header describes {len(groups)} frame(s) but states {frames}; export it again")
-
-
-def _frame_geometry(header: pydicom.Dataset, frame: int) -> list[float] | None:
-    """Return position and orientation of a frame as nine numbers, or None where the header does not state them."""
-    detector = header.get("DetectorInformationSequence")
-    position = frame_group(header, frame, "PlanePositionSequence") or (detector[0] if detector else header)
-    orientation = frame_group(header, frame, "PlaneOrientationSequence") or (detector[0] if detector else header)
-    stored = [*(position.get("ImagePositionPatient") or []), *(orientation.get("ImageOrientationPatient") or [])]
-    if len(stored) != 9:
-        return None
-    return [float(value) for value in stored]
-
-
-def _thickness(header: pydicom.Dataset) -> float:
-    """Return the stated distance between slices, or else the slice thickness, in mm; 1 where neither is stated."""
-    source = frame_group(header, 0, "PixelMeasuresSequence") or header
-    return abs(float(source.get("SpacingBetweenSlices") or source.get("SliceThickness") or 1.0))

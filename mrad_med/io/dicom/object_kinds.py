@@ -7,7 +7,7 @@ from pydicom.uid import UID, MediaStorageDirectoryStorage
 
 from mrad_med.errors import ImageFileError, NotAnImageError
 
-__all__ = ["check_is_image"]
+__all__ = ["check_is_image", "check_is_no_mosaic"]
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."  # prefix of the SOP classes of stored objects (DICOM PS3.6, table A-1)
 _KINDS = {  # continuations of the classes of objects that are not images; longer ones precede their prefixes
@@ -65,6 +65,20 @@ def check_is_image(header: Dataset) -> None:
     if _class_of(header).name.endswith("Image Storage"):
         raise ImageFileError("its header does not state the image size and may be truncated; export it again")
     raise NotAnImageError("this DICOM object holds no image; leave it out")
+
+
+def check_is_no_mosaic(header: Dataset) -> None:
+    """Refuse a mosaic of Siemens: a volume whose slices are tiles of one image. Its positions are in private tags.
+
+    Raises:
+        ImageFileError: the object is a mosaic.
+    """
+    stored = header.get("ImageType") or ()
+    if "MOSAIC" in ([stored] if isinstance(stored, str) else [str(value) for value in stored]):
+        raise ImageFileError(
+            "it is a Siemens mosaic, an image whose tiles are the slices of a volume; convert it to NIfTI with "
+            "dcm2niix, or export single slices"
+        )
 
 
 def _class_of(header: Dataset) -> UID:

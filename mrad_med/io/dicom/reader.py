@@ -18,18 +18,13 @@ from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.uid import JPEG2000TransferSyntaxes
 
 from mrad_med.errors import ImageFileError
-from mrad_med.io.dicom.headers import (
-    count_frames,
-    frame_group,
-    pixel_spacing,
-    planes_of,
-    quiet,
-    read_dataset,
-)
-from mrad_med.io.dicom.object_kinds import check_is_image
+from mrad_med.io.dicom.frame_groups import FrameGroup, frame_group, group_frames, pixel_spacing
+from mrad_med.io.dicom.headers import quiet, read_dataset, without_stderr
+from mrad_med.io.dicom.object_kinds import check_is_image, check_is_no_mosaic
+from mrad_med.io.dicom.streams import count_frames
 from mrad_med.io.dicom.windows import stored_windows
 from mrad_med.io.file_types import DICOM_SUFFIXES
-from mrad_med.io.geometry import stack_planes, upright_affine
+from mrad_med.io.geometry import HAS_POSITION, stack_planes, upright_affine
 from mrad_med.io.limits import MAX_PIXELS, MAX_VOXELS, check_pixels, check_voxels
 
 __all__ = ["DicomReader"]
@@ -52,22 +47,29 @@ class DicomReader(ImageReader):
       MONOCHROME2 image of the same appearance. Its windows are inverted too. CT and PET keep their values, because
       their units have a fixed physical meaning.
     - Palettes, YBR and RGB become RGB bytes; of deeper colors the upper 8 bits are kept.
-    - Several frames become a volume. It is sorted by position if the positions differ; otherwise the stored order is
-      kept, for example in a cine loop.
-    - The affine is in RAS. Without a stated position, the image is treated as an upright axial slice.
+    - Several frames become a volume, sorted by position. Frames without positions become a volume in stored order if
+      the header states the distance between slices. All other frames do not form a volume: read them one by one.
+    - The affine is in RAS. Without a stated position, the image is treated as an upright axial slice, and
+      `HAS_POSITION` in the metadata is False.
     - The metadata contains the stored windows (`VOIKeys`).
 
     Arrays are indexed (width, height[, channel]), and volumes (X, Y, Z[, channel]), as in MONAI's readers.
 
     Args:
         max_pixels: largest number of pixels of a frame; larger images are refused before they are decoded.
-        max_voxels: largest number of voxels of all frames; larger volumes are refused before they are decoded.
+        max_voxels: largest number of voxels of the frames that are read; larger volumes are refused before they are
+            decoded.
+        frames: numbers, from 0, of the frames that are read: one frame, or all frames of one `FrameGroup`. None reads
+            all frames of a file whose frames form one volume or image.
     """
 
-    def __init__(self, max_pixels: int = MAX_PIXELS, max_voxels: int = MAX_VOXELS) -> None:
+    def __init__(
+        self, max_pixels: int = MAX_PIXELS, max_voxels: int = MAX_VOXELS, frames: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         self.max_pixels = max_pixels
         self.max_voxels = max_voxels
+        self.frames = None if frames is None else tuple(frames)
 
     def verify_suffix(self, filename: Sequence[os.PathLike[str] | str] | os.PathLike[str] | str) -> bool:
         """Return whether the name, or every name of a list, has the suffix of a DICOM file."""
@@ -89,9 +91,11 @@ class DicomReader(ImageReader):
     def _check(self, header: pydicom.Dataset) -> None:
         """Refuse an object that is not an image, is too large or cannot be decoded."""
         check_is_image(header)
+        check_is_no_mosaic(header)
         rows, columns = int(header.Rows), int(header.Columns)
         check_pixels(columns, rows, self.max_pixels)
-        check_voxels(columns, rows, count_frames(header), limit=self.max_voxels)
+        frames = count_frames(header) if self.frames is None else len(self.frames)
+        check_voxels(columns, rows, frames, limit=self.max_voxels)
         _check_samples(header)
         _decoder_of(header)
 
@@ -102,11 +106,12 @@ class DicomReader(ImageReader):
             ImageFileError: the pixels are damaged or missing, or the header is contradictory.
         """
         with quiet("the DICOM file"):
-            order, affine = _lay_out(img)
-            pixels = _decode(img)[list(order)]
+            group = _select(group_frames(img), self.frames)
+            order, affine = _lay_out(img, group)
+            pixels = _decode(img, order)
             if img.PhotometricInterpretation in _GRAY:
                 values, mirror = _gray_values(img, pixels, order)
-                windows = stored_windows(img, mirror=mirror)
+                windows = stored_windows(img, frame=min(order), mirror=mirror)
             else:
                 values, windows = _color_bytes(img, pixels), {}
         values = np.swapaxes(values, 1, 2)  # (frames, columns, rows[, 3])
@@ -117,6 +122,7 @@ class DicomReader(ImageReader):
             MetaKeys.SPACE: SpaceKeys.RAS,
             MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[:axes]),
             MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan") if array.ndim == axes else -1,
+            HAS_POSITION: group.planes is not None,
             **windows,
         }
         return np.ascontiguousarray(array), meta
@@ -144,15 +150,18 @@ def _decoder_of(header: pydicom.Dataset) -> Decoder:
     return decoder
 
 
-def _decode(dataset: pydicom.Dataset) -> NDArray[Any]:
-    """Return the stored pixels (frames, rows, columns[, samples]), with colors as RGB."""
-    decoder = _decoder_of(dataset)
+def _decode(dataset: pydicom.Dataset, order: Sequence[int]) -> NDArray[Any]:
+    """Return the stored pixels (frames, rows, columns[, samples]) of frames, with colors as RGB.
+
+    Args:
+        dataset: header and encoded pixels.
+        order: numbers of the frames, from 0, in the order of the returned values.
+    """
+    decoder, colors = _decoder_of(dataset), (3,) * (int(dataset.get("SamplesPerPixel") or 1) > 1)
     try:
-        if decoder.UID in JPEG2000TransferSyntaxes:
-            _check_boxes(dataset)
-        pixels, properties = decoder.as_array(dataset, allow_excess_frames=False)  # type: ignore[arg-type]
-        colors = (3,) * (dataset.SamplesPerPixel > 1)
-        pixels = pixels.reshape(count_frames(dataset), dataset.Rows, dataset.Columns, *colors)
+        with without_stderr():
+            pixels, photometric = _decode_frames(decoder, dataset, order)
+        pixels = pixels.reshape(len(order), dataset.Rows, dataset.Columns, *colors)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # decoders raise errors of any class on damaged files; Rust decoders panic
@@ -163,9 +172,21 @@ def _decode(dataset: pydicom.Dataset) -> NDArray[Any]:
             f"its pixel data cannot be decoded ({type(error).__name__}): it is damaged, truncated or contradicts the "
             f"header; {advice}"
         ) from None
-    if colors and properties["photometric_interpretation"] != "RGB":
+    if colors and photometric != "RGB":
         raise ImageFileError("its color encoding is not supported; export it as RGB")
     return pixels
+
+
+def _decode_frames(decoder: Decoder, dataset: pydicom.Dataset, order: Sequence[int]) -> tuple[NDArray[Any], str]:
+    """Return the pixels of frames, and their photometric interpretation."""
+    if decoder.UID in JPEG2000TransferSyntaxes:
+        _check_boxes(dataset)
+    frames = count_frames(dataset)
+    if len(order) == frames or not decoder.UID.is_little_endian:  # pydicom 3.0 swaps bytes only in whole files
+        pixels, properties = decoder.as_array(dataset, allow_excess_frames=False)  # type: ignore[arg-type]
+        return pixels.reshape(frames, -1)[list(order)], str(properties["photometric_interpretation"])
+    decoded = list(decoder.iter_array(dataset, indices=order, allow_excess_frames=False))
+    return np.stack([frame for frame, _ in decoded]), str(decoded[0][1]["photometric_interpretation"])
 
 
 def _check_boxes(dataset: pydicom.Dataset) -> None:
@@ -179,20 +200,39 @@ def _check_boxes(dataset: pydicom.Dataset) -> None:
             offset += length
 
 
-def _lay_out(dataset: pydicom.Dataset) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Return the order of the frames by position and the (4, 4) affine."""
-    frames, planes = count_frames(dataset), planes_of(dataset)
-    as_stored = tuple(range(frames))
-    if planes is None:
-        spacing = pixel_spacing(dataset) or (0.0, 0.0)
+def _select(groups: Sequence[FrameGroup], frames: tuple[int, ...] | None) -> FrameGroup:
+    """Return the group of the frames to read: the only one of the file, that of the given frames, or one frame of it.
+
+    Raises:
+        ImageFileError: the frames do not form a volume.
+    """
+    if frames is None:
+        if len(groups) == 1 and not groups[0].is_sequence:
+            return groups[0]
+        what = f"differ in direction, spacing, stack or time and form {len(groups)} volumes or images"
+        if len(groups) == 1:
+            what = "do not form a volume: they follow each other in time, or state neither positions nor their distance"
+        raise ImageFileError(
+            f"its {sum(len(group.frames) for group in groups)} frames {what}; list them with find_cases"
+        )
+    group = next((group for group in groups if set(frames) <= set(group.frames)), None)
+    if group is not None and len(frames) == 1:
+        return group.frame(frames[0])
+    if group is None or len(group.frames) != len(frames) or group.is_sequence:
+        raise ImageFileError("these frames do not form one volume of the file; list them with find_cases")
+    return group
+
+
+def _lay_out(dataset: pydicom.Dataset, group: FrameGroup) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+    """Return the frames of a group in the order of their positions, and the (4, 4) affine."""
+    if group.planes is None:
+        spacing = pixel_spacing(dataset, group.frames[0]) or (0.0, 0.0)
         is_known = min(spacing) > 0 and np.isfinite(spacing).all()  # some radiographs store unknown spacings as 0
-        return as_stored, upright_affine(spacing if is_known else (1.0, 1.0))
-    stack = stack_planes(planes)
-    if len(stack.repeated) == frames - 1 > 0:  # the third axis is time, not a direction in the patient
-        return as_stored, upright_affine(planes.spacing)
+        return group.frames, upright_affine(spacing if is_known else (1.0, 1.0), group.step or 1.0)
+    stack = stack_planes(group.planes)
     if stack.faults:
         raise ImageFileError(f"its frames cannot form one volume: {'; '.join(stack.faults)}; split or export it again")
-    return stack.order, stack.affine
+    return tuple(group.frames[index] for index in stack.order), stack.affine
 
 
 def _gray_values(
@@ -268,8 +308,7 @@ def _padding(dataset: pydicom.Dataset, stored: NDArray[Any]) -> NDArray[np.bool_
 def _color_bytes(dataset: pydicom.Dataset, pixels: NDArray[Any]) -> NDArray[np.uint8]:
     """Return decoded colors or palette indices as RGB bytes (frames, rows, columns, 3)."""
     if dataset.PhotometricInterpretation == _PALETTE:
-        _swap_palette(dataset)
-        pixels = apply_color_lut(pixels, dataset)[..., :3]  # a fourth channel is transparency
+        pixels = apply_color_lut(pixels, _native_palette(dataset))[..., :3]  # a fourth channel is transparency
         bits = int(dataset.RedPaletteColorLookupTableDescriptor[2])
         bits = bits if pixels.max() < 2**bits else 16  # old files announce 8 bits and hold 16
     else:
@@ -279,11 +318,16 @@ def _color_bytes(dataset: pydicom.Dataset, pixels: NDArray[Any]) -> NDArray[np.u
     return (pixels >> max(bits - 8, 0)).astype(np.uint8)
 
 
-def _swap_palette(dataset: pydicom.Dataset) -> None:
-    """Convert a big-endian palette in place to native byte order, which pydicom 3.0 assumes."""
+def _native_palette(dataset: pydicom.Dataset) -> pydicom.Dataset:
+    """Return the header with a palette in native byte order, which pydicom 3.0 assumes."""
     if dataset.file_meta.TransferSyntaxUID.is_little_endian:
-        return
+        return dataset
+    native = pydicom.Dataset()
+    native.update(dataset)
+    native.file_meta = dataset.file_meta
     for color in ("Red", "Green", "Blue"):
         name = f"{color}PaletteColorLookupTableData"
         if name in dataset and dataset[name].VR == "OW":
-            dataset[name].value = np.frombuffer(dataset[name].value, "u2").byteswap().tobytes()
+            swapped = np.frombuffer(dataset[name].value, "u2").byteswap().tobytes()
+            native[name] = pydicom.DataElement(dataset[name].tag, "OW", swapped)
+    return native

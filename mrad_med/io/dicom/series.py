@@ -17,11 +17,13 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
 from mrad_med.errors import ImageFileError
-from mrad_med.io.dicom.headers import IDENTIFIERS, count_frames, planes_of, quiet, read_header
-from mrad_med.io.dicom.object_kinds import check_is_image
+from mrad_med.io.dicom.frame_groups import FrameGroup, frame_times, group_frames
+from mrad_med.io.dicom.headers import IDENTIFIERS, quiet, read_header
+from mrad_med.io.dicom.object_kinds import check_is_image, check_is_no_mosaic
 from mrad_med.io.dicom.reader import DicomReader
+from mrad_med.io.dicom.streams import check_counts, count_frames
 from mrad_med.io.dicom.windows import VOIKeys
-from mrad_med.io.geometry import Planes, Stack, stack_planes
+from mrad_med.io.geometry import HAS_POSITION, Planes, Stack, stack_planes
 from mrad_med.io.limits import MAX_PIXELS, MAX_VOXELS, check_voxels
 
 __all__ = [
@@ -68,6 +70,9 @@ class DicomSeries:
         spacing: distances between columns, rows and slices in mm; None where the headers do not state them.
         problems: unusual properties of the stack, in words; they do not affect other series.
         is_volume: whether `read_series` can read it as one volume: evenly spaced gray slices, or frames of one file.
+        frames: numbers, from 0, of the frames of one file that belong to the series; empty for all frames of the files.
+        times: times, in seconds after the first, of the frames of one file that do not form a volume but follow each
+            other; None for each if the file does not state them. Otherwise empty.
     """
 
     case_id: str
@@ -77,6 +82,8 @@ class DicomSeries:
     spacing: tuple[float, float, float] | None
     problems: tuple[str, ...] = ()
     is_volume: bool = True
+    frames: tuple[int, ...] = ()
+    times: tuple[float | None, ...] = ()
 
 
 def read_series(
@@ -106,12 +113,14 @@ def read_series(
     files = series.files if isinstance(series, DicomSeries) else tuple(Path(path) for path in series)
     if not files:
         raise ImageFileError("the series has no files; give at least one slice")
-    reader = DicomReader(max_pixels, max_voxels)
+    frames = series.frames if isinstance(series, DicomSeries) else ()
+    reader = DicomReader(max_pixels, max_voxels, frames or None)
     first = _read(reader, files[0])
     if len(files) == 1 and count_frames(first) > 1:
         array, meta = reader.get_data(first)
         if array.ndim == 4:
             raise ImageFileError("a multi-frame file in colors is not a volume of gray values; read it as an image")
+        array = array if array.ndim == 3 else array[..., None]
         return _as_volume(array, meta, files[0])
     slices, volume, windows = _read_slices(reader, files, first)
     stack = stack_planes(common_planes(slices))
@@ -163,7 +172,7 @@ def _read_slices(
 
 def _as_volume(array: NDArray[Any], meta: dict[str, Any], path: Path) -> MetaTensor:
     affine = np.asarray(meta[MetaKeys.AFFINE], np.float64)
-    kept = {key: meta[key] for key in VOIKeys.ALL if key in meta}
+    kept = {key: meta[key] for key in (*VOIKeys.ALL, HAS_POSITION) if key in meta}
     values = torch.from_numpy(array.astype(np.float32, copy=False))[None]
     volume = MetaTensor(values, affine=torch.from_numpy(affine), meta=kept)
     volume.meta[MetaKeys.ORIGINAL_AFFINE] = affine.copy()
@@ -203,6 +212,8 @@ class Slice:
     planes: Planes | None
     problem: str | None
     volume: dict[str, str]
+    groups: tuple[FrameGroup, ...] = ()
+    times: tuple[float | None, ...] = ()
 
 
 def read_slice(path: Path) -> Slice:
@@ -224,7 +235,8 @@ def _describe(path: Path, header: pydicom.Dataset) -> Slice:
     """
     with quiet("the DICOM header"):
         check_is_image(header)
-        planes, problem = _try_planes(header)
+        check_counts(header, path.stat().st_size)
+        groups, problem = _try_groups(header)
         number = header.get("SeriesNumber")
         return Slice(
             path=path,
@@ -237,17 +249,21 @@ def _describe(path: Path, header: pydicom.Dataset) -> Slice:
             modality=str(header.get("Modality") or ""),
             size=(int(header.Columns), int(header.Rows)),
             frames=count_frames(header),
-            planes=planes,
+            planes=groups[0].planes if len(groups) == 1 else None,
             problem=problem,
             volume={tag: str(header.get(tag, "")) for tags in VOLUME_TAGS for tag in tags},
+            groups=groups,
+            times=tuple(frame_times(header)),
         )
 
 
-def _try_planes(header: pydicom.Dataset) -> tuple[Planes | None, str | None]:
+def _try_groups(header: pydicom.Dataset) -> tuple[tuple[FrameGroup, ...], str | None]:
+    """Return the groups of the frames of a file and None, or no group and the reason why it cannot be used."""
     try:
-        return planes_of(header), None
+        check_is_no_mosaic(header)
+        return tuple(group_frames(header)), None
     except ImageFileError as error:
-        return None, str(error)
+        return (), str(error)
 
 
 def common_planes(slices: Sequence[Slice]) -> Planes:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import operator
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.charset import python_encoding
+from pydicom.multival import MultiValue
 
 from mrad_med.errors import ImageFileError, UnfitSourceError
-from mrad_med.io.dicom.headers import KEPT_IDENTIFIERS, frame_group, read_header, silent
+from mrad_med.io.dicom.frame_groups import frame_group
+from mrad_med.io.dicom.headers import KEPT_IDENTIFIERS, read_header, silent
+from mrad_med.io.dicom.streams import check_counts
 from mrad_med.io.geometry import LPS_TO_RAS, Planes, plane_matrices
 
 __all__ = ["SourceSeries", "burned_in_warning", "frames_on_source", "read_source_series", "warn_burned_in"]
 
+_METHODS = ("ISO_10918_1", "ISO_13818_2", "ISO_14495_1", "ISO_14496_10", "ISO_15444_1", "ISO_15444_15", "ISO_23008_2")
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "Rows", "Columns")
 _HELPFUL = (
     "BurnedInAnnotation",
@@ -26,6 +35,21 @@ _HELPFUL = (
     "LossyImageCompressionRatio",
     "NumberOfFrames",
 )
+# What a value that is copied to results must be (PS3.3, C.7.6.1 and C.8; PS3.5, 6.2 and 9.1).
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
+_TERMS: dict[str, tuple[str, ...]] = {
+    "BurnedInAnnotation": ("YES", "NO"),
+    "LossyImageCompression": ("00", "01"),
+    "LossyImageCompressionMethod": _METHODS,
+    "SpecificCharacterSet": tuple(python_encoding),
+}
+_VALID: dict[str, Callable[[str], Any]] = {
+    **{keyword: partial(operator.contains, terms) for keyword, terms in _TERMS.items()},
+    **dict.fromkeys(("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID"), _UID.fullmatch),
+    **dict.fromkeys(("SeriesInstanceUID", "FrameOfReferenceUID"), _UID.fullmatch),
+    "LossyImageCompressionRatio": re.compile(r" *[0-9]{1,8}(\.[0-9]{1,8})? *").fullmatch,
+    "Modality": re.compile(r"[A-Z]{2,8}").fullmatch,
+}
 _SAME_IN_A_SERIES = ("StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "FrameOfReferenceUID")
 
 # Functional groups with the geometry of multi-frame images. The other groups may hold dates and texts.
@@ -50,11 +74,13 @@ class SourceSeries:
         planes: (F, 4, 3) matrix of each frame that maps (row, column, 1) to world coordinates (LPS, mm) in its first
             three rows; None if the images state no position.
         identifiers: identifiers of patient and study; blank unless requested.
+        numbers: numbers, from 1, of the frames in the file of a multi-frame source; empty for single-frame images.
     """
 
     images: tuple[Dataset, ...] = field(repr=False)
     planes: NDArray[np.float64] | None
     identifiers: Dataset = field(repr=False)
+    numbers: tuple[int, ...] = ()
 
     @property
     def frame_count(self) -> int:
@@ -65,12 +91,17 @@ class SourceSeries:
         """Return the image that holds a frame, and the frame number in it, from 1; None for a single-frame image."""
         if len(self.images) > 1:
             return self.images[index], None
-        return self.images[0], index + 1 if "NumberOfFrames" in self.images[0] else None
+        return self.images[0], self.numbers[index] if self.numbers else None
+
+    @property
+    def has_frame_of_reference(self) -> bool:
+        """Whether the source states in which space its positions are."""
+        return bool(self.images[0].get("FrameOfReferenceUID"))
 
     @silent()
     def place(self, index: int) -> Dataset:
         """Return the Image Plane attributes that place a single-frame image at the position of a frame."""
-        if self.planes is None:
+        if self.planes is None or not self.has_frame_of_reference:
             return Dataset()
         image = self.images[0]
         place = Dataset()
@@ -84,7 +115,9 @@ class SourceSeries:
         return place
 
 
-def read_source_series(paths: Sequence[str | os.PathLike[str]], *, keep_identifiers: bool = False) -> SourceSeries:
+def read_source_series(
+    paths: Sequence[str | os.PathLike[str]], *, keep_identifiers: bool = False, frames: Sequence[int] | None = None
+) -> SourceSeries:
     """Read the references and geometry of the source of results.
 
     The source is one multi-frame file, or the single-frame files of one series. Pixels are not read. Names, numbers and
@@ -94,6 +127,7 @@ def read_source_series(paths: Sequence[str | os.PathLike[str]], *, keep_identifi
         paths: paths of the files; frames are counted in this order.
         keep_identifiers: whether name, ID, birth date and sex of the patient, and date, time, numbers and referring
             physician of the study are copied to written results. Archives use them to assign results to the patient.
+        frames: numbers, from 0, of the frames of one multi-frame file that were scored; None for all frames.
 
     Raises:
         UnfitSourceError: a file is not a DICOM image, lacks an attribute that a reference needs, or belongs to another
@@ -106,18 +140,26 @@ def read_source_series(paths: Sequence[str | os.PathLike[str]], *, keep_identifi
         headers = [_read(path, name, keep_identifiers) for path, name in zip(paths, names, strict=True)]
         for header, name in zip(headers, names, strict=True):
             _check_same_series(header, headers[0], name)
+        numbers = tuple(range(1, _frame_count(headers[0]) + 1)) if "NumberOfFrames" in headers[0] else ()
+        if frames is not None:
+            numbers = tuple(number + 1 for number in frames)
+            headers = [_take(headers[0], frames)]
         planes = _planes(headers)
-        images = tuple(_with_geometry(header, has_place=planes is not None) for header in headers)
-        return SourceSeries(images, planes, _only(headers[0], [*KEPT_IDENTIFIERS, "SpecificCharacterSet"]))
+        has_place = planes is not None and bool(headers[0].get("FrameOfReferenceUID"))
+        images = tuple(_with_geometry(header, has_place=has_place) for header in headers)
+        return SourceSeries(images, planes, _only(headers[0], [*KEPT_IDENTIFIERS, "SpecificCharacterSet"]), numbers)
 
 
 def _read(path: str | os.PathLike[str], name: str, keep_identifiers: bool) -> Dataset:
     keywords = [*_NEEDED, *_HELPFUL, *_GEOMETRY_KEYWORDS, *_FUNCTIONAL_GROUPS]
     identifiers = [*KEPT_IDENTIFIERS, "SpecificCharacterSet"] if keep_identifiers else []
     try:
-        header = _only(read_header(path, more=keywords + identifiers), keywords + identifiers)
+        header = read_header(path, more=keywords + identifiers)
+        check_counts(header, Path(path).stat().st_size)
+        header = _only(header, keywords + identifiers)
     except ImageFileError:
         raise UnfitSourceError(f"{name} cannot be read as DICOM; give the files that were scored") from None
+    _drop_texts(header)
     missing = [keyword for keyword in _NEEDED if header.get(keyword) in (None, "")]
     if missing:
         raise UnfitSourceError(f"{name} has no {', '.join(missing)}, so results cannot refer to it; export it again")
@@ -125,6 +167,19 @@ def _read(path: str | os.PathLike[str], name: str, keep_identifiers: bool) -> Da
         if keyword not in header:
             setattr(header, keyword, None)
     return header
+
+
+def _drop_texts(header: Dataset) -> None:
+    """Drop each copied attribute whose value is not one that the standard defines: it may be a name."""
+    for keyword, is_valid in _VALID.items():
+        if keyword in header and not all(map(is_valid, _values(header[keyword].value))):
+            del header[keyword]
+
+
+def _values(stored: Any) -> list[str]:
+    if stored is None:
+        return []
+    return [str(value) for value in stored] if isinstance(stored, MultiValue) else [str(stored)]
 
 
 def _only(header: Dataset, keywords: Sequence[str]) -> Dataset:
@@ -143,6 +198,26 @@ def _check_same_series(header: Dataset, first: Dataset, name: str) -> None:
         raise UnfitSourceError(
             f"{name} is given twice or holds several frames; give one multi-frame file, or single frames"
         )
+
+
+def _take(header: Dataset, frames: Sequence[int]) -> Dataset:
+    """Return the header of some frames of a multi-frame file.
+
+    Raises:
+        UnfitSourceError: the file does not hold one of them.
+    """
+    if not frames or not 0 <= min(frames) <= max(frames) < _frame_count(header):
+        raise UnfitSourceError(f"the source has {_frame_count(header)} frame(s), not those that were scored")
+    taken, groups = (
+        _only(header, [element.keyword for element in header]),
+        header.get("PerFrameFunctionalGroupsSequence"),
+    )
+    del taken.NumberOfFrames  # the element is shared with the header
+    taken.NumberOfFrames = len(frames)
+    if groups:
+        del taken.PerFrameFunctionalGroupsSequence
+        taken.PerFrameFunctionalGroupsSequence = [groups[frame] for frame in frames]
+    return taken
 
 
 def _frame_count(header: Dataset) -> int:
@@ -171,8 +246,6 @@ def _planes(headers: Sequence[Dataset]) -> NDArray[np.float64] | None:
     frames = [frame for header in headers for frame in _frame_headers(header)]
     if not any("ImagePositionPatient" in frame or "ImageOrientationPatient" in frame for frame in frames):
         return None
-    if not headers[0].get("FrameOfReferenceUID"):
-        raise UnfitSourceError("the source images have positions but no FrameOfReferenceUID; export them again")
     if len(frames) != sum(map(_frame_count, headers)):
         raise UnfitSourceError(
             f"the source states {len(frames)} positions for another number of frames; export it again"
@@ -211,6 +284,8 @@ def _with_geometry(header: Dataset, *, has_place: bool) -> Dataset:
     if not has_place:
         for keyword in ("FrameOfReferenceUID", *_GEOMETRY_KEYWORDS):
             image.pop(keyword, None)
+        if _frame_count(image) == 1:  # highdicom needs positions of a multi-frame source
+            image.pop("NumberOfFrames", None)
         return image
     frames = _frame_headers(header)
     if "PerFrameFunctionalGroupsSequence" not in header:

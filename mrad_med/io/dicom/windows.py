@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from mrad_med.io.dicom.headers import frame_group
+from mrad_med.io.dicom.frame_groups import frame_group
 
 __all__ = ["VOIKeys", "stored_windows"]
 
@@ -42,18 +42,19 @@ class VOIKeys:
     ALL = (WINDOWS, FUNCTION, LUT, LUT_FIRST, TRUSTED)
 
 
-def stored_windows(dataset: pydicom.Dataset, *, mirror: float | None = None) -> dict[str, Any]:
+def stored_windows(dataset: pydicom.Dataset, *, frame: int = 0, mirror: float | None = None) -> dict[str, Any]:
     """Return the windows of an image under the keys of `VOIKeys`; an empty dictionary if it has no valid window.
 
     Args:
-        dataset: header of the image; the windows of the first frame are used for an enhanced object.
+        dataset: header of the image.
+        frame: number, from 0, of the frame of an enhanced object whose windows are returned.
         mirror: sum of inverted and original value if the values were inverted, ``v`` to ``mirror - v``; the windows
             are inverted in the same way.
 
     Reference:
         DICOM PS3.3, C.11.2.
     """
-    source = frame_group(dataset, 0, "FrameVOILUTSequence") or dataset
+    source = frame_group(dataset, frame, "FrameVOILUTSequence") or dataset
     function = str(source.get("VOILUTFunction") or "LINEAR").upper()
     meta: dict[str, Any] = {}
     windows = _windows(source, function)

@@ -93,6 +93,7 @@ def write_segmentation(
         content_description=f"anomaly map at or above {threshold:.6g}",
         **_equipment("segmentation", source, created, mask, repr(float(threshold))),
     )
+    _renumber(dataset, source)
     _save(dataset, path, created)
 
 
@@ -145,6 +146,7 @@ def write_parametric_map(
         content_description="anomaly value, not calibrated",
         **_equipment("parametric map", source, created, frames),
     )
+    _renumber(dataset, source)
     _save(dataset, path, created)
 
 
@@ -236,8 +238,22 @@ def require_highdicom() -> Any:
     return highdicom
 
 
+def _renumber(dataset: Dataset, source: SourceSeries) -> None:
+    """Replace the numbers of the source's frames, counted among those that were scored, by those in the file."""
+    for group in dataset.PerFrameFunctionalGroupsSequence if source.numbers else ():
+        for derivation in group.get("DerivationImageSequence", []):
+            for reference in derivation.SourceImageSequence:
+                index = int(reference.get("ReferencedFrameNumber", 1)) - 1
+                reference.ReferencedFrameNumber = source.numbers[index]
+
+
 def _require_place(source: SourceSeries, what: str, *, needed: bool) -> None:
     """Raise an `UnfitSourceError` if a position is needed and the source states none."""
+    if needed and source.planes is not None and not source.has_frame_of_reference:
+        raise UnfitSourceError(
+            f"{what} needs source images that state the space of their positions, but these have no "
+            "FrameOfReferenceUID; export them again"
+        )
     if needed and source.planes is None:
         raise UnfitSourceError(
             f"{what} needs source images with position and orientation, but these have none; write overlays of the "

@@ -39,7 +39,7 @@ INVALID = {
     **dict.fromkeys(("PatientBirthDate", "StudyDate", "StudyTime", "SeriesDate"), SECRET),
     **dict.fromkeys(("AcquisitionDate", "ContentDate", "PatientSex"), SECRET),
     **dict.fromkeys(("PatientName", "PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID"), TOO_LONG),
-    **dict.fromkeys(("ReferringPhysicianName", "FrameOfReferenceUID", "BurnedInAnnotation"), TOO_LONG),
+    **dict.fromkeys(("ReferringPhysicianName", "BurnedInAnnotation"), TOO_LONG),
     "PositionReferenceIndicator": SECRET,
 }
 MAP = np.random.RandomState(0).rand(COLUMNS, ROWS, SLICES).astype(np.float32)
@@ -70,7 +70,7 @@ def nothing_quoted(caplog, capfd) -> Iterator[None]:
 
 def test_reading_such_a_header_plainly_would_quote_it(tmp_path, caplog):
     """The test below could not fail otherwise."""
-    (path, *_) = write_invalid(tmp_path)
+    (path, *_) = write_invalid(tmp_path, FrameOfReferenceUID=TOO_LONG)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         str(pydicom.dcmread(path))
@@ -102,6 +102,21 @@ def without_lengths(path: Path) -> bytes:
     """Return a file without the two bytes of the length of its patient's name."""
     start, name, rest = path.read_bytes().partition(b"\x10\x00\x10\x00PN")
     return start + name + rest[2:]
+
+
+@pytest.mark.parametrize("keyword", ["FrameOfReferenceUID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"])
+def test_name_in_place_of_a_uid_reaches_no_result(tmp_path, caplog, capfd, keyword):
+    paths = write_invalid(tmp_path / "source", **{keyword: SECRET})
+    with nothing_quoted(caplog, capfd):
+        if keyword == "FrameOfReferenceUID":
+            source = read_source_series(paths)
+            with pytest.raises(OutputError, match="have no FrameOfReferenceUID; export them again"):
+                write_segmentation(tmp_path / "seg.dcm", MAP, source, threshold=0.5)
+            (path,) = write_overlay_captures(tmp_path, {0: np.zeros((ROWS, COLUMNS, 3), np.uint8)}, source)
+            assert SECRET.encode() not in path.read_bytes()
+        else:
+            with pytest.raises(UnfitSourceError, match=f"source image 1 of 5 has no {keyword}, so results cannot"):
+                read_source_series(paths)
 
 
 def test_refusal_of_an_invalid_value_that_would_be_kept_does_not_quote_it(tmp_path, caplog, capfd):

@@ -265,7 +265,7 @@ def test_files_that_cannot_form_one_volume_are_refused(tmp_path):
         ([*axial, *small], "slices have different sizes"),
         (paths[:1], "color slices cannot form a volume"),
         ([*axial, paths[1]], "a file with several frames is among the slices"),
-        (paths[2:], "a multi-frame file in colors is not a volume of gray values"),
+        (paths[2:], "its 2 frames do not form a volume"),
     ]:
         with pytest.raises(ImageFileError, match=message):
             read_series(files)

@@ -390,9 +390,15 @@ def test_impossible_geometry_is_refused(tmp_path, change):
         read_source_series(write_series(tmp_path, **change))
 
 
-def test_positions_without_a_frame_of_reference_are_refused(tmp_path):
-    with pytest.raises(OutputError, match="no FrameOfReferenceUID"):
-        read_source_series(write_series(tmp_path, FrameOfReferenceUID=None))
+def test_positions_without_a_frame_of_reference_leave_only_overlays(tmp_path):
+    source = read_source_series(write_series(tmp_path / "source", FrameOfReferenceUID=None))
+    for kind in ("segmentation", "parametric map"):
+        with pytest.raises(OutputError, match=f"a {kind}.* needs .*, but these have no FrameOfReferenceUID; export"):
+            write(kind, tmp_path, source, affine=affine_of(AXIAL))
+        assert not (tmp_path / f"{kind}.dcm").exists()
+    read = dcmread(write("overlay", tmp_path, source))
+    np.testing.assert_array_equal(read.pixel_array, make_overlay())
+    assert not {"FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient"} & set(read.dir())
 
 
 def test_multi_frame_source_of_several_orientations_is_refused(tmp_path):
