@@ -224,7 +224,7 @@ READ: dict[str, tuple[Callable[[Path], None], dict[str, tuple[int, ...]]]] = {
     "quotes": (named("a'b\"c`d.png"), {"a'b\"c`d": PICTURE}),
     "line break": (named("a\nb\rc.png"), {"a_b_c": PICTURE}),
     "other scripts": (named("Größe_病例_علی.png"), {"Größe_病例_علی": PICTURE}),
-    "shell": (named("-rf $(a); *.png"), {"-rf $(a); *": PICTURE}),
+    "shell": (named("-rf $(a); *.png"), {"_-rf $(a); *": PICTURE}),
     "no unicode": (named(os.fsdecode(b"gr\xfc\xdfe.png")), {"gr??e": PICTURE}),
 }
 
@@ -235,7 +235,7 @@ def add_good(folder: Path) -> None:
 
 
 def load(folder: Path, clip: CLIP) -> dict[str, dict | FailedCase]:
-    cases = find_cases(folder)
+    cases = find_cases(folder, keep_identifiers=True)
     loaded = CaseDataset(cases, build_preprocessing(clip.card, ImageView(image_size=TINY_SIZE)))
     return {without_code(case["case_id"]): loaded[index] for index, case in enumerate(cases)}
 
@@ -287,7 +287,7 @@ def test_folder_of_all_of_them_loses_only_the_bad_ones(tmp_path, detector, caplo
         (root / name).mkdir()
         write(root / name)
         expected |= {f"{name}/{case_id}" for case_id in READ.get(name, (None, {}))[1]}
-    results = detector.detect(root, progress=False)
+    results = detector.detect(root, progress=False, keep_identifiers=True)
     assert {without_code(case_id) for case_id in results.scores} == expected
     assert all(0 <= case.anomaly_score <= 1 and np.isfinite(case.anomaly_map).all() for case in results)
     reasons = {failure.case_id: failure.reason for failure in results.failures}

@@ -67,6 +67,8 @@ def printable(name: str) -> str:
     """Return a name that can be printed, written to tables and used as a file name.
 
     Bytes that are not Unicode become ``?``. Backslashes, control characters (such as line breaks) and marks of the text
-    direction become ``_``. A name that a spreadsheet would treat as a formula, such as ``=1``, begins with ``_``.
+    direction become ``_``. A part of a name that a spreadsheet would treat as a formula, such as ``=1``, begins with
+    ``_``. A file therefore has the same name, however deep the folder is in which it is found.
     """
-    return FORMULA.sub("_", without_controls(name).replace("\\", "_"))
+    parts = without_controls(name).replace("\\", "_").split("/")
+    return "/".join(FORMULA.sub("_", part) for part in parts)

@@ -33,6 +33,7 @@ from mrad_med.files import safe_relative_path
         ("＝1", "_＝1"),  # noqa: RUF001 - as wide as a Chinese character
         ("a;=1", "a;_=1"),  # some programs treat a semicolon as the end of a cell
         ("a-b=c+d@e", "a-b=c+d@e"),
+        ("a/=1/-b", "a/_=1/_-b"),
     ],
 )
 def test_printable_name_has_no_character_that_is_not_shown_and_is_no_formula(name, expected):
