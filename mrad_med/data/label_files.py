@@ -21,11 +21,11 @@ from mrad_med.types import MASK_THRESHOLD
 __all__ = ["MASK_REASON", "find_masks", "has_mask_name", "is_mask"]
 
 MASK_REASON = (
-    f"it is a mask: its name has a word such as mask or label, and it has at most {MOST_LABELS} distinct values. "
-    "--include-masks (include_masks) scores it"
+    f"it is a mask: a word such as mask or label is in its name, and it has at most {MOST_LABELS} values (apart from "
+    "compression). --include-masks (include_masks) scores it"
 )
 
-# A word ends at a separator, a digit, or before a capital (labelsTr, PatientMask).
+# A word ends at a separator, at a digit, or before a capital character that follows a small one (labelsTr).
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _WORDS = re.compile(
     r"(?<![^\W\d_])(masks?|labels?|segs?|segmentations?|ground[_\-. ]?truths?|gts?)(?![^\W\d_])", re.IGNORECASE
