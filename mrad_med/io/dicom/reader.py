@@ -37,6 +37,7 @@ __all__ = ["DicomReader"]
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
 _PALETTE = "PALETTE COLOR"
 
+_J2K_SIZE = b"\xff\x4f\xff\x51"  # the markers SOC and SIZ
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
 
 # Modalities whose values have a fixed physical meaning, independent of the display: Hounsfield units, activity.
@@ -149,7 +150,7 @@ def _decode(dataset: pydicom.Dataset) -> NDArray[Any]:
     decoder = _decoder_of(dataset)
     try:
         if decoder.UID in JPEG2000TransferSyntaxes:
-            _check_boxes(dataset)
+            _check_codestreams(dataset)
         pixels, properties = decoder.as_array(dataset, allow_excess_frames=False)  # type: ignore[arg-type]
         colors = (3,) * (dataset.SamplesPerPixel > 1)
         pixels = pixels.reshape(count_frames(dataset), dataset.Rows, dataset.Columns, *colors)
@@ -168,8 +169,12 @@ def _decode(dataset: pydicom.Dataset) -> NDArray[Any]:
     return pixels
 
 
-def _check_boxes(dataset: pydicom.Dataset) -> None:
-    """Refuse JPEG 2000 data with an empty box before the codestream; pydicom 3.0 would loop forever on it."""
+def _check_codestreams(dataset: pydicom.Dataset) -> None:
+    """Refuse JPEG 2000 data that would be decoded for hours.
+
+    These have an empty box before the codestream, on which pydicom 3.0 loops forever, or a codestream of another size
+    than the header.
+    """
     for frame in generate_frames(dataset.PixelData, number_of_frames=count_frames(dataset)):
         offset = len(_JP2_SIGNATURE) + 4 if frame.startswith(_JP2_SIGNATURE) else len(frame)
         while offset < len(frame) and frame[offset + 4 : offset + 8] != b"jp2c":
@@ -177,6 +182,11 @@ def _check_boxes(dataset: pydicom.Dataset) -> None:
             if length == 0:
                 raise ValueError("an empty box")
             offset += length
+        start = frame.find(_J2K_SIZE)
+        size = frame[start + 8 : start + 24]  # Xsiz, Ysiz, XOsiz, YOsiz (ISO 15444-1, A.5.1)
+        right, bottom, left, top = (int.from_bytes(size[i : i + 4], "big") for i in (0, 4, 8, 12))
+        if start >= 0 and (right - left, bottom - top) != (dataset.Columns, dataset.Rows):
+            raise ValueError("another size than in the header")
 
 
 def _lay_out(dataset: pydicom.Dataset) -> tuple[tuple[int, ...], NDArray[np.float64]]:
