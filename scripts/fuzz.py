@@ -275,10 +275,10 @@ class Process:
             self._process.join()
             reason = f"the process ended with status {self._process.exitcode}"
             refused, faults = False, [reason]
-        told = self._log.read_bytes()[self._read :]
-        self._read += len(told)
-        if SECRET.encode() in told or not _ACCEPTED.fullmatch(told):
-            faults.append(f"on stderr: {told[:200].decode(errors='replace')!r}")
+        printed = self._log.read_bytes()[self._read :]
+        self._read += len(printed)
+        if SECRET.encode() in printed or not _ACCEPTED.fullmatch(printed):
+            faults.append(f"on stderr: {printed[:200].decode(errors='replace')!r}")
         if reason:
             self.stop()
             self._start()

@@ -38,7 +38,7 @@ def fail(_: Path) -> None:
 
 
 def crash(_: Path) -> None:
-    os.kill(os.getpid(), signal.SIGSEGV)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def hang(_: Path) -> None:
@@ -76,7 +76,7 @@ def write_as_libtiff(_: Path) -> None:
         (refuse, ""),
         (write_as_libtiff, ""),
         (fail, "unforeseen ZeroDivisionError in the listing"),
-        (crash, "the process ended with status -11"),
+        (crash, "the process ended with status -9"),
         (hang, "more than 0.5 s of processor time"),
         (fill_memory, "0.2 GB of memory"),
         (write_to_stderr, "on stderr: 'the patient"),

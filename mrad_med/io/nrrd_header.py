@@ -33,7 +33,7 @@ _MIRRORED = {  # supported spaces other than LPS: signs of their axes relative t
 _WITH_TIME = ("-time", "rast", "last", "lpst")
 _TEXT = ("ascii", "text", "txt")
 _PACKED = {"gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2", "raw": "raw"} | dict.fromkeys(_TEXT, "text")
-_MILLIMETERS = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres")
+_MILLIMETERS = re.compile(r"(mm|millimet(er|re)s?)?")
 _OTHER_UNIT = (
     "its header states lengths in another unit than mm: they are treated as mm, as in 3D Slicer and ITK, and the "
     "positions in mm are wrong"
@@ -140,7 +140,7 @@ def _grid_axes(header: dict[str, Any]) -> list[int]:
 def _has_other_unit(header: dict[str, Any], axes: list[int]) -> bool:
     """Return whether the header states lengths in another unit than mm."""
     stated = header.get("space units") or [header["units"][axis] for axis in axes if "units" in header]
-    return any(unit.lower() not in _MILLIMETERS for unit in stated)
+    return not all(_MILLIMETERS.fullmatch(unit.lower()) for unit in stated)
 
 
 def _affine_of(header: dict[str, Any], axes: list[int]) -> NDArray[np.float64]:

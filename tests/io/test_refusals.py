@@ -93,7 +93,7 @@ def read_first_frame(path: Path) -> np.ndarray:
 READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], str]] = {
     "photograph": (write_photograph, PhotographReader().read, "PIL.Image.open"),
     "photograph, any image": (write_photograph, read_image_file, "PIL.Image.open"),
-    "image in memory": (write_photograph, lambda path: read_image(Image.open(path)), "PIL.ImageOps.exif_transpose"),
+    "image in memory": (write_photograph, lambda path: read_image(Image.open(path)), "PIL.Image.Image.getexif"),
     "TIFF": (write_tiff, PhotographReader().read, "tifffile.TiffFile.__init__"),
     "volume": (write_volume, VolumeReader().read, "nibabel.Nifti1Header.check_fix"),
     "affine of a volume": (write_volume, VolumeReader().read, "nibabel.Nifti1Header.get_best_affine"),

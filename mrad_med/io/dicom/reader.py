@@ -32,6 +32,7 @@ __all__ = ["DicomReader"]
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
 _PALETTE = "PALETTE COLOR"
 
+_J2K_SIZE = b"\xff\x4f\xff\x51"  # the markers SOC and SIZ
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
 
 # Modalities whose values have a fixed physical meaning, independent of the display: Hounsfield units, activity.
@@ -180,7 +181,7 @@ def _decode(dataset: pydicom.Dataset, order: Sequence[int]) -> NDArray[Any]:
 def _decode_frames(decoder: Decoder, dataset: pydicom.Dataset, order: Sequence[int]) -> tuple[NDArray[Any], str]:
     """Return the pixels of frames, and their photometric interpretation."""
     if decoder.UID in JPEG2000TransferSyntaxes:
-        _check_boxes(dataset)
+        _check_codestreams(dataset)
     frames = count_frames(dataset)
     if len(order) == frames or not decoder.UID.is_little_endian:  # pydicom 3.0 swaps bytes only in whole files
         pixels, properties = decoder.as_array(dataset, allow_excess_frames=False)  # type: ignore[arg-type]
@@ -189,8 +190,12 @@ def _decode_frames(decoder: Decoder, dataset: pydicom.Dataset, order: Sequence[i
     return np.stack([frame for frame, _ in decoded]), str(decoded[0][1]["photometric_interpretation"])
 
 
-def _check_boxes(dataset: pydicom.Dataset) -> None:
-    """Refuse JPEG 2000 data with an empty box before the codestream; pydicom 3.0 would loop forever on it."""
+def _check_codestreams(dataset: pydicom.Dataset) -> None:
+    """Refuse JPEG 2000 data that would be decoded for hours.
+
+    These have an empty box before the codestream, on which pydicom 3.0 loops forever, or a codestream of another size
+    than the header.
+    """
     for frame in generate_frames(dataset.PixelData, number_of_frames=count_frames(dataset)):
         offset = len(_JP2_SIGNATURE) + 4 if frame.startswith(_JP2_SIGNATURE) else len(frame)
         while offset < len(frame) and frame[offset + 4 : offset + 8] != b"jp2c":
@@ -198,6 +203,11 @@ def _check_boxes(dataset: pydicom.Dataset) -> None:
             if length == 0:
                 raise ValueError("an empty box")
             offset += length
+        start = frame.find(_J2K_SIZE)
+        size = frame[start + 8 : start + 24]  # Xsiz, Ysiz, XOsiz, YOsiz (ISO 15444-1, A.5.1)
+        right, bottom, left, top = (int.from_bytes(size[i : i + 4], "big") for i in (0, 4, 8, 12))
+        if start >= 0 and (right - left, bottom - top) != (dataset.Columns, dataset.Rows):
+            raise ValueError("another size than in the header")
 
 
 def _select(groups: Sequence[FrameGroup], frames: tuple[int, ...] | None) -> FrameGroup:

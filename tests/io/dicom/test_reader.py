@@ -723,3 +723,17 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(tmp_path):
         except ImageFileError:
             outcomes["refused"] += 1
     assert min(outcomes.values()) > FUZZ // 20, outcomes
+
+
+def test_codestream_of_another_size_than_the_header_is_refused_before_it_is_decoded(tmp_path):
+    """A codestream of a few bytes may announce billions of pixels; OpenJPEG fills them for minutes."""
+    pytest.importorskip("openjpeg")
+    content = Path(str(pydicom.data.get_testdata_file("JPEG2000.dcm"))).read_bytes()
+    start = content.index(b"\xff\x4f\xff\x51") + 12  # of the height of the codestream
+    assert content[start : start + 4] == (1024).to_bytes(4, "big")
+    path = tmp_path / "a.dcm"
+    path.write_bytes(content)
+    assert read_image_file(path).shape == (1, 256, 1024)
+    path.write_bytes(content[:start] + (2**31 - 1).to_bytes(4, "big") + content[start + 4 :])
+    with pytest.raises(ImageFileError, match=r"its pixel data cannot be decoded \(ValueError\)"):
+        read_image_file(path)
