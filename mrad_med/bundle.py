@@ -14,7 +14,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-__all__ = ["BundleWorkflow", "config_files", "find_bundle", "plain_errors", "read_bundle"]
+__all__ = ["BundleWorkflow", "config_files", "find_bundle", "plain_errors", "read_bundle", "root_of_config"]
 
 
 def find_bundle(name: str | os.PathLike[str]) -> Path:
@@ -36,6 +36,33 @@ def find_bundle(name: str | os.PathLike[str]) -> Path:
     raise FileNotFoundError(
         f"{name} is not a bundle directory (it has no configs/); included bundles are {', '.join(known)}"
     )
+
+
+def root_of_config(folder: str) -> str:
+    """Return the directory of the bundle whose config is evaluated, as the config's value ``bundle_root``.
+
+    MONAI does not pass the path of a config to it. The workflow that evaluates the config knows the path. It is found
+    among the callers of this function.
+
+    Args:
+        folder: bundle directory, relative to the working directory; used if no workflow is among the callers.
+
+    Raises:
+        FileNotFoundError: no workflow is among the callers, and ``folder`` is not a bundle directory.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, ConfigWorkflow):
+            configs = Path(caller.config_root_path)
+            return str(configs.parent if configs.name == "configs" else configs)
+        frame = frame.f_back
+    if not (Path(folder) / "configs").is_dir():
+        raise FileNotFoundError(
+            f"the bundle directory {folder} of this config is not in {Path.cwd()}. Give the directory that contains "
+            "the folder configs: --bundle_root DIRECTORY, or the value bundle_root of the config"
+        )
+    return folder
 
 
 # Keys of configs up to version 0.1 with their new names. Each had two meanings, or repeated a value of the view.

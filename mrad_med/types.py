@@ -143,7 +143,7 @@ class HeadCard:
     """Origin of the weights of a trained head, and the backbone and bank that they belong to.
 
     Attributes:
-        variant: ``"MRAD-FT"`` or ``"MRAD-CLIP"``.
+        variant: ``"MRAD-TF"``, ``"MRAD-FT"`` or ``"MRAD-CLIP"``.
         backbone: name of the backbone whose features the head was trained on.
         backbone_sha256: hash of the backbone.
         bank_sha256: hash of the memory bank that the head was trained with.

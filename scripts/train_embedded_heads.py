@@ -229,7 +229,8 @@ def save_all(
     fine_tuned = fine_tune(clip, bank, training_set, settings)
     prompted = learn_prompts(clip, bank, training_set, fine_tuned.head, settings)
     seconds = round(time.time() - started)
-    for variant, network in (("MRAD-FT", fine_tuned), ("MRAD-CLIP", prompted)):
+    train_free = mrad_med.build_mrad_tf(clip, bank, temperature=settings.temperature)
+    for variant, network in (("MRAD-TF", train_free), ("MRAD-FT", fine_tuned), ("MRAD-CLIP", prompted)):
         card = mrad_med.describe_head(
             variant=variant,
             backbone=clip.card,

@@ -417,7 +417,7 @@ def test_image_that_was_read_can_be_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (np.zeros(50), r"the array is float64 \(50,\); expected are real numbers \(H, W\), \(H, W, 3\) or \(X, Y, Z\)"),
+        (np.zeros(50), r"the array is float64 \(50,\); it must be real numbers \(H, W\), \(H, W, 3\) or \(X, Y, Z\)"),
         (np.zeros((20, 20, 5, 2)), r"the array is float64 \(20, 20, 5, 2\)"),
         (np.zeros((20, 20, 1)), r"the array is float64 \(20, 20, 1\)"),
         (np.zeros((20, 20, 4), np.uint8), r"the array is uint8 \(20, 20, 4\)"),
@@ -430,10 +430,10 @@ def test_image_that_was_read_can_be_read_again(tmp_path):
         (np.zeros((0, 20)), "20 x 0 pixels are too few"),
         (Image.new("L", (15, 20)), "15 x 20 pixels are too few"),
         (MetaTensor(torch.zeros(2, 20, 20, 5)), "4-D data cannot be scored; split it into 2-D images"),
-        (MetaTensor(torch.zeros(1, 20, 20, 5, 2)), r"the MetaTensor has the shape \(1, 20, 20, 5, 2\); expected"),
+        (MetaTensor(torch.zeros(1, 20, 20, 5, 2)), r"the MetaTensor has the shape \(1, 20, 20, 5, 2\); it must be"),
         (
             MetaTensor(torch.zeros(20, 20)),
-            r"the MetaTensor has the shape \(20, 20\); expected are real numbers \(C, W, H\) or",
+            r"the MetaTensor has the shape \(20, 20\); it must be real numbers \(C, W, H\) or",
         ),
         (MetaTensor(torch.zeros(1, 20, 20, dtype=torch.complex64)), "the MetaTensor has complex numbers"),
         (MetaTensor(torch.zeros(1, 20, 8)), "20 x 8 pixels are too few"),

@@ -39,7 +39,7 @@ def test_a_directory_stands_for_its_inference_config_and_becomes_the_root():
 
 
 def test_an_explicit_root_and_config_file_are_kept():
-    config = ROOT / "bundles" / "mrad_tf" / "configs" / "build_bank.json"
+    config = ROOT / "bundles" / "mrad_tf" / "configs" / "train.json"
     workflow = BundleWorkflow(str(config), bundle_root="elsewhere")
     workflow.parser.parse()
     assert workflow.parser.get_parsed_content("bundle_root") == "elsewhere"

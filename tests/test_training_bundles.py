@@ -86,20 +86,20 @@ def test_training_leaves_a_bank_a_head_and_checkpoints(trained: tuple[str, Path]
     assert last["trainer"]["best_metric_epoch"] > 0
     state = torch.load(output / "models" / "model.pt", weights_only=True)
     for name, tensor in torch.load(output / "training" / stage / "best.pt", weights_only=True).items():
-        assert torch.equal(state[name], tensor)
+        assert torch.equal(state[f"head.{name}"], tensor)
 
 
 def test_prompts_are_learned_over_the_fine_tuned_head_of_the_same_run(trained: tuple[str, Path]):
     bundle, output = trained
     stage_1 = torch.load(output / "training" / "fine_tune" / "best.pt", weights_only=True)
     state = torch.load(output / "models" / "model.pt", weights_only=True)
-    prefix = "" if bundle == "mrad_ft" else "fine_tuned."
+    prefix = "head." if bundle == "mrad_ft" else "head.fine_tuned."
     assert all(torch.equal(state[prefix + name], tensor) for name, tensor in stage_1.items())
     if bundle == "mrad_clip":
         configuration = card_of(output)["configuration"]
         blocks = len(mrad_med.load_clip().text_encoder.tower.transformer.resblocks)
         assert configuration["depth"] == min(9, blocks)
-        assert sum(name.startswith("prompts.deep_prompts.") for name in state) == configuration["depth"] - 1
+        assert sum(name.startswith("head.prompts.deep_prompts.") for name in state) == configuration["depth"] - 1
 
 
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is optional: without it nothing is written")
@@ -193,8 +193,9 @@ def test_the_trained_head_is_refused_with_another_bank(trained: tuple[str, Path]
         memory_bank=str(shipped),
         **SMALL,
     )
+    workflow.initialize()
     with pytest.raises(mrad_med.errors.HeadError, match="this head was trained with another memory bank"):
-        workflow.initialize()
+        workflow.run()
 
 
 def test_without_held_out_classes_the_last_weights_are_kept(tmp_path: Path, surfaces: str, cache: str):
@@ -207,7 +208,7 @@ def test_without_held_out_classes_the_last_weights_are_kept(tmp_path: Path, surf
     assert card["metrics"] == {}
     last = torch.load(tmp_path / "training" / "fine_tune" / "last.pt", weights_only=True)
     state = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
-    assert all(torch.equal(state[name], tensor) for name, tensor in last["head"].items())
+    assert all(torch.equal(state[f"head.{name}"], tensor) for name, tensor in last["head"].items())
 
 
 def test_classes_are_held_out_by_name(tmp_path: Path, surfaces: str, cache: str):
@@ -291,7 +292,7 @@ def test_both_bundles_have_the_same_overlay_for_several_processes():
     fine_tuned, prompted = overlays
     assert prompted.pop("fine_tune#head") == {
         **fine_tuned["train#head"],
-        "module": fine_tuned["train#head"]["module"].replace("network_def", "fine_tune#network"),
+        "module": fine_tuned["train#head"]["module"].replace("train#network", "fine_tune#network"),
     }
     assert prompted == fine_tuned
 

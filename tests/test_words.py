@@ -26,9 +26,11 @@ ALLOWED = (
     '"pictures": "view"',
     "IEEE Signal Processing Letters",
     "pass over",
+    "_image.tell()",
     "def shade(",
     "foreign, shade, smear",
     '"stain", "shade"',
+    '"shade": (',
 )
 # Habits that make a reader stop, with what to write. CONTRIBUTING.md has the words of the project.
 REPLACED = {

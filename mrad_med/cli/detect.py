@@ -125,7 +125,8 @@ def _detect(options: argparse.Namespace) -> int:
         **values,
     )
     workflow.initialize()
-    found, writer, cases = map(workflow.parser.get_parsed_content, ("found", "writer", "cases"))
+    with mrad_med.bundle.plain_errors():
+        writer, found, cases = map(workflow.parser.get_parsed_content, ("writer", "found", "cases"))
     earlier = len(found.cases) - len(cases)
     if earlier:
         say(f"{earlier} of {len(found.cases)} case(s) are finished already; --restart scores them again")

@@ -169,7 +169,7 @@ class ClassLayout:
         return f"folders of classes ({shorten(self.classes)}) with test/{self.normal}/ and {self.masks}/"
 
     def fits(self, root: Path) -> bool:
-        """Return whether a class of the dataset exists."""
+        """Return whether a folder of a class exists in ``root``."""
         return any((root / name / split).is_dir() for name in self.classes for split in self.splits)
 
     def load(self, root: Path, split: str, *, class_name: str, report: Report) -> Datalist:

@@ -252,7 +252,7 @@ class _PageReader:
         self._image = Image.open(path, formats=_FORMATS)
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        if index < self._image.tell():  # Pillow does not always find earlier frames of a PNG
+        if index < self._image.tell():  # Pillow cannot always seek back in a PNG
             self.close()
             self._image = Image.open(self._path, formats=_FORMATS)
         self._image.seek(index)

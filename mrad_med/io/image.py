@@ -101,7 +101,7 @@ def read_image_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXEL
         if not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="))
         image = EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(array, meta))
-    # Channels of a multi-frame DICOM file are colors; those of a NIfTI volume are times.
+    # Channels of a multi-frame DICOM file are colors; those of a NIfTI volume are times, not colors.
     return _finish(image, str(path), color_axis=isinstance(reader, DicomReader))
 
 
@@ -117,7 +117,7 @@ def _reader_for(path: Path, max_pixels: int) -> ImageReader:
         frames = list_frames(path)  # raises a specific error if the video is damaged
         raise ImageFileError(f"the file is a video of {len(frames)} frames; list its frames as images with find_cases")
     known = ", ".join(IMAGE_SUFFIXES)
-    raise ImageFileError(f"unknown file type; supported are DICOM and files that end in {known}")
+    raise ImageFileError(f"unknown file type; give a DICOM file or one that ends in {known}")
 
 
 def _from_pillow(image: Image.Image, max_pixels: int) -> NDArray[Any]:
@@ -129,9 +129,12 @@ def _from_pillow(image: Image.Image, max_pixels: int) -> NDArray[Any]:
 
 
 def _from_tensor(image: MetaTensor, max_pixels: int) -> MetaTensor:
+    shape = image.meta.get(MetaKeys.SPATIAL_SHAPE)
+    if image.meta.get(MetaKeys.ORIGINAL_CHANNEL_DIM) == "no_channel" and shape is not None and len(shape) == image.ndim:
+        image = image[None]  # MONAI Deploy hands volumes on without the axis of channels
     if image.ndim not in (3, 4) or image.is_complex():
         problem = "complex numbers" if image.is_complex() else f"the shape {tuple(image.shape)}"
-        raise ImageFileError(f"the MetaTensor has {problem}; expected are real numbers (C, W, H) or (C, X, Y, Z)")
+        raise ImageFileError(f"the MetaTensor has {problem}; it must be real numbers (C, W, H) or (C, X, Y, Z)")
     check_pixels(image.shape[1], image.shape[2], max_pixels)
     copy = MetaTensor(image.detach().cpu().as_tensor().clone(), affine=image.affine.clone())
     copy.meta |= {key: image.meta[key] for key in VOIKeys.ALL if key in image.meta}
@@ -142,7 +145,7 @@ def _from_array(array: NDArray[Any], max_pixels: int = MAX_PIXELS) -> MetaTensor
     """Return an upright image (H, W[, 3]) as (C, W, H), or a volume (X, Y, Z) as (1, X, Y, Z)."""
     if array.dtype.kind not in "iuf" or array.ndim not in (2, 3) or array.shape[2:] in ((1,), (2,), (4,)):
         raise ImageFileError(
-            f"the array is {array.dtype} {array.shape}; expected are real numbers (H, W), (H, W, 3) or (X, Y, Z)"
+            f"the array is {array.dtype} {array.shape}; it must be real numbers (H, W), (H, W, 3) or (X, Y, Z)"
         )
     check_pixels(array.shape[1], array.shape[0], max_pixels)
     if array.ndim == 3 and array.shape[-1] != 3:

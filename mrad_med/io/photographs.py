@@ -98,7 +98,7 @@ _PLAIN_PHOTOMETRIC = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
 def _read_tiff(path: os.PathLike[str] | str, max_pixels: int) -> Image.Image:
     """Return a TIFF that Pillow cannot read, such as colors declared as three gray samples, as a Pillow image.
 
-    Public archives hold such files. Supported are gray values of any depth and colors of 8 bits.
+    Public archives hold such files. Gray values of any depth and colors of 8 bits are supported.
     """
     with refusing("the TIFF cannot be read ({kind}); save it as PNG"):
         try:
@@ -128,7 +128,7 @@ def _check_frames(frames: int) -> None:
 
 
 def upright_image(image: Image.Image) -> Image.Image:
-    """Return an image decoded and upright, in mode L, RGB or a deep gray mode, with transparency over black."""
+    """Return the decoded, upright image in mode L, RGB or a deep gray mode, with transparency composited over black."""
     image = ImageOps.exif_transpose(image)
     if image.mode in _DEEP_MODES:
         image.load()

@@ -15,8 +15,8 @@ def refusing(message: str) -> Iterator[None]:
     """Replace any error that a library raises while reading an image by an `ImageFileError`.
 
     Libraries raise errors of many classes on damaged files, and their messages may quote the file's content. The new
-    error therefore has neither their message nor their traceback chain. Not replaced are an `ImageFileError`, and a
-    `MemoryError`, an interruption or an exit, because these are not faults of the file.
+    error therefore has neither their message nor their traceback chain. An `ImageFileError` is kept. A
+    `MemoryError`, an interruption and an exit are kept too, because they are not faults of the file.
 
     Args:
         message: text of the new error; ``{kind}`` in it is replaced by the class name of the original error.

@@ -281,11 +281,11 @@ class OverlayVideo:
             finally:
                 self._container = self._stream = None
 
-    def write(self, picture: NDArray[np.uint8], *, time: float | None = None) -> None:
+    def write(self, image: NDArray[np.uint8], *, time: float | None = None) -> None:
         """Add an image.
 
         Args:
-            picture: (H, W, 3) uint8 RGB; all images have the same size.
+            image: (H, W, 3) uint8 RGB; all images have the same size.
             time: seconds since the start of the video, later than the previous image; None means one frame period
                 after it.
 
@@ -295,18 +295,18 @@ class OverlayVideo:
         """
         if self._container is None:
             raise RuntimeError("images can only be written inside a with statement: with OverlayVideo(...) as video")
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-            raise ValueError(f"an image must be (H, W, 3) of uint8, got {picture.shape} of {picture.dtype}")
-        if self._shape not in ((), picture.shape):
-            raise ValueError(f"the image has shape {picture.shape}, the video {self._shape}; all images need one size")
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ValueError(f"an image must be (H, W, 3) of uint8, got {image.shape} of {image.dtype}")
+        if self._shape not in ((), image.shape):
+            raise ValueError(f"the image has shape {image.shape}, the video {self._shape}; all images need one size")
         time = self._time + self._step if time is None else time
         tick = round(time / _TICK) if math.isfinite(time) else -1
         if tick <= self._tick:
             raise ValueError(
                 f"the time {time} s is invalid; times start at 0 or later and increase by {_TICK} s or more"
             )
-        self._shape, self._time, self._tick = picture.shape, time, tick
-        even = np.pad(picture, ((0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)), mode="edge")
+        self._shape, self._time, self._tick = image.shape, time, tick
+        even = np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
         frame = self._av.VideoFrame.from_ndarray(even, format="rgb24")
         # Without a stated color space, players guess one from the size of the video and may change colors.
         frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")

@@ -212,7 +212,7 @@ def _nrrd_lines(stream: io.BufferedIOBase) -> list[bytes]:
         field = _FIELDS.get(name.replace(b" ", b"").lower())
         if field == b"data file" and not value.startswith(b"="):
             raise ImageFileError("its voxels are in another file; save both as one .nrrd")
-        if field is not None and not value.startswith(b"="):  # := is a key/value pair, whatever its name
+        if field is not None and not value.startswith(b"="):  # := marks a key/value pair, not a field
             lines.append(field + b": " + re.sub(rb"(?<=[(,])\s+|\s+(?=[,)])", b"", value.strip()))
     return lines
 

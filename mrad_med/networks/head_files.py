@@ -21,7 +21,7 @@ from torch import Tensor
 from mrad_med.errors import HeadError
 from mrad_med.files import atomic_path, sha256_of_file
 from mrad_med.networks.clip import CLIPTextEncoder
-from mrad_med.networks.heads import FineTunedHead, PromptedHead
+from mrad_med.networks.heads import FineTunedHead, PromptedHead, TrainFreeHead
 from mrad_med.networks.memory_bank import MemoryBank
 from mrad_med.networks.official import load_official_checkpoint
 from mrad_med.types import BackboneCard, HeadCard
@@ -30,6 +30,7 @@ __all__ = [
     "best_epoch",
     "check_head",
     "copy_weights",
+    "drop_prefix",
     "load_head",
     "load_weights",
     "save_head",
@@ -37,15 +38,19 @@ __all__ = [
     "sha256_of_text_tower",
 ]
 
+PREFIX = "head."  # of the head's weights in the network: by it MONAI's tools match the names of models/model.pt
+
 
 def save_head(
-    head: FineTunedHead | PromptedHead,
+    head: FineTunedHead | PromptedHead | TrainFreeHead,
     path: str | os.PathLike[str],
     card: HeadCard,
     *,
     evaluator: Engine | None = None,
 ) -> HeadCard:
     """Write a head's learned weights as a plain state dict, and its card to a ``.json`` file of the same name.
+
+    Names are those of the weights in the network, such as ``head.patch_query.weight``.
 
     Args:
         head: trained head. Its text tower and its bank have their own files.
@@ -60,7 +65,7 @@ def save_head(
         OSError: the disk is full, or the folder is not writable. An existing file is not changed then.
     """
     path = Path(path)
-    save_tensors(copy_weights(head), path)
+    save_tensors({f"{PREFIX}{name}": tensor for name, tensor in copy_weights(head).items()}, path)
     metrics = dict(card.metrics)
     if evaluator is not None and best_epoch(evaluator) is not None:
         best = {name: getattr(evaluator.state, name) for name in ("best_metric", "best_metric_epoch")}
@@ -84,9 +89,14 @@ def best_epoch(evaluator: Engine) -> int | None:
     return epoch if epoch > 0 and isfinite(evaluator.state.best_metric) else None
 
 
-def copy_weights(head: FineTunedHead | PromptedHead) -> dict[str, Tensor]:
+def copy_weights(head: FineTunedHead | PromptedHead | TrainFreeHead) -> dict[str, Tensor]:
     """Return a copy of a head's learned weights on the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in head.learned_state().items()}
+
+
+def drop_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a head by their names in the head, of those by their names in the network or the head."""
+    return {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
 
 
 def save_tensors(content: Mapping[str, Any], path: Path) -> None:
@@ -133,7 +143,7 @@ def load_weights(head: FineTunedHead | PromptedHead, state: Mapping[str, Tensor]
 
 
 def load_head(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], HeadCard | None]:
-    """Return the weights in a file and their card. The card is None for a published checkpoint.
+    """Return the weights in a file by their names in the head, and their card (None for a published checkpoint).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -142,7 +152,10 @@ def load_head(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], HeadCard
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no head file {path}; train a head with train.json of a bundle")
+        raise FileNotFoundError(
+            f"there is no head file {path}; train a head with train.json of a bundle. If a bundle's config names this "
+            "path, give the bundle's directory: --bundle_root DIRECTORY"
+        )
     if not path.with_suffix(".json").is_file():
         return load_official_checkpoint(path), None
     try:
@@ -156,7 +169,7 @@ def load_head(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], HeadCard
             f"{path.name} is damaged or does not belong to its card {path.stem}.json; copy both files again"
         )
     state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return state, card
+    return drop_prefix(state), card
 
 
 def sha256_of_text_tower(text_encoder: CLIPTextEncoder) -> str:

@@ -58,6 +58,18 @@ class TrainFreeHead(nn.Module):
         """Return the (B, 1) probability that each image is anomalous."""
         return retrieve(_image_queries(features), self.image_keys, self.image_labels, temperature=self.temperature)
 
+    def learned_state(self) -> dict[str, Tensor]:
+        """Return the state dict: the temperature alone, for the bank's tensors are not in it."""
+        return self.state_dict()
+
+    def get_extra_state(self) -> Tensor:
+        """Return the temperature, for the state dict."""
+        return torch.tensor(self.temperature, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the temperature of a state dict."""
+        self.temperature = float(state)
+
     def with_bank(self, bank: MemoryBank) -> TrainFreeHead:
         """Return the same head with another memory bank."""
         return TrainFreeHead(bank, temperature=self.temperature)
@@ -137,7 +149,7 @@ class FineTunedHead(nn.Module):
         return self._retrieve("image", queries, self.image_keys, self.image_labels, excluded)
 
     def thresholds(self, features: ImageFeatures) -> dict[str, Tensor]:
-        """Return the thresholds for `forward`, which do not depend on learned weights."""
+        """Return the cosines above which keys are excluded, for `forward`. They do not depend on learned weights."""
         return {
             "patch_threshold": nearest_threshold(_patch_queries(features), self.patch_keys, self.patch_quantile),
             "image_threshold": nearest_threshold(_image_queries(features), self.image_keys, self.image_quantile),

@@ -10,12 +10,15 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.utils import convert_to_tensor
 from torch import Tensor
+from torch.jit import ScriptModule
 
 from mrad_med.networks.maps import IMAGE_WEIGHT, TOP_FRACTION, fuse_scores, upsample_and_blur
 from mrad_med.networks.mrad import MRAD
 from mrad_med.types import AnomalyKeys, ImageFeatures
 
 __all__ = ["AnomalyInferer", "FeatureInferer", "SliceAnomalyInferer"]
+
+Network = MRAD | ScriptModule
 
 
 class AnomalyInferer(Inferer):
@@ -33,33 +36,42 @@ class AnomalyInferer(Inferer):
         self.top_fraction = top_fraction
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor, network: MRAD, *_: Any, **__: Any) -> dict[str, Tensor]:
+    def __call__(self, inputs: Tensor, network: Network, *_: Any, **__: Any) -> Any:
         """Return the maps and scores of a batch.
 
         Args:
             inputs: (B, 3, H, W) normalized images.
-            network: any variant of MRAD.
+            network: any variant of MRAD, or one exported to TorchScript.
 
         Returns:
             ``anomaly_map`` (B, 1, H, W) in [0, 1] and ``anomaly_score`` (B, 1). The map of a MetaTensor has the
-            metadata of the input, so MONAI's `Invertd` can resample it to the grid of the file.
+            metadata of the input, so MONAI's `Invertd` can resample it to the grid of the file. For a TorchScript
+            network, which does not return its image-level probability, only the map, as MONAI Deploy expects.
 
         Raises:
             ValueError: the images have a wrong shape, or images or scores are not finite.
         """
         probability, maps = self.examine(convert_to_tensor(inputs, track_meta=False), network)
+        if isinstance(network, ScriptModule):
+            return _with_metadata(maps, inputs)
         return {
             AnomalyKeys.ANOMALY_MAP.value: _with_metadata(maps, inputs),
             AnomalyKeys.ANOMALY_SCORE.value: self.fuse(probability, maps),
         }
 
-    def examine(self, images: Tensor, network: MRAD) -> tuple[Tensor, Tensor]:
+    def examine(self, images: Tensor, network: Network) -> tuple[Tensor, Tensor]:
         """Return (B, 1) image-level probabilities and (B, 1, H, W) maps, which the scores are computed from.
+
+        The probabilities of a TorchScript network are not known: NaN.
 
         Raises:
             ValueError: the images have a wrong shape or are not finite.
         """
         self._check_finite(images)
+        if isinstance(network, ScriptModule):
+            output = network(images)
+            maps = output if isinstance(output, Tensor) else output[0]  # `export_network` adds the score
+            return maps.new_full((len(maps), 1), math.nan), maps
         features = network.encode(images)
         maps = network.anomaly_map(features, (images.shape[-2], images.shape[-1]))
         return network.image_probability(features), maps
@@ -161,19 +173,20 @@ class SliceAnomalyInferer(AnomalyInferer):
         self.device = device
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor, network: MRAD, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def __call__(self, inputs: Tensor, network: Network, *args: Any, **kwargs: Any) -> Any:
         """Return the maps and scores of a batch of volumes or images.
 
         Args:
             inputs: (B, 3, X, Y, Z) normalized volumes, or (B, 3, H, W) normalized images.
-            network: any variant of MRAD.
+            network: any variant of MRAD, or one exported to TorchScript.
             *args: arguments for ``slice_inferer``, for images only.
             **kwargs: arguments for ``slice_inferer``, for images only.
 
         Returns:
             ``anomaly_map`` (B, 1, X, Y, Z), float32, with the metadata of the input as in `AnomalyInferer`,
             ``anomaly_score`` (B, 1) and ``slice_scores`` (B, slices), NaN for constant slices. The score of a volume is
-            NaN if all its slices are constant. For images, the result of ``slice_inferer``.
+            NaN if all its slices are constant. For images, the result of ``slice_inferer``. For a TorchScript network,
+            only the map.
 
         Raises:
             ValueError: the input has a wrong shape or no slices, or input or scores are not finite.
@@ -187,22 +200,26 @@ class SliceAnomalyInferer(AnomalyInferer):
         shown = _has_contrast(volumes)
         if self.smooth:
             maps = _smooth_slices(maps, self.smooth, shown)
+        if not shown.all():
+            _lower(maps, shown.to(maps.device))
+        if isinstance(network, ScriptModule):
+            return _with_metadata(maps.movedim(1, 2 + self.axis), inputs)
         # The highest pixels of all slices at once would need a copy of the map.
         scores = torch.cat([self.fuse(*pair) for pair in zip(probabilities.unbind(1), maps.unbind(1), strict=True)], 1)
         highest = scores.amax(1, keepdim=True)
         if not shown.all():
-            scores, highest = _leave_out(scores, maps, shown.to(maps.device))
+            scores, highest = _leave_out(scores, shown.to(scores.device))
         return {
             AnomalyKeys.ANOMALY_MAP.value: _with_metadata(maps.movedim(1, 2 + self.axis), inputs),
             AnomalyKeys.ANOMALY_SCORE.value: highest,
             AnomalyKeys.SLICE_SCORES.value: scores,
         }
 
-    def _examine_slices(self, volumes: Tensor, network: MRAD) -> tuple[Tensor, Tensor]:
+    def _examine_slices(self, volumes: Tensor, network: Network) -> tuple[Tensor, Tensor]:
         """Return (B, D, 1) image-level probabilities and (B, D, 1, H, W) maps for (B, D, 3, H, W) volumes."""
         batch, depth, _, *image_size = volumes.shape
         count, device = batch * depth, self.device or volumes.device
-        network_device = next(network.parameters()).device
+        network_device = next(network.parameters(), volumes).device  # a frozen file has no parameters
         probabilities = torch.empty(count, 1, device=device)
         maps = torch.empty(count, 1, *image_size, device=device)
         for start in range(0, count, self.slices_per_batch):
@@ -221,16 +238,14 @@ def _has_contrast(volumes: Tensor) -> Tensor:
     return torch.tensor(found)
 
 
-def _leave_out(scores: Tensor, maps: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
-    """Return scores with NaN where not ``shown``, and the highest of the others; set such slices of the maps low.
-
-    Args:
-        scores: (B, D) scores of slices.
-        maps: (B, D, 1, H, W) maps; slices that are not shown get the lowest value of the others, or 0 without others.
-        shown: (B, D) slices to score.
-    """
+def _lower(maps: Tensor, shown: Tensor) -> None:
+    """Set the slices of (B, D, 1, H, W) maps that are not ``shown`` (B, D) to the lowest value of the others, or to 0."""
     for volume, is_shown in zip(maps, shown, strict=True):
         volume[~is_shown] = volume[is_shown].amin() if is_shown.any() else 0.0
+
+
+def _leave_out(scores: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scores of slices (B, D) with NaN where not ``shown`` (B, D), and the highest of the others, (B, 1)."""
     highest = scores.masked_fill(~shown, -math.inf).amax(1, keepdim=True)
     return scores.masked_fill(~shown, math.nan), highest.masked_fill(~shown.any(1, keepdim=True), math.nan)
 

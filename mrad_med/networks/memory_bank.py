@@ -208,7 +208,8 @@ def load_memory_bank(path: str | os.PathLike[str]) -> MemoryBank:
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no memory bank {path}; build one with `mrad-med bank build`, or use the bank of the embedded "
-            "backbone in the project's folder bundles/memory_banks"
+            "backbone in the project's folder bundles/memory_banks. If a bundle's config names this path, give the "
+            "bundle's directory: --bundle_root DIRECTORY"
         )
     try:
         with safe_open(path, framework="pt") as file:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mrad_med.errors import HeadError
 from mrad_med.networks.clip import CLIP, CLIPImageEncoder, CLIPTextEncoder
-from mrad_med.networks.head_files import check_head, load_head, load_weights
+from mrad_med.networks.head_files import PREFIX, check_head, drop_prefix, load_head, load_weights
 from mrad_med.networks.heads import FineTunedHead, Head, PromptedHead, TrainFreeHead
 from mrad_med.networks.maps import GAUSSIAN_SIGMA, upsample_and_blur
 from mrad_med.networks.memory_bank import MemoryBank
@@ -176,7 +176,8 @@ def _complete_head(network: MRAD, state: dict[str, Tensor], prefix: str, *_: Any
     """
     if prefix or any(name.startswith("image_encoder.") for name in state):
         return
-    learned = {f"head.{name}": state.pop(name) for name in list(state)}
+    learned = {f"{PREFIX}{name}": tensor for name, tensor in drop_prefix(state).items()}
+    state.clear()
     frozen = network.state_dict()
     state.update({name: frozen[name] for name in frozen if "image_encoder." in name or ".text_encoder." in name})
     state.update(learned)
@@ -187,7 +188,7 @@ def _read_checkpoint(
 ) -> tuple[Mapping[str, Tensor] | None, Mapping[str, Any]]:
     """Return the weights and the configuration that they were trained with; it is empty if unknown."""
     if checkpoint is None or isinstance(checkpoint, Mapping):
-        return checkpoint, {}
+        return None if checkpoint is None else drop_prefix(checkpoint), {}
     state, card = load_head(checkpoint)
     if card is None:
         return state, {}

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from monai.inferers import sliding_window_inference
 from monai.utils import ensure_tuple_rep
 from torch import Tensor
+from torch.jit import ScriptModule
 
-from mrad_med.networks.inferers import AnomalyInferer
+from mrad_med.networks.inferers import AnomalyInferer, Network
 from mrad_med.networks.maps import IMAGE_WEIGHT, TOP_FRACTION
 from mrad_med.networks.mrad import MRAD
 from mrad_med.types import IMAGE_SIZE, BackboneCard
@@ -109,17 +110,19 @@ class SlidingWindowAnomalyInferer(AnomalyInferer):
         if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
             raise ValueError(f"scales must be one or more positive numbers, got {self.scales}")
 
-    def examine(self, images: Tensor, network: MRAD) -> tuple[Tensor, Tensor]:
+    def examine(self, images: Tensor, network: Network) -> tuple[Tensor, Tensor]:
         """Return (B, 1) probabilities of the whole images and (B, 1, H, W) stitched maps, both on ``device``.
 
         Args:
             images: (B, 3, H, W) normalized images with no side shorter than a patch.
-            network: any variant of MRAD.
+            network: any variant of MRAD, but not one exported to TorchScript.
 
         Raises:
             ValueError: images or foreground have a wrong shape, images are not finite, or ``roi_size`` is not a
                 multiple of the patch size.
         """
+        if isinstance(network, ScriptModule):
+            raise ValueError("a TorchScript network scores images whole: leave out the sliding windows")
         patch_size = network.image_encoder.patch_size
         self._check_images(images, patch_size)
         images = images.float()  # MONAI sums in the data type of the images

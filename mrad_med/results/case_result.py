@@ -88,7 +88,7 @@ class CaseResult:
     Attributes:
         case_id: name of the case.
         source: image that was scored, in a form that `read_image` accepts.
-        anomaly_score: fused score of an image; of a volume, the highest score of its slices.
+        anomaly_score: score of an image, see `fuse_scores`; for a volume, the highest score of its slices.
         anomaly_map: float32 map on the grid of the source: (H, W) upright for an image, (X, Y, Z) as stored for a
             volume.
         affine: (4, 4) voxel to world matrix (RAS, mm) of a volume, None for an image.
@@ -201,8 +201,8 @@ class CaseResult:
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32], str]:
         """Return the upright image (H, W, 3), its map (H, W) and a note for the title.
 
-        For a volume they are those of the most suspicious slice, and the note states its number. For an image the note
-        is empty.
+        For a volume they are those of the slice with the highest score, and the note states its number. For an image
+        the note is empty.
 
         Args:
             view: how images are shown (window, plane); `ImageView()` if None.

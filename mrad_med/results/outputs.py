@@ -207,7 +207,7 @@ def _write_parametric_map(result: CaseResult, path: Path, settings: OutputSettin
 
 
 def _write_captures(result: CaseResult, path: Path, settings: OutputSettings) -> list[Path]:
-    """Write the most suspicious frames of the source under their anomaly maps."""
+    """Write the frames of the source with the highest scores, with their anomaly maps drawn over them."""
     source = settings.source(result)
     maps = frames_on_source(result.anomaly_map, source, result.affine)
     shown = settings.stored(result)  # (columns, rows[, slices], 3)
@@ -224,7 +224,7 @@ def _write_captures(result: CaseResult, path: Path, settings: OutputSettings) ->
 def _rank_frames(
     result: CaseResult, maps: NDArray[np.float32], source: SourceSeries, settings: OutputSettings
 ) -> NDArray[np.intp]:
-    """Return the indices of a source's frames, most suspicious first.
+    """Return the indices of a source's frames, highest score first.
 
     Frames that are slices follow the ranking of the slices, without those that have nothing to score. If a volume was
     scored in another plane than that of its frames, no frame has a score. The frames are then ranked by the highest

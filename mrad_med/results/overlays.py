@@ -1,4 +1,4 @@
-"""Overlays of an image, and montages of the most suspicious slices of a volume."""
+"""Overlays of an image, and montages of the slices of a volume with the highest scores."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def save_overlay(path: str | os.PathLike[str], figure: Figure) -> None:
 def blend_overlay(
     image: NDArray[np.uint8], anomaly_map: NDArray[np.float32], *, low: float, high: float
 ) -> NDArray[np.uint8]:
-    """Return an image under its anomaly map, uint8 (H, W, 3), without text.
+    """Return an image with its anomaly map drawn over it, uint8 (H, W, 3), without text.
 
     Opacity rises from ``low`` to ``high``, so the image stays visible where the map is low.
 

@@ -16,6 +16,11 @@ from .intensity import (
     apply_window as apply_window,
 )
 from .load import LoadMaskd as LoadMaskd, LoadMedicalImage as LoadMedicalImage, LoadMedicalImaged as LoadMedicalImaged
+from .prediction import (
+    SplitOutputd as SplitOutputd,
+    ToPrediction as ToPrediction,
+    ToPredictiond as ToPredictiond,
+)
 from .preprocessing import (
     ImageView as ImageView,
     build_postprocessing as build_postprocessing,
@@ -50,8 +55,11 @@ __all__ = [
     "ResizeMaskd",
     "ScaleToBytes",
     "ScaleToBytesd",
+    "SplitOutputd",
     "ToDisplayOrientation",
     "ToDisplayOrientationd",
+    "ToPrediction",
+    "ToPredictiond",
     "ToRGB",
     "ToRGBd",
     "apply_window",

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 from monai.data import MetaTensor
-from monai.transforms import Compose, FlattenSubKeysd, Invertd, NormalizeIntensityd, ScaleIntensityRanged
+from monai.transforms import Compose, Invertd, NormalizeIntensityd, ScaleIntensityRanged
 from monai.utils import CommonKeys
 from numpy.typing import NDArray
 
@@ -19,6 +19,7 @@ from mrad_med.transforms.artifacts import RemoveArtifactsd
 from mrad_med.transforms.content import CheckValuesd, CheckVisibled
 from mrad_med.transforms.intensity import ApplyWindow, ApplyWindowd, ToRGB, ToRGBd, Window
 from mrad_med.transforms.load import LoadMaskd, LoadMedicalImage, LoadMedicalImaged
+from mrad_med.transforms.prediction import SplitOutputd, ToPredictiond
 from mrad_med.transforms.spatial import (
     ResizeBicubicd,
     ResizeMaskd,
@@ -163,17 +164,19 @@ def build_preprocessing(
     )
 
 
-def build_postprocessing(preprocessing: Compose) -> Compose:
+def build_postprocessing(preprocessing: Compose, *, threshold: float | None = None) -> Compose:
     """Return the transforms that bring an inferer's maps back to the grid of the file.
 
     Args:
         preprocessing: transforms of the images, which are inverted.
+        threshold: threshold of ``"pred"``, which MONAI Label and MONAI Deploy show; see `ToPrediction`.
     """
     maps = AnomalyKeys.ANOMALY_MAP.value
     return Compose(
         [
-            FlattenSubKeysd(keys=CommonKeys.PRED, delete_keys=True),
+            SplitOutputd(CommonKeys.PRED.value),
             Invertd(keys=maps, transform=preprocessing, orig_keys=AnomalyKeys.IMAGE.value, nearest_interp=False),
+            ToPredictiond(maps, threshold),
         ]
     )
 

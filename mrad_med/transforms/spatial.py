@@ -115,7 +115,7 @@ def slice_layout(affine: NDArray[np.float64], plane: str = "auto") -> SliceLayou
     """
     directions = nibabel.io_orientation(affine) if np.isfinite(affine).all() else np.full((3, 2), np.nan)
     if not np.isfinite(directions).all():
-        raise ImageFileError("the affine in its header gives no directions to its axes; export it again")
+        raise ImageFileError("the affine in its header does not define independent axes; export it again")
     world_axes = directions[:, 0].astype(int).tolist()
     if plane == "auto":
         spacing = np.linalg.norm(affine[:3, :3], axis=0)

@@ -201,7 +201,7 @@ def test_a_head_is_trained_and_its_file_named(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["mrad_tf"], "mrad_tf has no configs/train.json; choose a bundle with one, such as mrad_ft"),
+        (["mrad_tf", "--device", "cpu"], "put the labeled images there"),
         (["nothing"], "nothing is not a bundle directory"),
         (["mrad_ft", "--epoch", "2"], "no value named epoch"),
         (["mrad_ft", "--device", "cpu"], "put the labeled images there"),

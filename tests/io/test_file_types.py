@@ -1,4 +1,4 @@
-"""What kind of image a file holds: its first bytes tell before its name."""
+"""File types: the first bytes take precedence over the name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-def picture(path: Path, kind: str) -> Path:
+def write_image(path: Path, kind: str) -> Path:
     Image.new("RGB", (20, 20), (200, 10, 30)).save(path, format=kind)
     return path
 
@@ -55,7 +55,7 @@ def test_file_that_tells_nothing_is_what_its_name_says(tmp_path, kind, suffix, c
         assert detect_file_type(write(tmp_path / name, content)) == kind
 
 
-def test_suffixes_are_of_one_kind_each_and_videos_are_no_images():
+def test_each_suffix_has_one_type_and_videos_are_not_images():
     everything = [suffix for suffixes in SUFFIXES.values() for suffix in suffixes]
     assert len(set(everything)) == len(everything)
     assert set(IMAGE_SUFFIXES) == set(everything) - set(VIDEO_SUFFIXES)
@@ -63,14 +63,14 @@ def test_suffixes_are_of_one_kind_each_and_videos_are_no_images():
 
 @pytest.mark.parametrize("name", ["notes.txt", "table.csv", "png", "archive.gz", "a.zip", "README", "scan.dcm.txt"])
 @pytest.mark.parametrize("content", [b"", b"plain text", b"PK\3\4" + bytes(300), b"%PDF-1.7"])
-def test_file_that_is_no_image_has_no_kind(tmp_path, name, content):
+def test_file_that_is_not_an_image_has_no_type(tmp_path, name, content):
     assert detect_file_type(write(tmp_path / name, content)) is None
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM"])
 def test_photograph_is_known_whatever_its_name(tmp_path, name, kind):
-    assert detect_file_type(picture(tmp_path / name, kind)) == PHOTOGRAPH
+    assert detect_file_type(write_image(tmp_path / name, kind)) == PHOTOGRAPH
 
 
 @pytest.mark.parametrize("start", [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"])
@@ -94,7 +94,7 @@ def test_dicom_without_preamble_is_known_unless_its_name_says_otherwise(tmp_path
 
 
 @pytest.mark.parametrize("name", ["DICOMDIR", "dicomdir"])
-def test_index_of_an_export_disk_is_no_image(tmp_path, name):
+def test_index_of_an_export_disk_is_not_an_image(tmp_path, name):
     shutil.copy(get_testdata_file("dicomdirtests/DICOMDIR"), tmp_path / name)
     assert detect_file_type(tmp_path / name) is None
 
@@ -159,7 +159,7 @@ def test_video_is_known_whatever_its_name(tmp_path, name, content):
 
 
 @pytest.mark.parametrize("brand", [b"heic", b"heix", b"mif1", b"avif", b"crx ", b"M4A "])
-def test_still_picture_or_sound_in_the_box_of_a_video_is_none(tmp_path, brand):
+def test_still_image_or_sound_in_the_container_of_a_video_is_not_a_video(tmp_path, brand):
     assert detect_file_type(write(tmp_path / "image.heic", box(brand))) is None
     assert detect_file_type(write(tmp_path / "image", box(brand))) is None
     assert detect_file_type(write(tmp_path / "image.jpg", box(brand))) == PHOTOGRAPH  # the reader then names it as bad
@@ -173,7 +173,7 @@ def test_what_riff_holds_decides(tmp_path):
 
 @pytest.mark.parametrize("kept", [1, 4, 8, 12])
 def test_cut_file_is_what_is_left_of_it_or_its_name(tmp_path, kept):
-    content = picture(tmp_path / "whole", "PNG").read_bytes()[:kept]
+    content = write_image(tmp_path / "whole", "PNG").read_bytes()[:kept]
     assert detect_file_type(write(tmp_path / "cut.png", content)) == PHOTOGRAPH
     assert detect_file_type(write(tmp_path / "cut", content)) == (PHOTOGRAPH if kept >= 8 else None)
 

@@ -1,4 +1,4 @@
-"""Frames against a plain full decode by PyAV and Pillow's own pages, each told by the number that is drawn in it."""
+"""Frames against a full decode by PyAV and Pillow's pages; each is identified by the number drawn in it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ av = pytest.importorskip("av")
 
 SEQUENCE_SUFFIXES = (".gif", ".tif", ".tiff", ".webp", ".png")
 ROWS, COLUMNS, COUNT = 48, 64, 30
-BITS = 6  # of the number in a picture
+BITS = 6  # bits of the number in an image
 TICK = Fraction(1, 90000)
 SECRET = "Mustermann"
 ORIENTATION_TAG = 0x0112
@@ -52,26 +52,26 @@ def nothing_stays_open():
 
 
 def numbered(number: int, rows: int = ROWS, columns: int = COLUMNS) -> np.ndarray:
-    """Return a picture (rows, columns, 3) whose vertical bars are the bits of a number, over a ramp."""
-    picture = np.repeat(np.linspace(0, 255, rows).astype(np.uint8)[:, None, None], 3, axis=2).repeat(columns, axis=1)
+    """Return an image (rows, columns, 3) whose vertical bars are the bits of a number, over a ramp."""
+    pixels = np.repeat(np.linspace(0, 255, rows).astype(np.uint8)[:, None, None], 3, axis=2).repeat(columns, axis=1)
     width = columns // BITS
     for bit in range(BITS):
-        picture[rows // 4 :, bit * width : (bit + 1) * width] = 220 if number >> bit & 1 else 30
-    return picture
+        pixels[rows // 4 :, bit * width : (bit + 1) * width] = 220 if number >> bit & 1 else 30
+    return pixels
 
 
-def number_of(picture: np.ndarray) -> int:
-    rows, columns = picture.shape[:2]
+def number_of(pixels: np.ndarray) -> int:
+    rows, columns = pixels.shape[:2]
     width = columns // BITS
-    middle = picture[rows // 2, width // 2 :: width][:BITS].mean(-1)
-    assert not ((middle > 80) & (middle < 170)).any(), "a blend of pictures"
+    middle = pixels[rows // 2, width // 2 :: width][:BITS].mean(-1)
+    assert not ((middle > 80) & (middle < 170)).any(), "a blend of images"
     return sum(1 << bit for bit in range(BITS) if middle[bit] > 125)
 
 
 def write_video(
     path: Path, codec: str = "libx264", *, times=None, count=COUNT, rows=ROWS, columns=COLUMNS, title="", **options: str
 ) -> Path:
-    """Write numbered pictures, 25 a second or at ``times``."""
+    """Write numbered images, 25 a second or at ``times``."""
     with av.open(str(path), "w", metadata_errors="surrogateescape") as container:
         if title:
             container.metadata["title"] = title
@@ -114,7 +114,7 @@ KINDS = {
     "b_frames.ts": ("libx264", {"bf": "2"}),  # its first time stamp is not 0
     "camera.m2ts": ("libx264", {"bf": "2"}),
     "plain.avi": ("mpeg4", {}),
-    "b_frames.avi": ("libx264", {"bf": "3"}),  # AVI cannot tell when these are shown
+    "b_frames.avi": ("libx264", {"bf": "3"}),  # AVI cannot store their display times
     "b_frames_mpeg4.avi": ("mpeg4", {"bf": "2"}),
     "b_frames.mov": ("mpeg4", {"bf": "2"}),
     "b_frames.mpg": ("mpeg2video", {"bf": "2"}),
@@ -143,11 +143,11 @@ def test_any_order_of_asking_gives_the_frames_of_a_full_decode_bit_by_bit(tmp_pa
     assert [frame.time for frame in frames] == pytest.approx(np.arange(COUNT) / 25, abs=1e-9)
     order = [*range(COUNT), *random.Random(0).sample(range(COUNT), COUNT), 5, 5]
     for index in order:
-        picture = read_frame(frames[index])
-        assert picture.shape == (ROWS, COLUMNS, 3)
-        assert picture.dtype == np.uint8
-        assert number_of(picture) == index
-        np.testing.assert_array_equal(picture, expected[index])
+        pixels = read_frame(frames[index])
+        assert pixels.shape == (ROWS, COLUMNS, 3)
+        assert pixels.dtype == np.uint8
+        assert number_of(pixels) == index
+        np.testing.assert_array_equal(pixels, expected[index])
 
 
 @pytest.mark.parametrize("name", ["b_frames.mp4", "b_frames.mkv", "b_frames.ts"])
@@ -261,7 +261,7 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which files are open")
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc lists the open files")
 def test_two_files_stay_open_at_most(tmp_path):
     paths = [write_video(tmp_path / f"{number}.mp4", count=5) for number in range(4)] + [save_pages(tmp_path / "a.gif")]
     before = open_files()
@@ -282,7 +282,7 @@ def test_two_places_of_a_video_are_read_in_turn_without_decoding_it_again(tmp_pa
     monkeypatch.setattr(videos, "_decode", lambda packet: [decoded.append(1) or frame for frame in decode(packet)])
     for ahead, behind in zip(frames[4:], frames, strict=False):
         assert number_of(read_frame(ahead)) == ahead.index
-        assert number_of(read_frame(behind, max_pixels=sys.maxsize)) == behind.index  # as pictures of results are
+        assert number_of(read_frame(behind, max_pixels=sys.maxsize)) == behind.index  # as results read their images
     assert len(decoded) <= 2 * len(frames) + 2 * videos._COMPARED
 
 
@@ -291,7 +291,7 @@ def test_frame_of_a_video_is_shown_as_any_source_is(tmp_path):
     assert number_of(ImageView().show(frame)) == 5
 
 
-def test_picture_can_be_changed_without_changing_the_next(tmp_path):
+def test_image_can_be_changed_without_changing_the_next(tmp_path):
     for path in (write_video(tmp_path / "video.mp4", count=3), save_pages(tmp_path / "a.tif")):
         frame = list_frames(path)[1]
         first = read_frame(frame)
@@ -352,7 +352,7 @@ def handles_of(path: Path) -> int:
     return sum(link.samefile(path) for link in opened)
 
 
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which files are open")
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc lists the open files")
 
 
 @on_linux
@@ -465,20 +465,20 @@ def test_turned_and_mirrored_videos_are_upright(tmp_path, turn):
         struct.pack_into(">9i", content, place, a, b, 0, c, d, 0, 0, 0, 1 << 30)
 
     path = patch(write_video(tmp_path / "turned.mp4", count=3), set_matrix)
-    stored, picture = full_decode(path)[1], read_frame(list_frames(path)[1])
-    np.testing.assert_array_equal(picture, TURNS[turn](stored))
+    stored, pixels = full_decode(path)[1], read_frame(list_frames(path)[1])
+    np.testing.assert_array_equal(pixels, TURNS[turn](stored))
     assert not np.array_equal(stored, stored[::-1])
     with av.open(str(path)) as container:
         rotation = next(container.decode(video=0)).rotation
-    if a * d - b * c > 0:  # PyAV tells the angle, though not the mirror
-        np.testing.assert_array_equal(picture, np.rot90(stored, rotation // 90))
+    if a * d - b * c > 0:  # PyAV reports the angle but not the mirroring
+        np.testing.assert_array_equal(pixels, np.rot90(stored, rotation // 90))
 
 
 def test_odd_sizes_are_kept(tmp_path):
     path = write_video(tmp_path / "odd.avi", "mpeg4", rows=47, columns=65, count=3)
-    picture = read_frame(list_frames(path)[2])
-    assert picture.shape == (47, 65, 3)
-    np.testing.assert_array_equal(picture, full_decode(path)[2])
+    pixels = read_frame(list_frames(path)[2])
+    assert pixels.shape == (47, 65, 3)
+    np.testing.assert_array_equal(pixels, full_decode(path)[2])
 
 
 # damaged videos
@@ -515,7 +515,7 @@ def test_frame_beyond_the_end_is_refused(tmp_path, name, index):
 @pytest.mark.parametrize(
     "content", [b"no video at all", b"\x00\x00\x00\x20ftypisom" + b"\x07" * 500, b"\x1aE\xdf\xa3" * 9]
 )
-def test_file_that_is_no_video_is_refused(tmp_path, content):
+def test_file_that_is_not_a_video_is_refused(tmp_path, content):
     path = tmp_path / "video.mp4"
     path.write_bytes(content)
     with pytest.raises(ImageFileError, match="not a video or image, or is damaged"):
@@ -567,7 +567,7 @@ def write_with_cover(path: Path, *, video: bool) -> Path:
     return path
 
 
-def test_cover_picture_is_no_video(tmp_path):
+def test_cover_image_is_not_a_video(tmp_path):
     path = write_with_cover(tmp_path / "cover.mp4", video=True)
     with av.open(str(path)) as container:
         assert len(container.streams.video) == 2
@@ -616,7 +616,7 @@ def test_missing_pyav_is_told_and_pages_do_not_need_it(tmp_path, monkeypatch):
     assert len(list_frames(pages)) == PAGES
 
 
-# files that lead elsewhere, and what they tell
+# files that refer to other files, and their texts
 
 PLAYLISTS = {
     "concat.mp4": "ffconcat version 1.0\nfile 'private.ts'\n",
@@ -646,7 +646,7 @@ def test_names_that_look_like_addresses_are_files(tmp_path, monkeypatch):
     assert len(list_frames("http:b.mp4")) == 1
 
 
-def test_title_of_any_encoding_is_no_reason_to_refuse(tmp_path):
+def test_title_of_any_encoding_is_accepted(tmp_path):
     path = write_video(tmp_path / "title.mp4", title="Muller")
     patch(path, lambda content: content.__setitem__(content.index(b"Muller") + 1, 0xFC))  # Latin-1
     with pytest.raises(UnicodeDecodeError):
@@ -754,8 +754,8 @@ def save_pages(path: Path, images: list[Image.Image] | None = None, **options) -
 
 
 def pillow_pages(path: Path) -> list[np.ndarray]:
-    with Image.open(path) as picture:
-        return [np.asarray(ImageOps.exif_transpose(page).convert("RGB")) for page in ImageSequence.Iterator(picture)]
+    with Image.open(path) as image:
+        return [np.asarray(ImageOps.exif_transpose(page).convert("RGB")) for page in ImageSequence.Iterator(image)]
 
 
 @pytest.mark.parametrize("suffix", SEQUENCE_SUFFIXES)
@@ -765,9 +765,9 @@ def test_pages_in_any_order_are_those_of_pillow(tmp_path, suffix):
     frames = list_frames(path)
     assert [frame.index for frame in frames] == list(range(PAGES))
     for index in [0, 1, 2, 3, 4, 2, 4, 0, 3, 3, 1]:
-        picture = read_frame(frames[index])
-        assert number_of(picture) == index
-        np.testing.assert_array_equal(picture, expected[index])
+        pixels = read_frame(frames[index])
+        assert number_of(pixels) == index
+        np.testing.assert_array_equal(pixels, expected[index])
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
@@ -789,7 +789,7 @@ def test_animation_without_durations_has_no_times(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".tif", ".webp"])
-def test_single_picture_is_one_frame(tmp_path, suffix):
+def test_single_image_is_one_frame(tmp_path, suffix):
     path = tmp_path / f"still{suffix}"
     Image.fromarray(numbered(3)).save(path)
     (frame,) = list_frames(path, frames_per_second=1)
@@ -821,9 +821,9 @@ def test_transparent_color_of_a_gif_becomes_black(tmp_path):
         images.append(image)
     path = save_pages(tmp_path / "clear.gif", images, transparency=0, disposal=2, duration=100)
     for number, frame in enumerate(list_frames(path)):
-        picture = read_frame(frame)
-        assert picture[: 10 + number].max() == 0
-        assert (picture[10 + number :] == (20, 220, 30)).all()
+        pixels = read_frame(frame)
+        assert pixels[: 10 + number].max() == 0
+        assert (pixels[10 + number :] == (20, 220, 30)).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -902,16 +902,16 @@ def test_page_beyond_the_end_is_refused(tmp_path):
 def write_overlay(path: Path, *, times=None, count=10, rows=ROWS, columns=COLUMNS, rate=25.0) -> Path:
     with OverlayVideo(path, frames_per_second=rate) as video:
         for number in range(count if times is None else len(times)):
-            picture = numbered(number, rows, columns)
+            pixels = numbered(number, rows, columns)
             if times is None:
-                video.write(picture)
+                video.write(pixels)
             else:
-                video.write(picture, time=times[number])
+                video.write(pixels, time=times[number])
     return path
 
 
 @pytest.mark.parametrize("rate", [25, 30, 29.97, 2.5, 0.5, 1])
-def test_written_pictures_come_back_in_order_at_an_even_rate(tmp_path, rate):
+def test_written_images_come_back_in_order_at_an_even_rate(tmp_path, rate):
     path = write_overlay(tmp_path / "overlay.mp4", rate=rate)
     frames = list_frames(path)
     assert [frame.time for frame in frames] == pytest.approx(np.arange(10) / rate, abs=2e-5)
@@ -932,7 +932,7 @@ def test_times_of_the_source_are_kept(tmp_path):
     assert [frame.time for frame in copied] == pytest.approx([frame.time for frame in source], abs=1e-5)
 
 
-def test_picture_without_a_time_follows_a_step_after_the_last(tmp_path):
+def test_image_without_a_time_follows_one_period_after_the_last(tmp_path):
     with OverlayVideo(tmp_path / "overlay.mp4", frames_per_second=10) as video:
         video.write(numbered(0), time=1.0)
         video.write(numbered(1))
@@ -942,10 +942,10 @@ def test_picture_without_a_time_follows_a_step_after_the_last(tmp_path):
 
 @pytest.mark.parametrize(("rows", "columns"), [(47, 65), (48, 65), (47, 64), (1, 1)])
 def test_odd_sizes_are_padded_by_repeating_the_edge(tmp_path, rows, columns):
-    picture = np.full((rows, columns, 3), 90, np.uint8)
-    picture[-1], picture[:, -1] = 200, 200
+    pixels = np.full((rows, columns, 3), 90, np.uint8)
+    pixels[-1], pixels[:, -1] = 200, 200
     with OverlayVideo(tmp_path / "overlay.mp4", frames_per_second=1) as video:
-        video.write(picture)
+        video.write(pixels)
     (frame,) = list_frames(tmp_path / "overlay.mp4")
     read = read_frame(frame)
     assert read.shape == (rows + rows % 2, columns + columns % 2, 3)
@@ -975,7 +975,7 @@ def test_mpeg4_is_written_where_there_is_no_encoder_of_h264(tmp_path, monkeypatc
         assert container.streams.video[0].codec_context.name == "mpeg4"
 
 
-def test_nothing_of_the_source_but_pictures_and_times_is_written(tmp_path):
+def test_only_images_and_times_are_written(tmp_path):
     source = write_video(tmp_path / f"{SECRET}.mp4", title=SECRET)
     with OverlayVideo(tmp_path / SECRET / "overlay.mp4", frames_per_second=25) as video:
         for frame in list_frames(source):
@@ -1003,7 +1003,7 @@ def test_file_is_absent_after_an_error_and_the_old_one_stays(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["overlay.mp4"]
 
 
-def test_video_without_pictures_is_refused(tmp_path):
+def test_video_without_images_is_refused(tmp_path):
     with (
         pytest.raises(ValueError, match="no image was written"),
         OverlayVideo(tmp_path / "a.mp4", frames_per_second=1),
@@ -1012,19 +1012,19 @@ def test_video_without_pictures_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pictures_must_have_one_size_and_kind(tmp_path):
+def test_images_must_have_one_size_and_type(tmp_path):
     with OverlayVideo(tmp_path / "overlay.mp4", frames_per_second=1) as video:
         video.write(numbered(0))
         with pytest.raises(ValueError, match=r"the image has shape \(50, 64, 3\), the video \(48, 64, 3\)"):
             video.write(numbered(0, 50))
-        for picture in (numbered(0)[..., 0], numbered(0).astype(float), np.zeros((0, 4, 3), np.uint8)):
+        for pixels in (numbered(0)[..., 0], numbered(0).astype(float), np.zeros((0, 4, 3), np.uint8)):
             with pytest.raises(ValueError, match=r"an image must be \(H, W, 3\) of uint8, got"):
-                video.write(picture)
+                video.write(pixels)
     assert len(list_frames(tmp_path / "overlay.mp4")) == 1
 
 
 @pytest.mark.parametrize("time", [1.0, 0.5, 1.000001, float("nan"), float("inf"), -1.0])
-def test_times_must_rise(tmp_path, time):
+def test_times_must_increase(tmp_path, time):
     with OverlayVideo(tmp_path / "overlay.mp4", frames_per_second=1) as video:
         video.write(numbered(0), time=1.0)
         with pytest.raises(ValueError, match="times start at 0 or later and increase"):
@@ -1066,7 +1066,7 @@ def test_numbered_photographs_are_frames_in_the_order_of_their_numbers(tmp_path,
     assert [number_of(read_frame(frame)) for frame in (frames[2], *frames)] == [6, 3, 5, 6]
 
 
-def test_photographs_of_other_folders_names_or_kinds_are_no_sequence():
+def test_photographs_of_other_folders_names_or_types_are_not_a_sequence():
     names = ["a/f1.png", "b/f2.png", "a/g2.png", "a/f3.jpg", "a/f4x.png", "a/none.png", "c/f1.png", "c/f2.png"]
     assert find_sequences(map(Path, names)) == [[Path("c/f1.png"), Path("c/f2.png")]]
 

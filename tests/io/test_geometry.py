@@ -82,7 +82,7 @@ def test_normal_is_right_handed():
     np.testing.assert_allclose(plane_normal(tilted(90)), [0, -1, 0], atol=1e-12)
 
 
-def test_picture_without_a_place_is_seen_upright():
+def test_image_without_a_position_is_upright():
     np.testing.assert_array_equal(upright_affine((0.5, 2.0), 3.0), np.diag([-0.5, -2, 3, 1]))
 
 
@@ -97,5 +97,5 @@ def test_picture_without_a_place_is_seen_upright():
         ({"orientation": AXIAL[[0, 0]]}, "directions of rows and columns that are not perpendicular unit vectors"),
     ],
 )
-def test_numbers_that_make_no_affine_are_told(changes, problem):
+def test_numbers_that_define_no_affine_are_reported(changes, problem):
     assert planes([1, 2], **changes).problem() == problem

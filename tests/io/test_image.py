@@ -43,9 +43,9 @@ def color_pixels() -> np.ndarray:
     return np.random.RandomState(1).randint(0, 256, (ROWS, COLUMNS, 3)).astype(np.uint8)
 
 
-def write_picture(path: Path, pixels: np.ndarray | Image.Image, **options) -> Path:
-    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    picture.save(path, **options)
+def write_image_file(path: Path, pixels: np.ndarray | Image.Image, **options) -> Path:
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(path, **options)
     return path
 
 
@@ -56,8 +56,8 @@ def write_volume(path: Path, values: np.ndarray, affine: np.ndarray = OBLIQUE) -
 
 def as_shown(path: Path, mode: str = "RGB") -> np.ndarray:
     """What Pillow shows of a file, as (C, W, H)."""
-    with Image.open(path) as picture:
-        pixels = np.asarray(ImageOps.exif_transpose(picture).convert(mode))
+    with Image.open(path) as image:
+        pixels = np.asarray(ImageOps.exif_transpose(image).convert(mode))
     return pixels.T[None] if pixels.ndim == 2 else pixels.transpose(2, 1, 0)
 
 
@@ -87,7 +87,7 @@ def png_with_header(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "A.JPEG", "a.bmp", "a.tif", "a.TIFF", "a.webp", "a.gif", "a.ppm"])
 def test_color_photograph_is_what_pillow_shows_indexed_by_width_and_height(tmp_path, name):
-    path = write_picture(tmp_path / name, color_pixels())
+    path = write_image_file(tmp_path / name, color_pixels())
     image = read_image_file(path)
     assert image.dtype == torch.uint8
     assert image.shape == (3, COLUMNS, ROWS)
@@ -96,7 +96,7 @@ def test_color_photograph_is_what_pillow_shows_indexed_by_width_and_height(tmp_p
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.tif", "a.pgm"])
 def test_gray_photograph_has_one_channel(tmp_path, name):
-    path = write_picture(tmp_path / name, gray_pixels())
+    path = write_image_file(tmp_path / name, gray_pixels())
     image = read_image_file(path)
     assert image.dtype == torch.uint8
     np.testing.assert_array_equal(image.numpy(), as_shown(path, "L"))
@@ -105,7 +105,7 @@ def test_gray_photograph_has_one_channel(tmp_path, name):
 @pytest.mark.parametrize("name", ["deep.png", "deep.tif"])
 def test_16_bit_gray_keeps_its_own_units(tmp_path, name):
     pixels = np.random.RandomState(2).randint(0, 65536, (ROWS, COLUMNS)).astype(np.uint16)
-    image = read_image_file(write_picture(tmp_path / name, pixels))
+    image = read_image_file(write_image_file(tmp_path / name, pixels))
     assert image.dtype == torch.float32
     np.testing.assert_array_equal(image.numpy()[0], pixels.T)
 
@@ -121,13 +121,13 @@ def test_deep_tiff_keeps_its_own_units(tmp_path, dtype):
 
 
 def test_palette_becomes_its_colors(tmp_path):
-    path = write_picture(tmp_path / "palette.png", Image.fromarray(color_pixels()).quantize(8))
+    path = write_image_file(tmp_path / "palette.png", Image.fromarray(color_pixels()).quantize(8))
     np.testing.assert_array_equal(read_image_file(path).numpy(), as_shown(path))
 
 
 def test_transparent_entry_of_a_palette_becomes_black(tmp_path):
     palette = Image.fromarray(color_pixels()).quantize(8)
-    path = write_picture(tmp_path / "palette.png", palette, transparency=3)
+    path = write_image_file(tmp_path / "palette.png", palette, transparency=3)
     hidden = np.asarray(palette).T == 3
     expected = np.where(hidden, 0, np.asarray(palette.convert("RGB")).transpose(2, 1, 0))
     assert hidden.any()
@@ -137,7 +137,7 @@ def test_transparent_entry_of_a_palette_becomes_black(tmp_path):
 def test_alpha_is_laid_over_black(tmp_path):
     colors, alpha = color_pixels(), gray_pixels()
     alpha[0, :2] = 0, 255
-    path = write_picture(tmp_path / "alpha.png", np.dstack([colors, alpha]))
+    path = write_image_file(tmp_path / "alpha.png", np.dstack([colors, alpha]))
     image = read_image_file(path).numpy().transpose(2, 1, 0)
     np.testing.assert_allclose(image, over_black(colors, alpha), atol=1)
     assert image[0, 0].tolist() == [0, 0, 0]
@@ -146,7 +146,7 @@ def test_alpha_is_laid_over_black(tmp_path):
 
 def test_alpha_of_a_gray_image_is_laid_over_black(tmp_path):
     gray, alpha = gray_pixels(), gray_pixels()[::-1]
-    path = write_picture(tmp_path / "alpha.png", Image.merge("LA", [Image.fromarray(gray), Image.fromarray(alpha)]))
+    path = write_image_file(tmp_path / "alpha.png", Image.merge("LA", [Image.fromarray(gray), Image.fromarray(alpha)]))
     image = read_image_file(path).numpy().transpose(2, 1, 0)
     np.testing.assert_allclose(image, over_black(np.dstack([gray] * 3), alpha), atol=1)
 
@@ -155,19 +155,19 @@ def test_alpha_of_a_gray_image_is_laid_over_black(tmp_path):
 def test_transparent_color_of_a_png_without_alpha_becomes_black(tmp_path, hidden):
     pixels = gray_pixels() if isinstance(hidden, int) else color_pixels()
     pixels[:5, :4] = hidden
-    image = read_image_file(write_picture(tmp_path / "transparent.png", pixels, transparency=hidden))
+    image = read_image_file(write_image_file(tmp_path / "transparent.png", pixels, transparency=hidden))
     assert image[:, :4, :5].max() == 0
     assert image[:, 4:].max() > 0
 
 
 def test_1_bit_image_becomes_black_and_white(tmp_path):
     bits = gray_pixels() > 127
-    image = read_image_file(write_picture(tmp_path / "bits.png", Image.fromarray(bits)))
+    image = read_image_file(write_image_file(tmp_path / "bits.png", Image.fromarray(bits)))
     np.testing.assert_array_equal(image.numpy()[0], np.where(bits.T, 255, 0))
 
 
 def test_cmyk_jpeg_becomes_rgb(tmp_path):
-    path = write_picture(tmp_path / "print.jpg", Image.fromarray(color_pixels()).convert("CMYK"))
+    path = write_image_file(tmp_path / "print.jpg", Image.fromarray(color_pixels()).convert("CMYK"))
     np.testing.assert_array_equal(read_image_file(path).numpy(), as_shown(path))
 
 
@@ -176,19 +176,19 @@ def test_cmyk_jpeg_becomes_rgb(tmp_path):
 def test_exif_rotation_is_applied(tmp_path, name, orientation):
     exif = Image.Exif()
     exif[ORIENTATION_TAG] = orientation
-    path = write_picture(tmp_path / name, color_pixels(), exif=exif)
+    path = write_image_file(tmp_path / name, color_pixels(), exif=exif)
     image = read_image_file(path)
     assert image.shape[1:] == ((COLUMNS, ROWS) if orientation < 5 else (ROWS, COLUMNS))
     np.testing.assert_array_equal(image.numpy(), as_shown(path))
 
 
 def test_constant_image_is_read(tmp_path):
-    image = read_image_file(write_picture(tmp_path / "constant.png", Image.new("RGB", (40, 30), (9, 8, 7))))
+    image = read_image_file(write_image_file(tmp_path / "constant.png", Image.new("RGB", (40, 30), (9, 8, 7))))
     assert image.shape == (3, 40, 30)
     assert [channel.unique().tolist() for channel in image.as_tensor()] == [[9], [8], [7]]
 
 
-def test_preview_that_a_camera_adds_to_a_jpeg_is_passed_over(tmp_path):
+def test_preview_that_a_camera_adds_to_a_jpeg_is_skipped(tmp_path):
     first, preview = Image.fromarray(color_pixels()), Image.new("RGB", (16, 16))
     stream = BytesIO()
     first.save(stream, "MPO", save_all=True, append_images=[preview])
@@ -200,14 +200,14 @@ def test_preview_that_a_camera_adds_to_a_jpeg_is_passed_over(tmp_path):
 @pytest.mark.parametrize("name", ["several.gif", "several.tif", "several.png", "several.webp"])
 def test_several_frames_or_pages_are_refused_with_advice(tmp_path, name):
     frames = [Image.fromarray(color_pixels()), Image.fromarray(255 - color_pixels())]
-    path = write_picture(tmp_path / name, frames[0], save_all=True, append_images=frames[1:])
+    path = write_image_file(tmp_path / name, frames[0], save_all=True, append_images=frames[1:])
     with pytest.raises(ImageFileError, match=r"2 frames or pages; save each as a separate file"):
         read_image_file(path)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])
 def test_truncated_photograph_is_refused_with_advice(tmp_path, name):
-    path = write_picture(tmp_path / name, color_pixels())
+    path = write_image_file(tmp_path / name, color_pixels())
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ImageFileError, match=r"damaged or truncated .*; copy or export it again"):
         read_image_file(path)
@@ -215,7 +215,7 @@ def test_truncated_photograph_is_refused_with_advice(tmp_path, name):
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "gif", "webp", "ppm"])
 def test_photograph_cut_anywhere_is_whole_or_refused(tmp_path, suffix):
-    path = write_picture(tmp_path / f"cut.{suffix}", color_pixels())
+    path = write_image_file(tmp_path / f"cut.{suffix}", color_pixels())
     content, whole, refused = path.read_bytes(), read_image_file(path), 0
     for length in {*range(1, len(content), len(content) // 25), len(content) - 12, len(content) - 2, len(content) - 1}:
         path.write_bytes(content[:length])
@@ -224,7 +224,7 @@ def test_photograph_cut_anywhere_is_whole_or_refused(tmp_path, suffix):
         except ImageFileError:
             refused += 1
         else:
-            assert torch.equal(image, whole), f"half a picture out of {length} of {len(content)} bytes"
+            assert torch.equal(image, whole), f"half an image out of {length} of {len(content)} bytes"
     assert refused > 20
 
 
@@ -305,7 +305,7 @@ def test_huge_image_is_refused_by_its_header_alone(tmp_path):
 
 
 def test_limit_on_pixels_can_be_moved(tmp_path):
-    path = write_picture(tmp_path / "a.png", color_pixels())
+    path = write_image_file(tmp_path / "a.png", color_pixels())
     assert read_image_file(path, max_pixels=ROWS * COLUMNS).shape == (3, COLUMNS, ROWS)
     with pytest.raises(ImageFileError, match=r"30 x 20 pixels are more than the limit of 599"):
         read_image_file(path, max_pixels=ROWS * COLUMNS - 1)
@@ -313,9 +313,9 @@ def test_limit_on_pixels_can_be_moved(tmp_path):
 
 @pytest.mark.parametrize("content", ["whole", "cut", "text"])
 def test_limit_of_pillow_gives_way_and_is_restored(tmp_path, monkeypatch, content):
-    path = write_picture(tmp_path / "a.png", color_pixels())
+    path = write_image_file(tmp_path / "a.png", color_pixels())
     whole = path.read_bytes()
-    path.write_bytes({"whole": whole, "cut": whole[:200], "text": b"no picture"}[content])
+    path.write_bytes({"whole": whole, "cut": whole[:200], "text": b"no image"}[content])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow itself refuses twice as many with an error of its own
     if content == "whole":
         assert read_image_file(path).shape == (3, COLUMNS, ROWS)
@@ -327,17 +327,17 @@ def test_limit_of_pillow_gives_way_and_is_restored(tmp_path, monkeypatch, conten
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (200, 15)])
 def test_tiny_image_is_refused(tmp_path, size):
-    path = write_picture(tmp_path / "tiny.png", Image.new("RGB", size))
+    path = write_image_file(tmp_path / "tiny.png", Image.new("RGB", size))
     with pytest.raises(ImageFileError, match=rf"{size[0]} x {size[1]} pixels are too few; at least 16 x 16"):
         read_image_file(path)
 
 
 def test_smallest_allowed_image_is_read(tmp_path):
-    path = write_picture(tmp_path / "small.png", Image.new("L", (16, 16)))
+    path = write_image_file(tmp_path / "small.png", Image.new("L", (16, 16)))
     assert read_image_file(path).shape == (1, 16, 16)
 
 
-def test_text_named_as_a_picture_is_refused(tmp_path):
+def test_text_named_as_an_image_is_refused(tmp_path):
     path = tmp_path / "notes.png"
     path.write_text("patient 17, second visit")
     with pytest.raises(
@@ -351,7 +351,7 @@ def test_unknown_suffix_is_refused_with_the_known_ones(tmp_path):
     path = tmp_path / "picture.xyz"
     path.write_bytes(b"content")
     with pytest.raises(
-        ImageFileError, match=r"unknown file type; supported are DICOM and files that end in \.png.*\.dcm.*\.nii\.gz"
+        ImageFileError, match=r"unknown file type; give a DICOM file or one that ends in \.png.*\.dcm.*\.nii\.gz"
     ):
         read_image_file(path)
 
@@ -378,7 +378,7 @@ def test_random_bytes_are_refused_whatever_the_name(tmp_path, suffix):
 
 
 def test_reader_takes_one_file_at_a_time(tmp_path):
-    path = write_picture(tmp_path / "a.png", gray_pixels())
+    path = write_image_file(tmp_path / "a.png", gray_pixels())
     assert PhotographReader().read([path]).size == (COLUMNS, ROWS)
     with pytest.raises(ImageFileError, match="one file is one case, got 2 files; list them as separate cases"):
         PhotographReader().read([path, path])
@@ -394,7 +394,7 @@ def test_reader_knows_photographs_by_their_names():
 
 @pytest.mark.parametrize("pixels", [gray_pixels(), color_pixels()])
 def test_reader_serves_monai(tmp_path, pixels):
-    path = write_picture(tmp_path / "a.png", pixels)
+    path = write_image_file(tmp_path / "a.png", pixels)
     loaded = LoadImage(reader=PhotographReader(), image_only=True, ensure_channel_first=True)(path)
     np.testing.assert_array_equal(loaded.numpy(), read_image_file(path).numpy())
 
@@ -402,14 +402,14 @@ def test_reader_serves_monai(tmp_path, pixels):
 def test_array_of_the_reader_may_be_written_to(tmp_path):
     """PyTorch warns of undefined behavior when it is given an array that may not."""
     reader = PhotographReader()
-    array, _ = reader.get_data(reader.read(write_picture(tmp_path / "a.png", color_pixels())))
+    array, _ = reader.get_data(reader.read(write_image_file(tmp_path / "a.png", color_pixels())))
     assert array.flags.writeable
 
 
 def test_metadata_of_a_photograph_stays_behind(tmp_path):
     exif = Image.Exif()
     exif[0x010E] = "Zaphod Beeblebrox"  # ImageDescription
-    image = read_image_file(write_picture(tmp_path / "a.jpg", color_pixels(), exif=exif, comment=b"Beeblebrox"))
+    image = read_image_file(write_image_file(tmp_path / "a.jpg", color_pixels(), exif=exif, comment=b"Beeblebrox"))
     assert set(image.meta) <= META_KEYS
     assert "Beeblebrox" not in str(image.meta)
 
@@ -602,7 +602,7 @@ def test_scaling_of_a_volume_is_applied(tmp_path):
     np.testing.assert_allclose(read_image_file(tmp_path / "scaled.nii.gz").numpy()[0], expected, rtol=1e-6)
 
 
-def test_last_axis_of_length_one_is_no_time_axis(tmp_path):
+def test_last_axis_of_length_one_is_not_a_time_axis(tmp_path):
     values = np.random.RandomState(8).rand(16, 18, 4, 1).astype(np.float32)
     image = read_image_file(write_volume(tmp_path / "volume.nii.gz", values))
     np.testing.assert_array_equal(image.numpy()[0], values[..., 0])
@@ -659,7 +659,7 @@ def test_affine_without_axes_is_refused(tmp_path):
 @pytest.mark.parametrize("shape", [(5, 24, 20), (24, 5, 20), (15, 15, 100)])
 def test_volume_with_tiny_axial_slices_is_refused(tmp_path, shape):
     path = write_volume(tmp_path / "thin.nii", np.zeros(shape, np.float32), np.eye(4))
-    with pytest.raises(ImageFileError, match="are too few; at least 16 x 16"):
+    with pytest.raises(ImageFileError, match="at least 16 x 16"):
         ToDisplayOrientation()(read_image_file(path))
 
 
@@ -681,7 +681,7 @@ def test_patient_tags_reach_neither_log_nor_message(tmp_path, caplog, capfd):
     dataset.save_as(tmp_path / "a.dcm")
     content = (tmp_path / "a.dcm").read_bytes()
     assert content.count(b"1234567 ") == 1
-    (tmp_path / "a.dcm").write_bytes(content.replace(b"1234567 ", b"DOEJOHN "))  # a weight that is no number
+    (tmp_path / "a.dcm").write_bytes(content.replace(b"1234567 ", b"DOEJOHN "))  # a weight that is not a number
     image = read_image_file(tmp_path / "a.dcm")
     assert image.shape == (1, 128, 128)
     captured = capfd.readouterr()

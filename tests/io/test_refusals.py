@@ -1,4 +1,4 @@
-"""What libraries raise while images are read: turned into refusals that quote nothing, in every reader."""
+"""Errors of libraries become errors of images that quote nothing, in every reader."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SECRET = "Beeblebrox"
 
 
 class OddError(Exception):
-    """What no reader foresees."""
+    """An error that no reader expects."""
 
 
 def test_any_error_becomes_a_refusal_that_names_its_kind_and_quotes_nothing():
@@ -54,13 +54,13 @@ def test_refusals_stay_as_they_are(error: ImageFileError):
     ("error", "message"),
     [(FileNotFoundError(2, SECRET), "there is no such file"), (PermissionError(13, SECRET), "no permission to read")],
 )
-def test_missing_and_closed_files_are_told_as_such(error: OSError, message: str):
+def test_missing_and_unreadable_files_are_reported_as_such(error: OSError, message: str):
     with pytest.raises(ImageFileError, match=message), refusing("damaged"):
         raise error
 
 
 @pytest.mark.parametrize("kind", [MemoryError, KeyboardInterrupt, SystemExit])
-def test_what_is_no_fault_of_a_file_is_not_blamed_on_it(kind: type[BaseException]):
+def test_errors_not_caused_by_a_file_are_not_replaced(kind: type[BaseException]):
     with pytest.raises(kind), refusing("damaged"):
         raise kind
 
@@ -93,7 +93,7 @@ def read_first_frame(path: Path) -> np.ndarray:
 READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], str]] = {
     "photograph": (write_photograph, PhotographReader().read, "PIL.Image.open"),
     "photograph, any image": (write_photograph, read_image_file, "PIL.Image.open"),
-    "picture in memory": (write_photograph, lambda path: read_image(Image.open(path)), "PIL.ImageOps.exif_transpose"),
+    "image in memory": (write_photograph, lambda path: read_image(Image.open(path)), "PIL.ImageOps.exif_transpose"),
     "TIFF": (write_tiff, PhotographReader().read, "tifffile.TiffFile.__init__"),
     "volume": (write_volume, VolumeReader().read, "nibabel.Nifti1Header.check_fix"),
     "affine of a volume": (write_volume, VolumeReader().read, "nibabel.Nifti1Header.get_best_affine"),
@@ -106,7 +106,7 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object], str]]
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_every_reader_turns_what_a_library_raises_into_a_refusal(tmp_path, monkeypatch, caplog, reader):
+def test_every_reader_replaces_errors_of_a_library(tmp_path, monkeypatch, caplog, reader):
     write, read, function = READERS[reader]
     path = write(tmp_path)
     read(path)
@@ -127,7 +127,7 @@ def run_out_of_memory() -> None:
     raise MemoryError
 
 
-def test_pydicom_is_as_talkative_after_a_refusal_as_before(tmp_path):
+def test_settings_of_pydicom_are_restored_after_an_error(tmp_path):
     (tmp_path / "a.dcm").write_bytes(b"no DICOM")
     before = pydicom.config.settings.reading_validation_mode
     with pytest.raises(ImageFileError):

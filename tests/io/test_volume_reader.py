@@ -405,7 +405,7 @@ def test_axis_of_length_one_that_is_none_of_space_is_dropped(tmp_path, monkeypat
     assert np.linalg.norm(meta["affine"][:3, :3], axis=0).tolist() == [2, 3, 4]
 
 
-def test_picture_has_a_step_of_one_along_its_normal(tmp_path):
+def test_2d_image_has_a_step_of_one_along_its_normal(tmp_path):
     flat = {"dimension": 2, "sizes": "10 12"}
     values, meta = load(write_nrrd(tmp_path / "a.nrrd", "spacings: 2 3", **flat))
     assert values.shape == (10, 12)
@@ -492,7 +492,7 @@ def test_nrrd_with_damaged_geometry_is_refused(tmp_path, fields):
 
 
 @pytest.mark.parametrize("text", ["1 2 3", "1 2 three" + " 1" * 117, "300" + " 1" * 119, "1.5" + " 1" * 119])
-def test_text_that_is_no_list_of_such_numbers_is_refused(tmp_path, text):
+def test_invalid_text_of_numbers_is_refused(tmp_path, text):
     with pytest.raises(ImageFileError, match="cannot be read"):
         load(write_nrrd(tmp_path / "a.nrrd", "", text.encode(), encoding="ascii"))
 
@@ -517,7 +517,7 @@ def test_free_text_of_an_nrrd_goes_nowhere(tmp_path):
     assert PATIENT not in str(refusal.value)
 
 
-def test_missing_pynrrd_is_told(tmp_path, monkeypatch):
+def test_missing_pynrrd_is_reported(tmp_path, monkeypatch):
     original = builtins.__import__
 
     def without_nrrd(name, *arguments, **keywords):

@@ -124,7 +124,7 @@ def test_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, suffix, br
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_pynrrd_is_told(tmp_path, monkeypatch):
+def test_missing_pynrrd_is_reported(tmp_path, monkeypatch):
     original = builtins.__import__
 
     def without_nrrd(name, *arguments, **keywords):

@@ -88,7 +88,7 @@ def test_files_hold_learned_weights_alone(
 ):
     saved("MRAD-CLIP", tmp_path / "model.pt", tiny_clip, tiny_bank, training_set)
     state = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert {name.split(".")[0] for name in state} == {"fine_tuned", "prompts"}
+    assert {".".join(name.split(".")[:2]) for name in state} == {"head.fine_tuned", "head.prompts"}
     assert not any("text_encoder" in name or "keys" in name for name in state)
 
 

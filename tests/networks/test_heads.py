@@ -105,12 +105,19 @@ def test_another_bank_changes_results_and_leaves_the_original_alone():
 
 def test_bank_moves_with_the_head_and_is_not_in_its_state_dict():
     head = TrainFreeHead(make_bank())
-    assert head.state_dict() == {}
+    assert head.state_dict() == {"_extra_state": torch.tensor(1.0, dtype=torch.float64)}  # the temperature
     assert list(head.parameters()) == []
     moved = TrainFreeHead(make_bank()).to("meta")
     assert {name: buffer.device.type for name, buffer in moved.named_buffers()} == dict.fromkeys(
         ("image_keys", "image_labels", "patch_keys", "patch_labels"), "meta"
     )
+
+
+def test_the_temperature_is_what_a_train_free_head_saves_and_loads():
+    saved = TrainFreeHead(make_bank(), temperature=0.3).learned_state()
+    head = TrainFreeHead(make_bank())
+    head.load_state_dict(saved)
+    assert head.temperature == 0.3  # the float itself, not rounded to float32
 
 
 def test_grid_that_does_not_fit_the_patches_is_refused():

@@ -51,7 +51,7 @@ KEPT_IDENTIFIERS = (
 # All attributes that identify the patient. They are read to hide their values in names of cases.
 IDENTIFIERS = (*KEPT_IDENTIFIERS, "OtherPatientIDs", "SeriesDate", "AcquisitionDate", "ContentDate")
 
-# All tags that an image needs. Other tags, such as those of the patient, are never parsed.
+# All tags that an image needs. Other tags, such as those of the patient, are read only on request.
 _TAGS = [
     "BitsAllocated",
     "BitsStored",

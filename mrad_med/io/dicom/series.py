@@ -155,7 +155,7 @@ def _read_slices(
             common_planes(slices)  # raises
         array, meta = reader.get_data(dataset)
         if array.ndim != 2:
-            raise ImageFileError("slices in colors are not a volume of gray values; read them as images")
+            raise ImageFileError("color slices cannot form a volume; read them as separate images")
         volume[..., index] = array
         windows.append({key: meta[key] for key in VOIKeys.ALL if key in meta})
     return slices, volume, windows

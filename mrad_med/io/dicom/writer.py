@@ -124,7 +124,7 @@ def write_parametric_map(
     low, high = float(frames.min()), float(frames.max())
     mapping = highdicom.pm.RealWorldValueMapping(
         lut_label="anomaly",
-        lut_explanation="anomaly probability",
+        lut_explanation="anomaly value, not calibrated",
         unit=codes.UCUM.NoUnits,
         value_range=(min(low, 0.0), max(high, 1.0)),
         slope=1.0,
@@ -142,7 +142,7 @@ def write_parametric_map(
         real_world_value_mappings=[mapping],
         voi_lut_transformations=[window],
         content_label="ANOMALY",
-        content_description="anomaly probability",
+        content_description="anomaly value, not calibrated",
         **_equipment("parametric map", source, created, frames),
     )
     _save(dataset, path, created)
@@ -151,7 +151,7 @@ def write_parametric_map(
 @silent()  # writing validates values again
 def write_overlay_captures(
     folder: str | os.PathLike[str],
-    pictures: Mapping[int, NDArray[np.uint8]],
+    overlays: Mapping[int, NDArray[np.uint8]],
     source: SourceSeries,
     *,
     created: datetime | None = None,
@@ -165,7 +165,7 @@ def write_overlay_captures(
 
     Args:
         folder: folder of the files ``overlay_0001.dcm`` and so on, numbered by frame from 1.
-        pictures: overlay of each frame, uint8 (H, W, 3) RGB, by index of the frame from 0 in the order of the files.
+        overlays: overlay of each frame, uint8 (H, W, 3) RGB, by index of the frame from 0 in the order of the files.
         source: source images of the overlays.
         created: creation time; see `write_segmentation`.
         warn: whether to log the warning; False if the caller has warned already.
@@ -175,7 +175,7 @@ def write_overlay_captures(
             be written.
     """
     highdicom = require_highdicom()
-    for index, overlay in pictures.items():
+    for index, overlay in overlays.items():
         if overlay.dtype != np.uint8 or overlay.ndim != 3 or overlay.shape[-1] != 3:
             raise UnfitSourceError(f"overlays are uint8 (H, W, 3); frame {index} has {overlay.dtype} {overlay.shape}")
         if not 0 <= index < source.frame_count:
@@ -184,7 +184,7 @@ def write_overlay_captures(
     if warning:
         logger.warning("%s", warning)
     paths = []
-    for index, overlay in sorted(pictures.items()):
+    for index, overlay in sorted(overlays.items()):
         paths.append(Path(folder) / f"overlay_{index + 1:04d}.dcm")
         _save(_capture(highdicom, index, overlay, source, created), paths[-1], created)
     return paths

@@ -108,7 +108,7 @@ REFUSED = {  # how the reason begins: names
 }
 COUNTS = {"pydicom": 176, "pydicom-data": 68}
 
-# Files that hold the picture of another one in another coding: the largest difference that the coding makes.
+# Files with the image of another file in another encoding: the largest difference between the two.
 TWINS = {
     0: (
         "MR_small_RLE MR_small, MR_small_bigendian MR_small, MR_small_expb MR_small, MR_small_implicit MR_small, "
@@ -191,7 +191,7 @@ def twins() -> list[tuple[str, str, int]]:
         ("OBXXXX1A_expb_2frame", "OBXXXX1A_2frame", 0),
     ],
 )
-def test_same_picture_in_another_coding_has_the_same_values(name, other, most):
+def test_same_image_in_another_encoding_has_the_same_values(name, other, most):
     image, twin = (read_image(find(stem)).numpy().astype(np.int32) for stem in (name, other))
     assert len(np.unique(twin)) > 2
     assert np.abs(image - twin).max() <= most

@@ -80,7 +80,7 @@ def test_reading_such_a_header_plainly_would_quote_it(tmp_path, caplog):
 @pytest.mark.parametrize("keep", [False, True])
 def test_no_function_quotes_an_invalid_value(tmp_path, caplog, capfd, keep):
     paths = write_invalid(tmp_path / "source", **(VALID if keep else {}))
-    picture = np.zeros((ROWS, COLUMNS, 3), np.uint8)
+    overlay = np.zeros((ROWS, COLUMNS, 3), np.uint8)
     with nothing_quoted(caplog, capfd):
         (series,) = find_series(tmp_path / "source")
         assert repr(series).count("Path(") == SLICES
@@ -93,7 +93,7 @@ def test_no_function_quotes_an_invalid_value(tmp_path, caplog, capfd, keep):
         assert source.place(1).PatientOrientation == ["L", "P"]
         write_segmentation(tmp_path / "seg.dcm", MAP, source, threshold=0.5)
         write_parametric_map(tmp_path / "map.dcm", MAP, source)
-        written = write_overlay_captures(tmp_path, {0: picture}, source)
+        written = write_overlay_captures(tmp_path, {0: overlay}, source)
     for path in (*written, tmp_path / "seg.dcm", tmp_path / "map.dcm"):
         assert (b"\x10\x00\x10\x00PN" + TOO_LONG.encode() in without_lengths(path)) == keep
 

@@ -114,7 +114,7 @@ def test_image_of_pydicom_is_what_its_functions_make_of_it(path):
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if refusal_of(path)], ids=lambda path: path.name)
-def test_object_of_pydicom_that_is_no_image_is_refused_for_its_reason(path):
+def test_object_of_pydicom_that_is_not_an_image_is_refused_for_its_reason(path):
     with pytest.raises(ImageFileError, match=refusal_of(path)):
         load(path)
 
@@ -168,7 +168,7 @@ def test_bytes_stay_bytes_unless_they_have_units(tmp_path):
 
 
 @pytest.mark.parametrize(("padding", "limit", "hidden"), [(0, None, [0]), (5, 3, [3, 4, 5]), (63536, None, [-2000])])
-def test_padding_becomes_the_lowest_value_of_the_picture(tmp_path, padding, limit, hidden):
+def test_padding_becomes_the_lowest_value_of_the_image(tmp_path, padding, limit, hidden):
     stored = gray("int16", 100, low=10)
     stored[0, : len(hidden)] = hidden
     dataset = make_image(stored, RescaleSlope="1", RescaleIntercept="-1024")
@@ -181,7 +181,7 @@ def test_padding_becomes_the_lowest_value_of_the_picture(tmp_path, padding, limi
     np.testing.assert_array_equal(array[:, 1:], stored[1:].T - 1024)
 
 
-def test_picture_of_nothing_but_padding_keeps_its_value(tmp_path):
+def test_image_of_only_padding_keeps_its_value(tmp_path):
     array, _ = saved(tmp_path, make_image(np.full((ROWS, COLUMNS), 7, np.uint16), PixelPaddingValue=7))
     assert np.unique(array).tolist() == [7]
 
@@ -323,7 +323,7 @@ def test_affine_of_a_slice_leads_from_pixels_to_the_patient(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["PixelSpacing", "ImagerPixelSpacing"])
-def test_picture_without_a_place_lies_upright_with_its_spacing(tmp_path, name):
+def test_image_without_a_position_is_upright_with_its_spacing(tmp_path, name):
     _, meta = saved(tmp_path, make_image(gray(), **{name: ["0.5", "2"]}))
     np.testing.assert_array_equal(meta["affine"], np.diag([-2, -0.5, 1, 1]))
 
@@ -382,7 +382,7 @@ def test_film_keeps_its_order_and_lies_upright(tmp_path):
 
 def test_film_in_colors_is_read_as_a_volume_with_channels(tmp_path):
     frames = np.stack([colors(seed) for seed in range(3)])
-    path = write_image(tmp_path / "film.dcm", make_image(frames, photometric="RGB", NumberOfFrames=3))
+    path = write_image(tmp_path / "cine.dcm", make_image(frames, photometric="RGB", NumberOfFrames=3))
     image = read_image_file(path)
     assert image.shape == (3, COLUMNS, ROWS, 3)
     np.testing.assert_array_equal(image.numpy(), frames.transpose(3, 2, 1, 0))
@@ -512,7 +512,7 @@ def test_image_of_radiotherapy_is_an_image(tmp_path):
         ([(0, 0, 0), (0, 0, 2), (5, 0, 4), (0, 0, 6)], "off one line"),
     ],
 )
-def test_frames_that_make_no_even_stack_are_refused(tmp_path, positions, message):
+def test_unevenly_spaced_frames_are_refused(tmp_path, positions, message):
     with pytest.raises(ImageFileError, match=f"cannot form one volume: .*{message}"):
         saved(tmp_path, enhanced(gray(frames=len(positions)), positions))
 
@@ -612,7 +612,7 @@ def test_name_in_the_wrong_tag_reaches_neither_message_nor_log(tmp_path, caplog,
     path.write_bytes(content[:start] + content[start:].replace(b"1.234567", b"DOE^JOHN", 1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        if keyword == "WindowCenter":  # the pixels are no worse for it
+        if keyword == "WindowCenter":  # the pixels are still valid
             said = str(read_image_file(path).meta)
         else:
             with pytest.raises(ImageFileError, match="the DICOM file cannot be read") as refusal:
@@ -641,7 +641,7 @@ def test_cut_file_is_refused_and_nothing_logged(tmp_path, caplog, name, share):
 
 @pytest.mark.parametrize("fault", [ValueError("DOE^JOHN"), BaseException("DOE^JOHN")])
 def test_whatever_a_decoder_raises_is_a_refusal_that_quotes_nothing(tmp_path, monkeypatch, fault):
-    """Decoders written in Rust panic, which is no Exception."""
+    """Decoders written in Rust panic, which is not an Exception."""
     path = write_image(tmp_path / "a.dcm", make_image(gray()))
 
     def fail(*_, **__):

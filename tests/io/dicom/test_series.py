@@ -111,7 +111,7 @@ def test_series_in_one_folder_are_told_apart_and_named_without_identifiers(tmp_p
     assert find_series(tmp_path) == found
 
 
-def test_what_is_no_slice_is_passed_over(tmp_path, caplog):
+def test_file_that_is_not_a_slice_is_skipped(tmp_path, caplog):
     write_series(tmp_path, voxels())
     (tmp_path / "notes.txt").write_text("patient 17")
     (tmp_path / "archive.zip").write_bytes(b"PK\3\4" + bytes(200))
@@ -138,7 +138,7 @@ def test_slices_without_preamble_are_found(tmp_path):
     np.testing.assert_array_equal(read_series(only(tmp_path)).numpy()[0], voxels().transpose(1, 0, 2) - 1024.0)
 
 
-def test_gap_is_told_and_refused_unless_asked_for(tmp_path, caplog):
+def test_gap_is_reported_and_refused_unless_allowed(tmp_path, caplog):
     paths = write_series(tmp_path, voxels(8))
     for index in (2, 5, 6):
         paths[index].unlink()
@@ -164,7 +164,7 @@ def test_repeated_position_is_told_and_refused_unless_asked_for(tmp_path):
     np.testing.assert_array_equal(volume[..., 2], voxels(1, 7)[..., 0].T - 1024.0)  # the first by name
 
 
-def test_uneven_and_sideways_slices_are_told(tmp_path):
+def test_uneven_and_sideways_slices_are_reported(tmp_path):
     write_series(tmp_path / "a", voxels(2), uid="1.2.3")
     write_series(tmp_path / "a", voxels(2), uid="1.2.3", origin=(0, 0, 4.5), names=["x", "y"])
     assert only(tmp_path / "a").problems == ("uneven distances between slices, from 2 to 2.5 mm",)
@@ -174,7 +174,7 @@ def test_uneven_and_sideways_slices_are_told(tmp_path):
     assert only(tmp_path / "b").problems == ("slices up to 7 mm off one line",)
 
 
-def test_tilt_of_the_gantry_is_in_the_affine_and_told(tmp_path):
+def test_tilt_of_the_gantry_is_in_the_affine_and_reported(tmp_path):
     """A gantry tilted by 20 degrees, the table moving along the patient: worked by hand."""
     cosine, sine = np.cos(np.radians(20)), np.sin(np.radians(20))
     values = np.zeros((ROWS, COLUMNS, SLICES))
@@ -214,7 +214,7 @@ def test_directions_and_sizes_are_told_apart(tmp_path):
     assert all("images of 2 sizes in one series, split by size" in series.problems for series in found)
 
 
-def test_missing_positions_are_told_and_refused(tmp_path):
+def test_missing_positions_are_reported_and_refused(tmp_path):
     for path in write_series(tmp_path, voxels()):
         dataset = pydicom.dcmread(path)
         del dataset.ImagePositionPatient
@@ -228,7 +228,7 @@ def test_missing_positions_are_told_and_refused(tmp_path):
             read_series(series, strict=strict)
 
 
-def test_contradictory_spacing_is_told_and_refused(tmp_path):
+def test_contradictory_spacing_is_reported_and_refused(tmp_path):
     write_series(tmp_path, voxels(), uid="1.2.3")
     write_series(tmp_path, voxels(1), uid="1.2.3", origin=(0, 0, 10), spacing=(1, 2), names=["x"])
     assert only(tmp_path).problems == ("different pixel spacings in one series",)
@@ -244,7 +244,7 @@ def test_slice_whose_header_contradicts_itself_is_told_and_refused(tmp_path):
         read_series(only(tmp_path))
 
 
-def test_files_that_make_no_single_volume_are_refused(tmp_path):
+def test_files_that_cannot_form_one_volume_are_refused(tmp_path):
     axial = write_series(tmp_path / "a", voxels(2))
     sagittal = write_series(tmp_path / "b", voxels(2), orientation=PLANES["sagittal"], step=(1, 0, 0))
     small = write_series(tmp_path / "c", voxels(2)[:4])
@@ -255,15 +255,15 @@ def test_files_that_make_no_single_volume_are_refused(tmp_path):
         ImageOrientationPatient=["1", "0", "0", "0", "1", "0"],
         PixelSpacing=["1", "1"],
     )
-    film = make_image(np.zeros((2, ROWS, COLUMNS), np.uint8), NumberOfFrames=2)
-    color_film = make_image(np.zeros((2, ROWS, COLUMNS, 3), np.uint8), photometric="RGB", NumberOfFrames=2)
-    paths = [write_image(tmp_path / f"{index}", data) for index, data in enumerate((colors, film, color_film))]
+    cine = make_image(np.zeros((2, ROWS, COLUMNS), np.uint8), NumberOfFrames=2)
+    color_cine = make_image(np.zeros((2, ROWS, COLUMNS, 3), np.uint8), photometric="RGB", NumberOfFrames=2)
+    paths = [write_image(tmp_path / f"{index}", data) for index, data in enumerate((colors, cine, color_cine))]
     for files, message in [
         ([], "the series has no files"),
         ([tmp_path / "none"], "there is no such file"),
         ([*axial, *sagittal], "slices have different directions"),
         ([*axial, *small], "slices have different sizes"),
-        (paths[:1], "slices in colors are not a volume"),
+        (paths[:1], "color slices cannot form a volume"),
         ([*axial, paths[1]], "a file with several frames is among the slices"),
         (paths[2:], "a multi-frame file in colors is not a volume of gray values"),
     ]:

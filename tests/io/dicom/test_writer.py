@@ -1,4 +1,4 @@
-"""DICOM results: what highdicom and pydicom read back, where it lies, what must not travel, and dciodvfy's opinion."""
+"""DICOM results: values and positions read back by highdicom and pydicom, privacy, and validation by dciodvfy."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ KINDS = ["segmentation", "parametric map", "overlay"]
 
 
 def make_map() -> np.ndarray:
-    """(column, row, slice), as a reader of volumes has it."""
+    """(column, row, slice), as in readers of volumes."""
     return np.random.RandomState(0).rand(COLUMNS, ROWS, SLICES).astype(np.float32)
 
 
-def make_picture() -> np.ndarray:
+def make_overlay() -> np.ndarray:
     return np.random.RandomState(1).randint(0, 256, (ROWS, COLUMNS, 3)).astype(np.uint8)
 
 
 def write(kind: str, folder: Path, source, **keywords) -> Path:
     if kind == "overlay":
-        (path,) = write_overlay_captures(folder, {3: make_picture()}, source, **keywords)
+        (path,) = write_overlay_captures(folder, {3: make_overlay()}, source, **keywords)
         return path
     path = folder / f"{kind}.dcm"
     if kind == "segmentation":
@@ -64,7 +64,7 @@ def elements(dataset: Dataset) -> list:
 
 
 def texts(dataset: Dataset) -> set[str]:
-    """Return all values of a dataset and of what lies within it."""
+    """Return all values of a dataset and of its nested items."""
     return {str(element.value) for element in elements(dataset)} | {
         str(part) for element in elements(dataset) if element.VM > 1 for part in element.value
     }
@@ -115,12 +115,12 @@ def test_parametric_map_holds_the_values_themselves(tmp_path):
     assert window.VOILUTFunction == "LINEAR_EXACT"
 
 
-def test_overlay_holds_the_picture_and_names_its_source(tmp_path):
+def test_overlay_holds_the_pixels_and_refers_to_its_source(tmp_path):
     paths = write_series(tmp_path / "source")
     path = write("overlay", tmp_path, read_source_series(paths))
     read, image = dcmread(path), dcmread(paths[3])
     assert path.name == "overlay_0004.dcm"
-    np.testing.assert_array_equal(read.pixel_array, make_picture())
+    np.testing.assert_array_equal(read.pixel_array, make_overlay())
     assert read.PhotometricInterpretation == "RGB"
     assert read.SourceImageSequence[0].ReferencedSOPInstanceUID == image.SOPInstanceUID
     for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "FrameOfReferenceUID"):
@@ -130,8 +130,8 @@ def test_overlay_holds_the_picture_and_names_its_source(tmp_path):
 
 def test_overlays_of_one_source_are_one_series(tmp_path):
     source = read_source_series(write_series(tmp_path / "source"))
-    pictures = {4: make_picture(), 0: make_picture()[::-1].copy()}
-    paths = write_overlay_captures(tmp_path / "out", pictures, source)
+    overlays = {4: make_overlay(), 0: make_overlay()[::-1].copy()}
+    paths = write_overlay_captures(tmp_path / "out", overlays, source)
     read = [dcmread(path) for path in paths]
     assert [path.name for path in paths] == ["overlay_0001.dcm", "overlay_0005.dcm"]
     assert len({dataset.SeriesInstanceUID for dataset in read}) == 1
@@ -147,7 +147,7 @@ def test_figure_of_another_size_has_no_place_in_space(tmp_path):
     assert len(read.SourceImageSequence) == 1
 
 
-# where it lies
+# position
 
 
 @pytest.mark.parametrize("own_measures", [False, True])
@@ -260,20 +260,20 @@ def test_map_that_is_not_finite_is_refused(tmp_path):
         frames_on_source(np.full_like(make_map(), np.nan), source)
 
 
-# pictures without a place in space
+# images without a position
 
 
-def test_picture_without_a_place_gets_a_segmentation_and_an_overlay(tmp_path):
+def test_image_without_a_position_gets_a_segmentation_and_an_overlay(tmp_path):
     source = read_source_series([write_ultrasound(tmp_path / "source.dcm", BurnedInAnnotation="NO")])
     anomaly_map = make_map()[..., 0].T.copy()
     write_segmentation(tmp_path / "seg.dcm", anomaly_map, source, threshold=THRESHOLD)
     np.testing.assert_array_equal(dcmread(tmp_path / "seg.dcm").pixel_array, anomaly_map >= THRESHOLD)
-    (path,) = write_overlay_captures(tmp_path, {0: make_picture()}, source)
+    (path,) = write_overlay_captures(tmp_path, {0: make_overlay()}, source)
     assert dcmread(path).PatientOrientation in (None, "")
     assert dcmread(path).BurnedInAnnotation == "NO"
 
 
-def test_parametric_map_of_a_picture_without_a_place_is_refused(tmp_path):
+def test_parametric_map_of_an_image_without_a_position_is_refused(tmp_path):
     source = read_source_series([write_ultrasound(tmp_path / "source.dcm")])
     with pytest.raises(OutputError, match="a parametric map needs source images with position"):
         write_parametric_map(tmp_path / "pm.dcm", make_map()[..., 0].T, source)
@@ -433,7 +433,7 @@ def test_no_source_is_refused():
 
 
 @pytest.mark.parametrize("content", [b"", b"no DICOM at all", None])
-def test_file_that_is_no_dicom_is_told_by_its_place(tmp_path, content):
+def test_file_that_is_not_dicom_is_reported_by_its_index(tmp_path, content):
     path = tmp_path / "Olive.dcm"
     if content is not None:
         path.write_bytes(content)
@@ -454,17 +454,17 @@ def test_threshold_must_be_a_number(tmp_path):
         write_segmentation(tmp_path / "seg.dcm", make_map(), source, threshold=float("nan"))
 
 
-@pytest.mark.parametrize("picture", [make_picture()[..., 0], make_picture().astype(np.float32)])
-def test_picture_that_is_not_rgb_is_refused(tmp_path, picture):
+@pytest.mark.parametrize("overlay", [make_overlay()[..., 0], make_overlay().astype(np.float32)])
+def test_overlay_that_is_not_rgb_is_refused(tmp_path, overlay):
     source = read_source_series(write_series(tmp_path / "source"))
     with pytest.raises(OutputError, match="overlays are uint8"):
-        write_overlay_captures(tmp_path / "out", {0: picture}, source)
+        write_overlay_captures(tmp_path / "out", {0: overlay}, source)
 
 
 def test_frame_that_is_not_there_is_refused(tmp_path):
     source = read_source_series(write_series(tmp_path / "source"))
     with pytest.raises(OutputError, match="there is no frame 5: the source has 5"):
-        write_overlay_captures(tmp_path / "out", {0: make_picture(), 5: make_picture()}, source)
+        write_overlay_captures(tmp_path / "out", {0: make_overlay(), 5: make_overlay()}, source)
     assert not (tmp_path / "out").exists()
 
 
@@ -520,7 +520,7 @@ def test_texts_in_pixels_are_warned_of(attributes, words):
 
 def test_warning_is_logged_with_overlays(tmp_path, caplog):
     source = read_source_series([write_ultrasound(tmp_path / "source.dcm")])
-    write_overlay_captures(tmp_path, {0: make_picture()}, source)
+    write_overlay_captures(tmp_path, {0: make_overlay()}, source)
     assert "check overlays before you share them" in caplog.text
 
 
