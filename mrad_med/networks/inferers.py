@@ -200,13 +200,15 @@ class SliceAnomalyInferer(AnomalyInferer):
         shown = _has_contrast(volumes)
         if self.smooth:
             maps = _smooth_slices(maps, self.smooth, shown)
+        if not shown.all():
+            _lower(maps, shown.to(maps.device))
         if isinstance(network, ScriptModule):
             return _with_metadata(maps.movedim(1, 2 + self.axis), inputs)
         # The highest pixels of all slices at once would need a copy of the map.
         scores = torch.cat([self.fuse(*pair) for pair in zip(probabilities.unbind(1), maps.unbind(1), strict=True)], 1)
         highest = scores.amax(1, keepdim=True)
         if not shown.all():
-            scores, highest = _leave_out(scores, maps, shown.to(maps.device))
+            scores, highest = _leave_out(scores, shown.to(scores.device))
         return {
             AnomalyKeys.ANOMALY_MAP.value: _with_metadata(maps.movedim(1, 2 + self.axis), inputs),
             AnomalyKeys.ANOMALY_SCORE.value: highest,
@@ -236,16 +238,14 @@ def _has_contrast(volumes: Tensor) -> Tensor:
     return torch.tensor(found)
 
 
-def _leave_out(scores: Tensor, maps: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
-    """Return scores with NaN where not ``shown``, and the highest of the others; set such slices of the maps low.
-
-    Args:
-        scores: (B, D) scores of slices.
-        maps: (B, D, 1, H, W) maps; slices that are not shown get the lowest value of the others, or 0 without others.
-        shown: (B, D) slices to score.
-    """
+def _lower(maps: Tensor, shown: Tensor) -> None:
+    """Set the slices of (B, D, 1, H, W) maps that are not ``shown`` (B, D) to the lowest value of the others, or to 0."""
     for volume, is_shown in zip(maps, shown, strict=True):
         volume[~is_shown] = volume[is_shown].amin() if is_shown.any() else 0.0
+
+
+def _leave_out(scores: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scores of slices (B, D) with NaN where not ``shown`` (B, D), and the highest of the others, (B, 1)."""
     highest = scores.masked_fill(~shown, -math.inf).amax(1, keepdim=True)
     return scores.masked_fill(~shown, math.nan), highest.masked_fill(~shown.any(1, keepdim=True), math.nan)
 

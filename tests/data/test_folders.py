@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrad_med import ImageView, build_preprocessing, choose_held_out, load_labeled_folder, load_training_set
+from mrad_med import (
+    ImageView,
+    build_preprocessing,
+    choose_held_out,
+    load_labeled_folder,
+    load_training_set,
+    make_phantom,
+)
 from mrad_med.data import load_visa
 from mrad_med.errors import DatasetError
 from mrad_med.types import BackboneCard
@@ -218,7 +225,7 @@ def test_cases_of_visa_that_differ_only_in_the_suffix_have_names_of_their_own(tm
 
 def test_class_numbers_in_the_masks_of_visa_are_anomalous(tmp_path):
     make_visa(tmp_path)
-    picture, mask = np.zeros((40, 60, 3), np.uint8), np.zeros((40, 60), np.uint8)
+    picture, mask = make_phantom((40, 60))[0], np.zeros((40, 60), np.uint8)
     mask[:20, :30], mask[20:, 30:] = 3, 11
     Image.fromarray(picture).save(tmp_path / "pcb1/Data/Images/Anomaly/000.JPG")
     Image.fromarray(mask).save(tmp_path / "pcb1/Data/Masks/Anomaly/000.png")

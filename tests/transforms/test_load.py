@@ -419,12 +419,17 @@ def test_mask_that_cannot_be_read_is_refused(tmp_path):
 
 @pytest.mark.parametrize("pixels", [np.full((ROWS, COLUMNS, 3), (51, 102, 204)), np.full((ROWS, COLUMNS), 51)])
 def test_values_are_normalized_as_the_card_says(tmp_path, pixels):
-    path = write_picture(tmp_path / "constant.png", pixels.astype(np.uint8))
+    left = COLUMNS // 2
+    pixels = pixels.astype(np.uint8)
+    pixels[:, :left] = 0  # an image of one value would have nothing to score
+    path = write_picture(tmp_path / "halves.png", pixels)
     image = build_preprocessing(CARD, ImageView(image_size=56))({"image": path})["image"]
-    expected = (np.broadcast_to(pixels[0, 0], 3) / 255 - np.array(CARD.mean)) / np.array(CARD.std)
     assert image.shape == (3, 56, 56)
     assert image.dtype == torch.float32
-    np.testing.assert_allclose(image.numpy(), np.broadcast_to(expected[:, None, None], (3, 56, 56)), atol=1e-6)
+    for column, color in ((0, pixels[0, 0]), (55, pixels[0, -1])):  # far from the edge in the middle
+        expected = (np.broadcast_to(color, 3) / 255 - np.array(CARD.mean)) / np.array(CARD.std)
+        expected = np.broadcast_to(expected[:, None], (3, 56))
+        np.testing.assert_allclose(image[..., column].numpy(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("image_size", [28, 56])
