@@ -239,7 +239,7 @@ def _has_contrast(volumes: Tensor) -> Tensor:
 
 
 def _lower(maps: Tensor, shown: Tensor) -> None:
-    """Set the slices of (B, D, 1, H, W) maps that are not ``shown`` (B, D) to the lowest value of the others, or to 0."""
+    """Set the slices of (B, D, 1, H, W) maps that are not ``shown`` (B, D) to the lowest value of the others, or 0."""
     for volume, is_shown in zip(maps, shown, strict=True):
         volume[~is_shown] = volume[is_shown].amin() if is_shown.any() else 0.0
 

@@ -38,7 +38,9 @@ def test_pillow_alone_would_open_postscript(postscript):
 
 
 @pytest.mark.parametrize(
-    "read", [read_image_file, list_frames, lambda path: read_frame(Frame(str(path), 0, None))], ids=str
+    "read",
+    [read_image_file, list_frames, lambda path: read_frame(Frame(str(path), 0, None))],
+    ids=["image", "frames", "frame"],
 )
 def test_postscript_named_as_an_image_is_refused_without_starting_a_program(postscript, read):
     with pytest.raises(ImageFileError, match=r"not an image in any known format|not a video or image"):
