@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 MAX_FRAMES = 10_000  # 5 minutes of a cine at 30 frames per second; their groups are listed in 4 seconds
-_READS = 100_000  # reads of a header without the groups of its frames; they take 3 seconds
+_READS = 50_000  # reads of a header without the groups of its frames; they take 2 seconds
 _READS_PER_FRAME = 300
 _GROUP_BYTES = 2**16  # encoded functional groups of one frame
 
