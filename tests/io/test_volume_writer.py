@@ -166,7 +166,7 @@ def test_rows_tell_place_score_and_peak_of_each_slice(axis):
     rows = slice_rows("case", anomaly_map, np.diag([1.0, 2.0, 3.0, 1.0]), np.arange(count) / 4, axis=axis)
     assert len(rows) == count
     last = {"case_id": "case", "slice": count - 1, "score": (count - 1) / 4, "map_maximum": 0.75, "peak": "1 2 3"}
-    assert rows[-1] == last | {"position_mm": (count - 1) * (axis + 1.0)}
+    assert rows[-1] == last | {"position_mm": (count - 1) * (axis + 1.0), "status": "ok"}
     assert rows[-2]["peak"] == "0 1 2"
     assert json.loads(json.dumps(rows)) == rows
 

@@ -278,7 +278,7 @@ def test_no_cell_is_a_formula_or_holds_what_is_not_shown(tmp_path, text, shown):
 def test_negative_number_stays_a_number(tmp_path):
     rows = [{"case_id": "a", "slice": 0, "position_mm": -12.5, "score": -0.25, "map_maximum": np.float32(-1.5)}]
     write_table(tmp_path / "slices.csv", SLICE_COLUMNS, rows)
-    assert (tmp_path / "slices.csv").read_bytes().splitlines()[1] == b"a,0,-12.5,-0.25,-1.5,"
+    assert (tmp_path / "slices.csv").read_bytes().splitlines()[1] == b"a,0,-12.5,-0.25,-1.5,,"
 
 
 def test_case_id_of_a_file_is_the_same_in_tables_and_elsewhere(tmp_path):

@@ -74,8 +74,8 @@ REFUSED = {  # how the reason begins: names
     "10 x 45 pixels are too few": "JPEGLSNearLossless_08.dcm",
     "10 x 50 pixels are too few": "JPEGLSNearLossless_16.dcm",
     "3 x 3 pixels are too few": ("SC_rgb_small_odd.dcm SC_rgb_small_odd_big_endian.dcm SC_rgb_small_odd_jpeg.dcm"),
-    "its pixel data cannot be decoded (RuntimeError)": ("JPEG-lossy.dcm JPEG2000-embedded-sequence-delimiter.dcm"),
-    "its pixel data cannot be decoded (ValueError)": "MR_truncated.dcm",
+    "its pixel data cannot be decoded (RuntimeError)": "JPEG-lossy.dcm",
+    "its pixel data cannot be decoded (ValueError)": "MR_truncated.dcm JPEG2000-embedded-sequence-delimiter.dcm",
     "the DICOM header cannot be read": "no_meta.dcm",
     "this DICOM object holds no image": "empty_charset_LEI.dcm meta_missing_tsyntax.dcm nested_priv_SQ.dcm",
     "its header does not state the image size": (

@@ -63,7 +63,7 @@ def test_frames_that_differ_are_separate_volumes(tmp_path, name):
     path = write_groups(tmp_path / "a.dcm", PARTS[name])
     with pytest.raises(ImageFileError, match=r"its 6 frames differ in .* and form 2 volumes or images; list them with"):
         read_image(path)
-    cases = find_cases(tmp_path)
+    cases = find_cases(tmp_path, keep_identifiers=True)
     assert [case["case_id"] for case in cases] == ["a/part_1", "a/part_2"]
     assert [case["image"] for case in cases] == [DicomStack(str(path), (0, 1, 2)), DicomStack(str(path), (3, 4, 5))]
     first, second = find_series(tmp_path)
@@ -84,19 +84,24 @@ def test_two_attributes_together_separate_volumes(tmp_path):
         for z in range(3)
     ]
     write_groups(tmp_path / "a.dcm", groups)
-    assert [case["image"].frames for case in find_cases(tmp_path)] == [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11)]
+    assert [case["image"].frames for case in find_cases(tmp_path, keep_identifiers=True)] == [
+        (0, 1, 2),
+        (3, 4, 5),
+        (6, 7, 8),
+        (9, 10, 11),
+    ]
 
 
 def test_localizer_with_one_frame_in_each_direction_is_three_images(tmp_path):
     groups = [group((0, 0, 0)), group((0, 0, 0), orientation=SAGITTAL), group((0, 0, 9), spacing=("2", "2"))]
     write_groups(tmp_path / "a.dcm", groups)
-    cases = find_cases(tmp_path)
+    cases = find_cases(tmp_path, keep_identifiers=True)
     assert [read_image(case["image"]).shape for case in cases] == [(1, SIDE, SIDE)] * 3
 
 
 def test_repeated_positions_without_an_attribute_are_refused_in_words(tmp_path):
     path = write_groups(tmp_path / "a.dcm", [group((0, 0, z)) for z in (0, 1, 1, 2)])
-    found = survey(tmp_path)
+    found = survey(tmp_path, keep_identifiers=True)
     assert found.remarks == {"a": "1 slice(s) at the position of another"}
     with pytest.raises(ImageFileError, match=r"cannot form one volume: 1 slice\(s\) at the position of another"):
         read_image(path)
@@ -105,7 +110,7 @@ def test_repeated_positions_without_an_attribute_are_refused_in_words(tmp_path):
 def test_volume_of_one_file_costs_no_other_when_it_has_a_gap(tmp_path):
     groups = [group((0, 0, z), **content(StackID="1")) for z in (0, 1, 5)]
     write_groups(tmp_path / "a.dcm", groups + [group((0, 0, z), **content(StackID="2")) for z in range(3)])
-    broken, whole = find_cases(tmp_path)
+    broken, whole = find_cases(tmp_path, keep_identifiers=True)
     with pytest.raises(ImageFileError, match=r"cannot form one volume: 1 gap\(s\)"):
         read_image(broken["image"])
     assert read_image(whole["image"]).shape == (1, SIDE, SIDE, 3)
@@ -113,11 +118,11 @@ def test_volume_of_one_file_costs_no_other_when_it_has_a_gap(tmp_path):
 
 def test_cine_is_listed_frame_by_frame_with_its_times(tmp_path):
     path = write_image(tmp_path / "us.dcm", make_image(frames_of(4), NumberOfFrames=4, FrameTime="40"))
-    cases = find_cases(tmp_path)
+    cases = find_cases(tmp_path, keep_identifiers=True)
     assert [case["image"] for case in cases] == [DicomFrame(str(path), i, 0.04 * i) for i in range(4)]
     assert [case["case_id"] for case in cases] == [f"us/frame_{i}" for i in range(4)]
     assert {case["study"] for case in cases} == {"us"}
-    assert len(find_cases(tmp_path, frames_per_second=12.5)) == 2
+    assert len(find_cases(tmp_path, keep_identifiers=True, frames_per_second=12.5)) == 2
     with pytest.raises(ImageFileError, match="its 4 frames do not form a volume"):
         read_image(path)
 
@@ -140,18 +145,18 @@ def test_times_of_frames_are_those_of_the_header(tags, times):
 def test_volume_without_a_place_says_so(tmp_path):
     tags = {"NumberOfFrames": 3, "PixelSpacing": ["1", "1"], "SpacingBetweenSlices": "4", "SliceThickness": "9"}
     write_image(tmp_path / "a.dcm", make_image(frames_of(3), **tags))
-    (case,) = find_cases(tmp_path)
+    (case,) = find_cases(tmp_path, keep_identifiers=True)
     image = read_image(case["image"])
     np.testing.assert_array_equal(image.affine, np.diag([-1, -1, 4, 1]))
     assert image.meta["has_position"] is False
-    assert "place and direction are unknown" in survey(tmp_path).remarks["a"]
+    assert "place and direction are unknown" in survey(tmp_path, keep_identifiers=True).remarks["a"]
 
 
 def test_siemens_mosaic_is_refused_by_name(tmp_path):
     path = write_image(tmp_path / "a.dcm", make_image(frames_of(1)[0], ImageType=["ORIGINAL", "PRIMARY", "MOSAIC"]))
     with pytest.raises(ImageFileError, match=r"Siemens mosaic, .*; convert it to NIfTI with dcm2niix"):
         read_image(path)
-    assert "dcm2niix" in survey(tmp_path).remarks["a"]
+    assert "dcm2niix" in survey(tmp_path, keep_identifiers=True).remarks["a"]
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_identifiers_that_are_kept_on_request_are_hidden_in_names_too():
 def test_name_of_a_case_is_free_of_time_and_physician(tmp_path):
     paths = write_series(tmp_path / "Quill 081522")
     (case,) = find_cases(paths[0].parents[1])
-    assert re.fullmatch(r"anonymous-[0-9a-f]{10}/series-[0-9a-f]{10}", case["case_id"])
+    assert re.fullmatch(r"study-[0-9a-f]{10}/series-[0-9a-f]{10}", case["case_id"])
 
 
 def test_errors_are_turned_into_refusals_and_interruptions_are_not(tmp_path):
