@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from typing import Any
 
 import mrad_med
+from mrad_med.cli import hidden_names
 from mrad_med.cli.console import ALL_WELL
 from mrad_med.cli.overrides import VALUES_AS_OPTIONS, set_command
 from mrad_med.cli.workflows import run_workflow
@@ -33,5 +35,10 @@ def add_to(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    run_workflow(mrad_med.BundleWorkflow(options.bundle, profiles=options.profile, values=options.overrides))
+    values = options.overrides
+    places = [values.get(name) for name in ("dataset_dir", "output_dir")]
+    keeps = bool(values.get("keep_identifiers"))
+    hidden = nullcontext() if places[0] is None else hidden_names.without_paths(*places, keep_identifiers=keeps)
+    with hidden:
+        run_workflow(mrad_med.BundleWorkflow(options.bundle, profiles=options.profile, values=values))
     return ALL_WELL

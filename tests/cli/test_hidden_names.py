@@ -363,3 +363,15 @@ def test_errors_of_a_run_with_dicom_hold_no_path(tmp_path):
         raise TypeError(f"of {folder}")
     with pytest.raises(FailedCasesError, match="2 failed"), without_paths(folder, keep_identifiers=False):
         raise FailedCasesError("2 failed")
+
+
+def test_errors_of_run_hold_no_path_either(tmp_path, capsys):
+    folder = tmp_path / "Olive, (Fingal)"
+    write_series(folder, np.zeros((18, 22, 1)))
+    out = tmp_path / "out of Olive"
+    out.write_text("a file of this name")
+    assert main(["run", "mrad_tf", "--dataset_dir", str(folder), "--output_dir", str(out), *SMALL]) == 2
+    assert "Olive" not in capsys.readouterr().err
+    with_names = ["--keep_identifiers", "True"]
+    assert main(["run", "mrad_tf", "--dataset_dir", str(folder), "--output_dir", str(out), *SMALL, *with_names]) == 2
+    assert "Olive" in capsys.readouterr().err

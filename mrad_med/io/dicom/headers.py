@@ -31,7 +31,6 @@ from mrad_med.io.dicom.streams import (
 from mrad_med.io.refusals import refusing
 
 __all__ = [
-    "IDENTIFIERS",
     "KEPT_IDENTIFIERS",
     "quiet",
     "read_dataset",
@@ -52,8 +51,6 @@ KEPT_IDENTIFIERS = (
     "StudyID",
     "ReferringPhysicianName",
 )
-# All attributes that identify the patient. They are read to hide their values in names of cases.
-IDENTIFIERS = (*KEPT_IDENTIFIERS, "OtherPatientIDs", "SeriesDate", "AcquisitionDate", "ContentDate")
 
 # All tags that an image needs. Other tags, such as those of the patient, are read only on request.
 _TAGS = [

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mrad_med.errors import ImageFileError
 from mrad_med.io.dicom.frame_groups import FrameGroup, frame_times, group_frames
-from mrad_med.io.dicom.headers import IDENTIFIERS, quiet, read_header
+from mrad_med.io.dicom.headers import quiet, read_header
 from mrad_med.io.dicom.object_kinds import check_is_image, check_is_no_mosaic
 from mrad_med.io.dicom.reader import DicomReader
 from mrad_med.io.dicom.streams import check_counts, count_frames
@@ -27,7 +27,6 @@ from mrad_med.io.geometry import HAS_POSITION, Planes, Stack, stack_planes
 from mrad_med.io.limits import MAX_PIXELS, MAX_VOXELS, check_voxels
 
 __all__ = [
-    "IDENTIFIERS",
     "VOLUME_TAGS",
     "are_parallel",
     "DicomSeries",
@@ -54,7 +53,7 @@ VOLUME_TAGS = (
     ("DiffusionBValue", "AcquisitionNumber"),
 )
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-_TAGS = (*_UIDS, "SeriesNumber", *IDENTIFIERS, *sorted({tag for tags in VOLUME_TAGS for tag in tags}))
+_TAGS = (*_UIDS, "SeriesNumber", *sorted({tag for tags in VOLUME_TAGS for tag in tags}))
 
 
 @dataclass(frozen=True)
@@ -196,14 +195,13 @@ def _check_faults(faults: Sequence[str], *, strict: bool) -> None:
 class Slice:
     """Header values that determine the position of one file in a series.
 
-    UIDs and identifiers are only compared. They do not appear in names, messages or the ``repr`` of the object.
+    UIDs are only compared. They do not appear in names, messages or the ``repr`` of the object.
     """
 
     path: Path
     study: str = field(repr=False)
     series: str = field(repr=False)
     instance: str = field(repr=False)
-    identifiers: frozenset[str] = field(repr=False)
     is_gray: bool
     number: int | None
     modality: str
@@ -243,7 +241,6 @@ def _describe(path: Path, header: pydicom.Dataset) -> Slice:
             study=str(header.get("StudyInstanceUID") or ""),
             series=str(header.get("SeriesInstanceUID") or path),
             instance=str(header.get("SOPInstanceUID") or path),
-            identifiers=frozenset(str(header.get(tag) or "") for tag in IDENTIFIERS) - {""},
             is_gray=int(header.get("SamplesPerPixel") or 1) == 1 and "PALETTE" not in str(header.get(_PHOTOMETRIC)),
             number=None if number is None else int(number),
             modality=str(header.get("Modality") or ""),

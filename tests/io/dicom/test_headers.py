@@ -26,7 +26,7 @@ from mrad_med.io import (
     write_parametric_map,
     write_segmentation,
 )
-from mrad_med.io.dicom.headers import IDENTIFIERS, KEPT_IDENTIFIERS, quiet, read_header, silent
+from mrad_med.io.dicom.headers import quiet, read_header, silent
 from mrad_med.io.dicom.series import read_slice
 from mrad_med.io.dicom.source import burned_in_warning
 from mrad_med.results.output_names import DEFAULT_OUTPUTS
@@ -180,11 +180,6 @@ def test_values_in_the_groups_of_frames_are_not_quoted(tmp_path, caplog, capfd):
         write_segmentation(tmp_path / "seg.dcm", np.ones((COLUMNS, ROWS, SLICES), np.float32), source, threshold=0.5)
         assert read_image(path).shape == (1, COLUMNS, ROWS, SLICES)
     assert SECRET.encode() not in (tmp_path / "seg.dcm").read_bytes()
-
-
-def test_identifiers_that_are_kept_on_request_are_hidden_in_names_too():
-    assert set(KEPT_IDENTIFIERS) < set(IDENTIFIERS)
-    assert len(set(IDENTIFIERS)) == len(IDENTIFIERS)
 
 
 def test_name_of_a_case_is_free_of_time_and_physician(tmp_path):
