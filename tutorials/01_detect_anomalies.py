@@ -10,7 +10,8 @@ import mrad_med
 
 folder = sys.argv[1] if len(sys.argv) > 1 else mrad_med.write_sample_images("tutorial/images")
 output = sys.argv[2] if len(sys.argv) > 2 else "tutorial"
-detector = mrad_med.AnomalyDetector.from_bundle("mrad_tf")
+# Paths of a folder of your own may name a patient. The samples name nobody.
+detector = mrad_med.AnomalyDetector.from_bundle("mrad_tf", keep_identifiers=len(sys.argv) < 2)
 before = detector.detect(folder)
 before.save(f"{output}/before")
 

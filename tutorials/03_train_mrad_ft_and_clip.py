@@ -82,6 +82,7 @@ detector = mrad_med.AnomalyDetector.from_bundle(
     checkpoint=str(output / "MRAD-CLIP.pt"),
     memory_bank=str(output / "memory_bank.safetensors"),
     image_size=image_size,
+    keep_identifiers=True,  # the samples name nobody
 )
 results = detector.detect(mrad_med.write_sample_images(output / "images"), progress=False)
 results.save(output / "results")
