@@ -82,17 +82,6 @@ PLANTED = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def same_logging():
-    """Restore the loggers, which MONAI configures for a bundle."""
-    loggers = [logging.getLogger(), logging.getLogger("mrad_med")]
-    before = [(logger.level, list(logger.handlers)) for logger in loggers]
-    yield
-    for logger, (level, handlers) in zip(loggers, before, strict=True):
-        logger.setLevel(level)
-        logger.handlers[:] = handlers
-
-
 def header() -> dict:
     return HEADER | {name: [item(**values)] for name, values in ITEMS.items()} | {"SpecificCharacterSet": "ISO_IR 192"}
 
