@@ -233,3 +233,36 @@ def test_a_served_file_gives_what_the_package_gives(tmp_path: Path, monkeypatch:
     expected = mrad_med.AnomalyInferer()(prepared["image"][None].as_tensor(), network)
     np.testing.assert_allclose(served["maps"], expected["anomaly_map"].numpy(), atol=1e-5, rtol=0)
     np.testing.assert_allclose(served["scores"], expected["anomaly_score"].numpy(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_code_of_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "bundles").symlink_to(ROOT / "bundles")
+    monkeypatch.chdir(tmp_path)
+    images = mrad_med.write_sample_images("images")
+    from_bundle = mrad_med.AnomalyDetector.from_bundle
+    small = {"image_size": 126, "device": "cpu"}
+    monkeypatch.setattr(mrad_med.AnomalyDetector, "from_bundle", lambda name: from_bundle(name, **small))
+    detect, parts = blocks("python.md", "python")
+    names: dict[str, object] = {"images": torch.rand(2, 3, 126, 126)}
+    exec(detect.replace("path/to/folder", str(images)), names)
+    assert len(names["results"]) == 6
+    assert (tmp_path / "results" / "scores.csv").is_file()
+    exec(parts, names)
+    assert names["features"].patches.shape[:2] == (2, 81)
+
+
+@pytest.mark.slow
+def test_commands_of_the_page_on_memory_banks_build_extend_and_use_a_bank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "bundles").symlink_to(ROOT / "bundles")
+    monkeypatch.chdir(tmp_path)
+    mrad_med.write_sample_dataset("FOLDER", count=1)
+    mrad_med.write_sample_images("images")
+    for line in blocks("memory_banks.md", "bash")[0].splitlines():
+        run_command(shlex.split(line), monkeypatch)
+    shipped = mrad_med.load_memory_bank("bundles/memory_banks/embedded_industrial.safetensors")
+    assert len(mrad_med.load_memory_bank("bank.safetensors").image_labels) == 2
+    assert len(mrad_med.load_memory_bank("mine.safetensors").image_labels) > len(shipped.image_labels)
+    assert (tmp_path / "results" / "scores.csv").is_file()
